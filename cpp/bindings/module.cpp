@@ -1,0 +1,12 @@
+#include "bindings/bindings.h"
+
+PYBIND11_MODULE(_core, module) {
+    module.doc() = "The C++ core of hesplit_native: CKKS encryption and the encrypted linear layer.";
+    module.attr("__version__") = HESPLIT_VERSION;
+    hesplit::register_errors(module);
+    hesplit::register_runtime(module);
+    hesplit::register_parameters(module);
+    hesplit::register_keys(module);
+    hesplit::register_linear(module);
+    hesplit::register_testing(module);
+}

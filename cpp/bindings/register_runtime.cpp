@@ -1,0 +1,35 @@
+// Threads, CPU features, versions.
+#include <seal/util/config.h>
+
+#include "bindings/bindings.h"
+#include "core/parallel.h"
+
+namespace py = pybind11;
+
+namespace hesplit {
+
+namespace {
+
+py::dict cpu_features() {
+    py::dict features;
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+    __builtin_cpu_init();
+    features["avx2"] = static_cast<bool>(__builtin_cpu_supports("avx2"));
+    features["fma"] = static_cast<bool>(__builtin_cpu_supports("fma"));
+    features["avx512f"] = static_cast<bool>(__builtin_cpu_supports("avx512f"));
+    features["avx512dq"] = static_cast<bool>(__builtin_cpu_supports("avx512dq"));
+    features["avx512ifma"] = static_cast<bool>(__builtin_cpu_supports("avx512ifma"));
+#endif
+    return features;
+}
+
+}  // namespace
+
+void register_runtime(py::module_& module) {
+    module.attr("SEAL_VERSION") = SEAL_VERSION;
+    module.def("cpu_features", &cpu_features);
+    module.def("set_num_threads", &set_num_threads, py::arg("count"));
+    module.def("num_threads", &num_threads);
+}
+
+}  // namespace hesplit

@@ -1,0 +1,59 @@
+// Memory: a view (pointer + size), cache-line aligned buffers, and buffers that are zeroed when freed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <vector>
+
+namespace hesplit {
+
+// A non-owning run of elements; the std::span of C++17.
+template <class T>
+struct View {
+    T* data = nullptr;
+    std::size_t size = 0;
+
+    T* begin() const { return data; }
+    T* end() const { return data + size; }
+    T& operator[](std::size_t i) const { return data[i]; }
+};
+
+// Overwrites memory in a way that the compiler does not remove.
+void secure_zero(void* memory, std::size_t size) noexcept;
+
+inline constexpr std::size_t kAlignment = 64;
+
+template <class T, bool Secret>
+struct AlignedAllocator {
+    using value_type = T;
+
+    AlignedAllocator() = default;
+    template <class U>
+    AlignedAllocator(const AlignedAllocator<U, Secret>&) noexcept {}
+    template <class U>
+    struct rebind {
+        using other = AlignedAllocator<U, Secret>;
+    };
+
+    T* allocate(std::size_t count) {
+        return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{kAlignment}));
+    }
+    void deallocate(T* memory, std::size_t count) noexcept {
+        if constexpr (Secret) {
+            secure_zero(memory, count * sizeof(T));
+        }
+        ::operator delete(memory, std::align_val_t{kAlignment});
+    }
+    bool operator==(const AlignedAllocator&) const { return true; }
+    bool operator!=(const AlignedAllocator&) const { return false; }
+};
+
+template <class T>
+using Buffer = std::vector<T, AlignedAllocator<T, false>>;
+
+// Zeroed when freed: secret keys, noise, and what is derived from them.
+template <class T>
+using SecretBuffer = std::vector<T, AlignedAllocator<T, true>>;
+
+}  // namespace hesplit

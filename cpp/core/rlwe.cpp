@@ -1,0 +1,176 @@
+#include "core/rlwe.h"
+
+#include <seal/modulus.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "core/error.h"
+#include "core/wire.h"
+
+namespace hesplit {
+
+namespace {
+
+constexpr int kAuxiliaryBits = 60;
+
+// Below this many coefficients a direct inner product is cheaper than two transforms.
+constexpr std::size_t kDirectPositions = 48;
+
+std::vector<std::uint64_t> auxiliary_prime(std::size_t degree) {
+    return {seal::CoeffModulus::Create(degree, {kAuxiliaryBits}).front().value()};
+}
+
+}  // namespace
+
+SecretKey::SecretKey(Parameters parameters, const Id& id, SecretBuffer<std::int8_t> coefficients)
+    : parameters_(std::move(parameters)), id_(id), coefficients_(std::move(coefficients)) {}
+
+std::shared_ptr<const SecretKey> SecretKey::generate(const Parameters& parameters) {
+    SecretBuffer<std::uint8_t> seed(32);
+    os_random(seed.data(), seed.size());
+    ChaCha20 stream(seed.data(), Domain::secret, 0, 0);
+    SecretBuffer<std::int8_t> coefficients(parameters.ring_degree());
+    sample_ternary(stream, coefficients.data(), coefficients.size());
+    return std::shared_ptr<const SecretKey>(new SecretKey(parameters, random_id(), std::move(coefficients)));
+}
+
+SecretBuffer<std::uint8_t> SecretKey::bytes() const {
+    const std::vector<std::uint8_t> parameters = parameters_.bytes();
+    SecretBuffer<std::uint64_t> digits(coefficients_.size());
+    std::transform(coefficients_.begin(), coefficients_.end(), digits.begin(),
+                   [](std::int8_t s) { return static_cast<std::uint64_t>(s + 1); });
+    const std::size_t body = 2 + parameters.size() + packed_bytes(digits.size(), 2);
+    WireWriter writer({MessageType::secret_key, parameters_.hash(), id_, Id{}}, body);
+    writer.u16(static_cast<std::uint16_t>(parameters.size()));
+    writer.raw({parameters.data(), parameters.size()});
+    writer.packed({digits.data(), digits.size()}, 2);
+    std::string text = writer.finish();
+    SecretBuffer<std::uint8_t> bytes(text.begin(), text.end());
+    secure_zero(text.data(), text.size());
+    return bytes;
+}
+
+std::shared_ptr<const SecretKey> SecretKey::parse(View<const std::uint8_t> bytes) {
+    WireReader reader(bytes, MessageType::secret_key);
+    const std::size_t parameter_bytes = reader.u16();
+    const Parameters parameters = Parameters::parse(reader.raw(parameter_bytes));
+    reader.require(parameters.hash(), reader.header().key);
+    reader.require_remaining(packed_bytes(parameters.ring_degree(), 2));
+    SecretBuffer<std::uint64_t> digits(parameters.ring_degree());
+    reader.packed({digits.data(), digits.size()}, 2, 3);
+    SecretBuffer<std::int8_t> coefficients(digits.size());
+    std::transform(digits.begin(), digits.end(), coefficients.begin(),
+                   [](std::uint64_t digit) { return static_cast<std::int8_t>(static_cast<int>(digit) - 1); });
+    return std::shared_ptr<const SecretKey>(new SecretKey(parameters, reader.header().key, std::move(coefficients)));
+}
+
+SecretBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring) {
+    SecretBuffer<std::uint64_t> secret(ring.size());
+    ring.lift(key.coefficients(), secret.data());
+    ring.to_ntt(secret.data());
+    return secret;
+}
+
+void expand_uniform(const Ring& ring, const Seed& seed, std::uint32_t index, std::uint64_t* c1) {
+    for (std::size_t row = 0; row < ring.rows(); ++row) {
+        ChaCha20 stream(seed.data(), Domain::uniform, index, static_cast<std::uint32_t>(row));
+        sample_uniform(stream, ring.prime(row), c1 + row * ring.degree(), ring.degree());
+    }
+}
+
+EncryptionRandomness EncryptionRandomness::fresh() {
+    EncryptionRandomness randomness{random_seed(), SecretBuffer<std::uint8_t>(32)};
+    os_random(randomness.noise_key.data(), randomness.noise_key.size());
+    return randomness;
+}
+
+void encrypt(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness, std::uint32_t index,
+             const std::uint64_t* message, std::uint64_t* c0, Buffer<std::uint64_t>& c1) {
+    c1.resize(ring.size());
+    expand_uniform(ring, randomness.seed, index, c1.data());
+    ring.multiply(c1.data(), secret.data(), c1.data());
+    ring.to_coefficients(c1.data());
+    ring.subtract_from(c1.data(), message);
+    std::copy_n(c1.data(), ring.size(), c0);
+
+    SecretBuffer<std::int8_t> noise(ring.degree());
+    ChaCha20 stream(randomness.noise_key.data(), Domain::noise, index, 0);
+    sample_noise(stream, noise.data(), noise.size());
+    ring.add_small({noise.data(), noise.size()}, c0);
+}
+
+PhaseDecryptor::PhaseDecryptor(const SecretKey& key)
+    : degree_(key.parameters().ring_degree()),
+      reversed_sign_(degree_),
+      reversed_nonzero_(degree_),
+      auxiliary_(degree_, auxiliary_prime(degree_)),
+      secret_(secret_in_ring(key, auxiliary_)) {
+    for (std::size_t i = 0; i < degree_; ++i) {
+        const auto s = static_cast<std::uint64_t>(std::int64_t{key.coefficients()[degree_ - 1 - i]});
+        reversed_sign_[i] = std::uint64_t{0} - (s >> 63);
+        reversed_nonzero_[i] = std::uint64_t{0} - (s & 1);
+    }
+}
+
+void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std::uint32_t> positions, std::uint64_t* out) const {
+    // Coefficient t of c1 * s is sum_i s_i * window[N - 1 + t - i] with window = (-c1[1..N-1], c1): a sliding inner product with s
+    // reversed. Sums wrap around modulo 2^64, which is exact for every smaller power of two. The branch-free sign keeps s out of timing.
+    SecretBuffer<std::uint64_t> window(2 * degree_);
+    for (std::size_t i = 1; i < degree_; ++i) {
+        window[i - 1] = std::uint64_t{0} - c1[i];
+    }
+    std::copy(c1.begin(), c1.end(), window.begin() + static_cast<std::ptrdiff_t>(degree_ - 1));
+    for (std::size_t p = 0; p < positions.size; ++p) {
+        const std::uint64_t* in = window.data() + positions[p];
+        std::uint64_t sum = 0;
+        for (std::size_t i = 0; i < degree_; ++i) {
+            sum += ((in[i] ^ reversed_sign_[i]) - reversed_sign_[i]) & reversed_nonzero_[i];
+        }
+        out[p] = sum;
+    }
+}
+
+void PhaseDecryptor::product_ntt(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits, std::uint64_t* out) const {
+    // With centred c1 the integer product is below N * 2^(bits-1) in absolute value, less than half the auxiliary prime.
+    SecretBuffer<std::uint64_t> product(degree_);
+    const std::uint64_t q = auxiliary_.prime(0);
+    const std::uint64_t half = std::uint64_t{1} << (bits - 1);
+    for (std::size_t i = 0; i < degree_; ++i) {
+        const std::uint64_t negative = std::uint64_t{0} - static_cast<std::uint64_t>(c1[i] >= half);
+        product[i] = c1[i] + (negative & (q - 2 * half));
+    }
+    auxiliary_.to_ntt(product.data());
+    auxiliary_.multiply(product.data(), secret_.data(), product.data());
+    auxiliary_.to_coefficients(product.data());
+    for (std::size_t p = 0; p < positions.size; ++p) {
+        const std::uint64_t value = product[positions[p]];
+        const std::uint64_t negative = std::uint64_t{0} - static_cast<std::uint64_t>(value > q / 2);
+        out[p] = value - (negative & q);
+    }
+}
+
+void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_t> c0, View<const std::uint32_t> positions, int bits,
+                           std::int64_t* out) const {
+    SecretBuffer<std::uint64_t> product(positions.size);
+    const bool fits_auxiliary = bits + static_cast<int>(std::lround(std::log2(degree_))) < kAuxiliaryBits;
+    if (positions.size <= kDirectPositions || !fits_auxiliary) {
+        product_direct(c1, positions, product.data());
+    } else {
+        product_ntt(c1, positions, bits, product.data());
+    }
+    for (std::size_t i = 0; i < positions.size; ++i) {
+        // Shifting the sign bit of the b-bit number to the top and back extends it.
+        const std::uint64_t shifted = (product[i] + c0[i]) << (64 - bits);
+        out[i] = static_cast<std::int64_t>(shifted) >> (64 - bits);
+    }
+}
+
+double reply_rounding_deviation(std::size_t ring_degree) {
+    const auto n = static_cast<double>(ring_degree);
+    const double nonzero = 2 * n / 3 + 6 * std::sqrt(2 * n / 9);
+    return std::sqrt((nonzero + 1) / 12);
+}
+
+}  // namespace hesplit

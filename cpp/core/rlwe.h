@@ -1,0 +1,83 @@
+// Ring-LWE: the secret key, seeded symmetric encryption, and the phase of a shortened reply.
+//
+// A fresh ciphertext of m is (c0, c1) with c1 uniform, expanded from a public seed, and c0 = m + e - c1 * s.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/parameters.h"
+#include "core/prng.h"
+#include "core/ring.h"
+
+namespace hesplit {
+
+// A ternary secret with its parameters and its random public identifier. Zeroed when freed.
+class SecretKey {
+public:
+    static std::shared_ptr<const SecretKey> generate(const Parameters& parameters);
+
+    const Parameters& parameters() const { return parameters_; }
+    const Id& id() const { return id_; }
+    View<const std::int8_t> coefficients() const { return {coefficients_.data(), coefficients_.size()}; }
+
+    // The bytes of a key file (not encrypted; 2 bits per coefficient, checksummed) and back. parse throws WireError.
+    SecretBuffer<std::uint8_t> bytes() const;
+    static std::shared_ptr<const SecretKey> parse(View<const std::uint8_t> bytes);
+
+private:
+    SecretKey(Parameters parameters, const Id& id, SecretBuffer<std::int8_t> coefficients);
+
+    Parameters parameters_;
+    Id id_;
+    SecretBuffer<std::int8_t> coefficients_;
+};
+
+// The secret in NTT form over one ring.
+SecretBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring);
+
+// The uniform c1, in NTT form, of ciphertext `index` under a public seed.
+void expand_uniform(const Ring& ring, const Seed& seed, std::uint32_t index, std::uint64_t* c1);
+
+// Fresh randomness of one message of several ciphertexts: a public seed, and a secret key for the noise.
+struct EncryptionRandomness {
+    Seed seed;
+    SecretBuffer<std::uint8_t> noise_key;
+
+    static EncryptionRandomness fresh();
+};
+
+// c0 of a fresh encryption of `message`, both coefficients; c0 may be `message`. `secret` is secret_in_ring; `c1` is scratch of
+// ring.size() residues. Never call it twice with the same randomness and index.
+void encrypt(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness, std::uint32_t index,
+             const std::uint64_t* message, std::uint64_t* c0, Buffer<std::uint64_t>& c1);
+
+// Decrypts replies whose modulus was switched to a power of two.
+class PhaseDecryptor {
+public:
+    explicit PhaseDecryptor(const SecretKey& key);
+
+    // out[i] = c0[i] + (c1 * s)[positions[i]] mod 2^bits, centred: in [-2^(bits-1), 2^(bits-1)). c1 has all N
+    // coefficients, c0 only those at `positions`. 1 <= bits <= 62.
+    void phase(View<const std::uint64_t> c1, View<const std::uint64_t> c0, View<const std::uint32_t> positions, int bits,
+               std::int64_t* out) const;
+
+private:
+    void product_direct(View<const std::uint64_t> c1, View<const std::uint32_t> positions, std::uint64_t* out) const;
+    void product_ntt(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits, std::uint64_t* out) const;
+
+    std::size_t degree_;
+    SecretBuffer<std::uint64_t> reversed_sign_;     // of s reversed: all ones where the coefficient is -1
+    SecretBuffer<std::uint64_t> reversed_nonzero_;  // all ones where it is not 0
+    Ring auxiliary_;                                // one 60-bit prime, in which c1 * s does not wrap around
+    SecretBuffer<std::uint64_t> secret_;            // s in NTT form over it
+};
+
+// An upper bound on the standard deviation of the rounding error of a degree-1 reply, in units of its last bit: 1/12 of
+// variance for c0 and for each nonzero coefficient of s, of which a ternary s has at most 2N/3 + 6 standard deviations.
+double reply_rounding_deviation(std::size_t ring_degree);
+
+}  // namespace hesplit

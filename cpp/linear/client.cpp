@@ -1,0 +1,330 @@
+#include "linear/client.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/error.h"
+#include "core/parallel.h"
+#include "linear/precision.h"
+
+namespace hesplit {
+
+namespace {
+
+// Requests whose replies have not come; beyond this many the oldest is forgotten.
+constexpr std::size_t kMaxOutstanding = 4096;
+
+struct Inspection {
+    bool finite = true;
+    std::vector<std::size_t> beyond;  // samples beyond the ranges
+};
+
+template <class T>
+Inspection inspect(const T* x, std::size_t samples, std::size_t features, const ParameterChoice& choice) {
+    constexpr double kSlack = 1 + 5e-6;  // clipped float32 rows must pass
+    Inspection inspection;
+    for (std::size_t s = 0; s < samples; ++s) {
+        const T* row = x + s * features;
+        double square = 0, largest = 0;
+        for (std::size_t i = 0; i < features; ++i) {
+            const double value = std::abs(static_cast<double>(row[i]));
+            square += value * value;
+            largest = std::max(largest, value);
+        }
+        if (!std::isfinite(square)) {
+            inspection.finite = false;
+        } else if (largest > choice.activation_bound * kSlack || std::sqrt(square) > choice.activation_norm * kSlack) {
+            inspection.beyond.push_back(s);
+        }
+    }
+    return inspection;
+}
+
+template <class T>
+void clip_row(T* row, std::size_t features, const ParameterChoice& choice) {
+    const auto bound = static_cast<T>(choice.activation_bound);
+    double square = 0;
+    for (std::size_t i = 0; i < features; ++i) {
+        row[i] = std::clamp(row[i], -bound, bound);
+        square += static_cast<double>(row[i]) * static_cast<double>(row[i]);
+    }
+    const double norm = std::sqrt(square);
+    if (norm > choice.activation_norm) {
+        const auto factor = static_cast<T>(choice.activation_norm / norm);
+        for (std::size_t i = 0; i < features; ++i) {
+            row[i] *= factor;
+        }
+    }
+}
+
+}  // namespace
+
+BlockLayout block_layout(const Ring& ring, std::size_t features, std::size_t outputs, const BatchShape& shape) {
+    return BlockLayout{ring.degree(), features, outputs, shape.rows, shape.width};
+}
+
+LinearClient::LinearClient(std::shared_ptr<const SecretKey> key, std::size_t features, std::size_t outputs)
+    : key_(std::move(key)),
+      features_(features),
+      outputs_(outputs),
+      slot_ring_(key_->parameters().packing() == Packing::slots ? std::make_unique<SlotRing>(key_->parameters()) : nullptr),
+      own_ring_(slot_ring_ ? nullptr : std::make_unique<Ring>(key_->parameters().ring_degree(), key_->parameters().primes())),
+      ring_(slot_ring_ ? slot_ring_->data() : *own_ring_),
+      secret_(secret_in_ring(*key_, ring_)),
+      phase_(*key_),
+      codec_(ring_, dropped_bits(key_->parameters())) {
+    if (features < 1 || outputs < 1 || features > kMaxFeatures || outputs > kMaxFeatures) {
+        throw ParameterError("in_features and out_features must be between 1 and 65536, got " + std::to_string(features) + " and " +
+                             std::to_string(outputs));
+    }
+    if (slot_ring_) {
+        slots_ = plan_slots(slot_ring_->slots(), features, outputs, key_->parameters().choice().batch_size,
+                            allow_babies(key_->parameters(), *slot_ring_));
+    }
+}
+
+std::string LinearClient::public_material() const {
+    const std::vector<std::uint8_t> parameters = key_->parameters().bytes();
+    const std::vector<int> steps = slot_ring_ ? rotation_steps(slots_) : std::vector<int>{};
+    std::size_t key_bytes = 0;
+    if (slot_ring_) {
+        key_bytes = ring_.rows() * RequestCodec(slot_ring_->key(), 0).bytes();
+    }
+    const std::size_t body = 2 + parameters.size() + 8 + (steps.empty() ? 0 : 32 + steps.size() * key_bytes);
+    WireWriter writer({MessageType::public_material, key_->parameters().hash(), key_->id(), random_id()}, body);
+    writer.u16(static_cast<std::uint16_t>(parameters.size()));
+    writer.raw({parameters.data(), parameters.size()});
+    writer.u32(static_cast<std::uint32_t>(features_));
+    writer.u32(static_cast<std::uint32_t>(outputs_));
+    if (!steps.empty()) {
+        const EncryptionRandomness randomness = EncryptionRandomness::fresh();
+        writer.raw({randomness.seed.data(), randomness.seed.size()});
+        std::uint8_t* out = writer.reserve(steps.size() * key_bytes);
+        const RequestCodec codec(slot_ring_->key(), 0);
+        parallel_for(steps.size(), [&](std::size_t k) {
+            Buffer<std::uint64_t> c0(slot_ring_->rotation_key_size());
+            Buffer<std::uint64_t> scratch;
+            slot_ring_->make_rotation_key(*key_, steps[k], randomness, static_cast<std::uint32_t>(k * ring_.rows()), c0.data());
+            for (std::size_t digit = 0; digit < ring_.rows(); ++digit) {
+                codec.pack(c0.data() + digit * slot_ring_->key().size(), out + k * key_bytes + digit * codec.bytes(), scratch);
+            }
+        });
+    }
+    return writer.finish();
+}
+
+BatchShape LinearClient::plan(std::size_t samples) const {
+    if (samples < 1 || samples > kMaxSamples) {
+        throw ParameterError("a request holds 1 to " + std::to_string(kMaxSamples) + " samples, got " + std::to_string(samples));
+    }
+    BatchShape shape;
+    shape.samples = static_cast<std::uint32_t>(samples);
+    if (slot_ring_) {
+        shape.rows = static_cast<std::uint32_t>(slots_.rows());
+        return shape;
+    }
+    const BlockLayout layout =
+        plan_blocks(ring_.degree(), features_, outputs_, samples, codec_.bits_per_coefficient(), kTypicalReplyBits);
+    shape.rows = static_cast<std::uint32_t>(layout.rows);
+    shape.width = static_cast<std::uint32_t>(layout.width);
+    return shape;
+}
+
+std::size_t LinearClient::inputs(const BatchShape& shape) const {
+    return slot_ring_ ? slots_.inputs() : block_layout(ring_, features_, outputs_, shape).inputs();
+}
+
+void LinearClient::encode(const BatchShape& shape, const void* x, bool is_float, std::size_t group, std::size_t input,
+                          std::uint64_t* message) const {
+    const double scale = key_->parameters().choice().scale;
+    const std::size_t first = group * shape.rows * features_;
+    const std::size_t count = shape.rows_of(group);
+    const auto* x32 = static_cast<const float*>(x) + first;
+    const auto* x64 = static_cast<const double*>(x) + first;
+    if (slot_ring_) {
+        const std::vector<double> values =
+            is_float ? place_slot_input(slots_, x32, count, input) : place_slot_input(slots_, x64, count, input);
+        slot_ring_->encode(values, scale, message);
+        return;
+    }
+    const BlockLayout layout = block_layout(ring_, features_, outputs_, shape);
+    Buffer<std::int64_t> coefficients(ring_.degree());
+    const View<std::int64_t> out{coefficients.data(), coefficients.size()};
+    if (is_float) {
+        place_input(layout, x32, count, input, scale, out);
+    } else {
+        place_input(layout, x64, count, input, scale, out);
+    }
+    ring_.lift(View<const std::int64_t>{coefficients.data(), coefficients.size()}, message);
+}
+
+template <class T>
+LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, bool clip) const {
+    const ParameterChoice& choice = key_->parameters().choice();
+    const BatchShape shape = plan(samples);
+    Request request;
+
+    const Inspection inspection = inspect(x, samples, features_, choice);
+    if (!inspection.finite) {
+        throw RangeError("the activations contain NaN or infinity");
+    }
+    std::vector<T> clipped;
+    if (!inspection.beyond.empty()) {
+        if (!clip) {
+            throw RangeError(std::to_string(inspection.beyond.size()) + " of " + std::to_string(samples) +
+                             " samples are beyond the agreed ranges (|activation| <= " + std::to_string(choice.activation_bound) +
+                             ", l2 norm <= " + std::to_string(choice.activation_norm) +
+                             "); raise activation_bound and activation_norm, or pass on_overflow=\"clip\"");
+        }
+        clipped.assign(x, x + samples * features_);
+        for (const std::size_t s : inspection.beyond) {
+            clip_row(clipped.data() + s * features_, features_, choice);
+        }
+        x = clipped.data();
+        request.clipped = inspection.beyond.size();
+    }
+
+    const std::size_t per_group = inputs(shape);
+    const std::size_t ciphertexts = shape.groups() * per_group;
+    const Id message = random_id();
+    WireWriter writer({MessageType::request, key_->parameters().hash(), key_->id(), message}, kRequestPrefix + ciphertexts * codec_.bytes());
+    write_shape(writer, shape);
+    const EncryptionRandomness randomness = EncryptionRandomness::fresh();
+    writer.raw({randomness.seed.data(), randomness.seed.size()});
+    std::uint8_t* out = writer.reserve(ciphertexts * codec_.bytes());
+    parallel_for(ciphertexts, [&](std::size_t index) {
+        Buffer<std::uint64_t> c0(ring_.size());
+        Buffer<std::uint64_t> scratch;
+        encode(shape, x, std::is_same_v<T, float>, index / per_group, index % per_group, c0.data());
+        hesplit::encrypt(ring_, secret_, randomness, static_cast<std::uint32_t>(index), c0.data(), c0.data(), scratch);
+        codec_.pack(c0.data(), out + index * codec_.bytes(), scratch);
+    });
+    request.bytes = writer.finish();
+
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (order_.size() >= kMaxOutstanding) {
+        outstanding_.erase(order_.front());
+        order_.erase(order_.begin());
+    }
+    outstanding_.emplace(message, shape);
+    order_.push_back(message);
+    return request;
+}
+
+template LinearClient::Request LinearClient::encrypt<float>(const float*, std::size_t, bool) const;
+template LinearClient::Request LinearClient::encrypt<double>(const double*, std::size_t, bool) const;
+
+// A reply whose every length and number has been checked.
+struct LinearClient::Reply {
+    BatchShape shape;
+    int bits = 0;
+    double scale = 1;
+    std::size_t products = 0;
+    std::vector<std::size_t> group_offset;
+    View<const std::uint8_t> payload;
+};
+
+BatchShape LinearClient::outstanding(const Id& message) const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = outstanding_.find(message);
+    if (found == outstanding_.end()) {
+        throw KeyMismatchError("a reply to a request that this client did not make, or that was answered already");
+    }
+    return found->second;
+}
+
+std::size_t LinearClient::samples_of(View<const std::uint8_t> reply) const {
+    WireReader reader(reply, MessageType::reply);
+    reader.require(key_->parameters().hash(), key_->id());
+    return outstanding(reader.header().message).samples;
+}
+
+void LinearClient::decrypt(View<const std::uint8_t> bytes, double* y) const {
+    WireReader reader(bytes, MessageType::reply);
+    reader.require(key_->parameters().hash(), key_->id());
+    Reply reply;
+    reply.shape = outstanding(reader.header().message);
+    if (!(read_shape(reader) == reply.shape)) {
+        throw WireError("a reply for a batch of another shape");
+    }
+    reply.bits = reader.u8();
+    reply.scale = reader.f64();
+    const int most_bits = static_cast<int>(std::floor(std::log2(ring_.modulus_value())));
+    if (reply.bits < 1 || reply.bits > std::min(62, most_bits) || !std::isfinite(reply.scale) || reply.scale <= 0) {
+        throw WireError("a reply with an impossible number of bits or scale");
+    }
+    const double embedding = slot_ring_ ? std::sqrt(static_cast<double>(ring_.degree()) / 2) : 1;
+    if (kTail * embedding * reply_rounding_deviation(ring_.degree()) / reply.scale > key_->parameters().choice().error_bound) {
+        throw WireError("a reply that is too coarse for the agreed error bound");
+    }
+
+    // One contiguous run of c0 and one of c1 per product.
+    const std::size_t c1_bytes = packed_bytes(ring_.degree(), reply.bits);
+    std::size_t total = 0;
+    for (std::size_t group = 0; group < reply.shape.groups(); ++group) {
+        reply.group_offset.push_back(total);
+        if (slot_ring_) {
+            total += 2 * slots_.products() * c1_bytes;
+        } else {
+            const BlockLayout layout = block_layout(ring_, features_, outputs_, reply.shape);
+            for (std::size_t p = 0; p < layout.products(); ++p) {
+                total += c1_bytes + packed_bytes(layout.outputs_of(p) * reply.shape.rows_of(group), reply.bits);
+            }
+        }
+    }
+    reader.require_remaining(total);
+    reply.payload = reader.raw(total);
+    parallel_for(reply.shape.groups(), [&](std::size_t group) { decrypt_group(reply, group, y); });
+
+    const Id message = reader.header().message;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    outstanding_.erase(message);
+    order_.erase(std::remove(order_.begin(), order_.end(), message), order_.end());
+}
+
+void LinearClient::decrypt_group(const Reply& reply, std::size_t group, double* y) const {
+    const std::size_t n = ring_.degree();
+    const std::size_t count = reply.shape.rows_of(group);
+    const std::uint64_t limit = std::uint64_t{1} << reply.bits;
+    const double largest = std::ldexp(0.999, reply.bits - 1);
+    double* rows = y + group * reply.shape.rows * outputs_;
+    const std::uint8_t* in = reply.payload.data + reply.group_offset[group];
+
+    const BlockLayout layout = slot_ring_ ? BlockLayout{} : block_layout(ring_, features_, outputs_, reply.shape);
+    const std::size_t products = slot_ring_ ? slots_.products() : layout.products();
+    Buffer<std::uint64_t> c0;
+    Buffer<std::uint64_t> c1(n);
+    std::vector<std::uint32_t> positions(n);
+    for (std::size_t p = 0; p < products; ++p) {
+        if (slot_ring_) {
+            std::iota(positions.begin(), positions.end(), 0U);
+        } else {
+            positions = output_positions(layout, p, count);
+        }
+        c0.resize(positions.size());
+        unpack_bits(in, {c0.data(), c0.size()}, reply.bits, limit);
+        in += packed_bytes(c0.size(), reply.bits);
+        unpack_bits(in, {c1.data(), n}, reply.bits, limit);
+        in += packed_bytes(n, reply.bits);
+
+        SecretBuffer<std::int64_t> values(positions.size());
+        phase_.phase({c1.data(), n}, {c0.data(), c0.size()}, {positions.data(), positions.size()}, reply.bits, values.data());
+        if (std::any_of(values.begin(), values.end(), [&](std::int64_t v) { return std::abs(static_cast<double>(v)) > largest; })) {
+            throw RangeError("a decrypted reply is at the edge of its range: the agreed ranges were exceeded, or the reply is not genuine");
+        }
+        if (slot_ring_) {
+            const std::vector<double> decoded = slot_ring_->decode({values.data(), n}, reply.bits, reply.scale);
+            const std::vector<std::uint32_t> slots = output_slots(slots_, p, count);
+            for (std::size_t i = 0; i < slots.size(); ++i) {
+                rows[(i % count) * outputs_ + p * slots_.outputs_per_product() + i / count] = decoded[slots[i]];
+            }
+        } else {
+            for (std::size_t i = 0; i < values.size(); ++i) {
+                rows[(i % count) * outputs_ + p * layout.per_product() + i / count] = static_cast<double>(values[i]) / reply.scale;
+            }
+        }
+    }
+}
+
+}  // namespace hesplit

@@ -1,0 +1,67 @@
+#include "linear/messages.h"
+
+namespace hesplit {
+
+void write_shape(WireWriter& writer, const BatchShape& shape) {
+    writer.u32(shape.samples);
+    writer.u32(shape.rows);
+    writer.u32(shape.width);
+}
+
+BatchShape read_shape(WireReader& reader) {
+    BatchShape shape;
+    shape.samples = reader.u32();
+    shape.rows = reader.u32();
+    shape.width = reader.u32();
+    return shape;
+}
+
+RequestCodec::RequestCodec(const Ring& ring, int dropped) : ring_(ring), dropped_(dropped) {
+    for (std::size_t row = 0; row < ring_.rows(); ++row) {
+        bytes_ += packed_bytes(ring_.degree(), bits(row));
+    }
+}
+
+std::uint64_t RequestCodec::limit(std::size_t row) const {
+    const std::uint64_t half = (std::uint64_t{1} << dropped_) >> 1;
+    return ((ring_.prime(row) - 1 + half) >> dropped_) + 1;
+}
+
+int RequestCodec::bits(std::size_t row) const {
+    int bits = 0;
+    for (std::uint64_t largest = limit(row) - 1; largest != 0; largest >>= 1) {
+        ++bits;
+    }
+    return bits;
+}
+
+double RequestCodec::bits_per_coefficient() const { return 8.0 * static_cast<double>(bytes_) / static_cast<double>(ring_.degree()); }
+
+void RequestCodec::pack(const std::uint64_t* c0, std::uint8_t* out, Buffer<std::uint64_t>& scratch) const {
+    const std::size_t n = ring_.degree();
+    const std::uint64_t half = (std::uint64_t{1} << dropped_) >> 1;
+    scratch.resize(n);
+    for (std::size_t row = 0; row < ring_.rows(); ++row) {
+        for (std::size_t i = 0; i < n; ++i) {
+            scratch[i] = (c0[row * n + i] + half) >> dropped_;
+        }
+        pack_bits({scratch.data(), n}, bits(row), out);
+        out += packed_bytes(n, bits(row));
+    }
+}
+
+void RequestCodec::unpack(const std::uint8_t* in, std::uint64_t* c0) const {
+    const std::size_t n = ring_.degree();
+    for (std::size_t row = 0; row < ring_.rows(); ++row) {
+        std::uint64_t* out = c0 + row * n;
+        unpack_bits(in, {out, n}, bits(row), limit(row));
+        in += packed_bytes(n, bits(row));
+        const std::uint64_t q = ring_.prime(row);
+        for (std::size_t i = 0; i < n; ++i) {
+            const std::uint64_t value = out[i] << dropped_;
+            out[i] = value >= q ? value - q : value;
+        }
+    }
+}
+
+}  // namespace hesplit

@@ -1,0 +1,58 @@
+// The bodies of the messages between LinearClient and LinearServer (framing: core/wire.h).
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/ring.h"
+#include "core/wire.h"
+
+namespace hesplit {
+
+// Size limits, for both sides.
+inline constexpr std::size_t kMaxFeatures = 65536;
+inline constexpr std::size_t kMaxSamples = 65536;
+
+// How a batch is laid out. `rows` samples form a group; the last group may be short.
+struct BatchShape {
+    std::uint32_t samples = 0;
+    std::uint32_t rows = 0;
+    std::uint32_t width = 0;  // blocks: k; slots: 0
+
+    std::size_t groups() const { return (std::size_t{samples} + rows - 1) / rows; }
+    std::size_t rows_of(std::size_t group) const { return std::min<std::size_t>(rows, samples - group * rows); }
+    bool operator==(const BatchShape& other) const {
+        return samples == other.samples && rows == other.rows && width == other.width;
+    }
+};
+
+inline constexpr std::size_t kShapeBytes = 12;
+void write_shape(WireWriter& writer, const BatchShape& shape);
+BatchShape read_shape(WireReader& reader);
+
+// c0 of a request, in coefficient form: each residue rounded to a multiple of 2^dropped and bit-packed row by row.
+class RequestCodec {
+public:
+    RequestCodec(const Ring& ring, int dropped);
+
+    std::size_t bytes() const { return bytes_; }  // of one ciphertext
+    double bits_per_coefficient() const;
+    void pack(const std::uint64_t* c0, std::uint8_t* out, Buffer<std::uint64_t>& scratch) const;
+    void unpack(const std::uint8_t* in, std::uint64_t* c0) const;  // throws WireError
+
+private:
+    std::uint64_t limit(std::size_t row) const;  // rounded residues are below it
+    int bits(std::size_t row) const;
+
+    const Ring& ring_;
+    int dropped_;
+    std::size_t bytes_ = 0;
+};
+
+// What a request's body starts with, before the ciphertexts: shape and seed.
+inline constexpr std::size_t kRequestPrefix = kShapeBytes + 32;
+// What a reply's body starts with: shape, bits, scale.
+inline constexpr std::size_t kReplyPrefix = kShapeBytes + 1 + 8;
+
+}  // namespace hesplit

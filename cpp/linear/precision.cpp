@@ -1,0 +1,145 @@
+#include "linear/precision.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <string>
+
+#include "core/error.h"
+
+namespace hesplit {
+
+namespace {
+
+// Ranges get this much slack for the rounding of float32 clipping.
+constexpr double kSlack = 1 + 1e-5;
+
+// A residue of a product with c1 must not wrap around in the client's auxiliary prime (core/rlwe.cpp).
+constexpr int kMaxSlotReplyBits = 44;
+constexpr int kMaxBlockReplyBits = 62;
+
+std::string number(double value) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "%.3g", value);
+    return text;
+}
+
+// Scales and errors of one kind of layout, apart from how it is packed.
+struct Budget {
+    double modulus = 0;
+    double weight_scale = 0;
+    double fixed_error = 0;      // everything but the rounding of the reply
+    double reply_deviation = 0;  // standard deviation of that, in units of the reply's last bit
+    int max_reply_bits = 0;
+};
+
+// The weight scale that fills the modulus: reach * product_scale = q / 2.
+double filling_weight_scale(const Parameters& parameters, double modulus, const WeightNorms& norms) {
+    const double reach = norms.reach * kSlack + 2 * parameters.choice().error_bound;
+    const double filling = modulus / (2 * reach * parameters.choice().scale);
+    const double largest = std::ldexp(1.0, 61) / std::max(norms.largest, 1.0);  // rounded weights are 64-bit integers
+    return std::min(filling, largest);
+}
+
+Scaling finish(const Parameters& parameters, const WeightNorms& norms, const Budget& budget) {
+    const double target = parameters.choice().error_bound;
+    Scaling scaling;
+    scaling.weight_scale = budget.weight_scale;
+    scaling.product_scale = budget.weight_scale * parameters.choice().scale;
+    const int most = std::min(budget.max_reply_bits, static_cast<int>(std::floor(std::log2(budget.modulus))));
+    for (scaling.reply_bits = 1; scaling.reply_bits <= most; ++scaling.reply_bits) {
+        scaling.reply_scale = scaling.product_scale / budget.modulus * std::ldexp(1.0, scaling.reply_bits);
+        scaling.error = budget.fixed_error + kTail * budget.reply_deviation / scaling.reply_scale;
+        if (scaling.error <= target) {
+            return scaling;
+        }
+    }
+    throw RangeError("these weights reach |y| = " + number(norms.reach) + " (largest row norm " + number(norms.l2) +
+                     "), and the parameters then hold logits only to +-" + number(scaling.error) + ", not to the agreed error bound of " +
+                     number(target) +
+                     ". Choose parameters with a larger weight_norm (Parameters.recommend) or modulus, or a larger error_bound");
+}
+
+}  // namespace
+
+int dropped_bits(const Parameters& parameters) { return parameters.data_primes().size() == 1 ? 2 : 0; }
+
+WeightNorms weight_norms(const Parameters& parameters, View<const double> weight, View<const double> bias, std::size_t features,
+                         std::size_t per_product, bool neighbours) {
+    const ParameterChoice& choice = parameters.choice();
+    WeightNorms norms;
+    double group = 0;
+    const std::size_t outputs = weight.size / features;
+    for (std::size_t o = 0; o < outputs; ++o) {
+        double l1 = 0, square = 0;
+        for (std::size_t i = o * features; i < (o + 1) * features; ++i) {
+            const double magnitude = std::abs(weight[i]);
+            l1 += magnitude;
+            square += magnitude * magnitude;
+            norms.largest = std::max(norms.largest, magnitude);
+        }
+        group = o % per_product == 0 ? square : group + square;
+        norms.group_l2 = std::max(norms.group_l2, std::sqrt(group));
+        norms.l2 = std::max(norms.l2, std::sqrt(square));
+        const double by_norm = (neighbours ? std::sqrt(2.0) : 1.0) * choice.activation_norm * std::sqrt(square);
+        const double reach = std::min(choice.activation_bound * l1, by_norm) + (bias.size ? std::abs(bias[o]) : 0.0);
+        norms.reach = std::max(norms.reach, reach);
+    }
+    return norms;
+}
+
+namespace {
+
+double request_noise_variance(const Parameters& parameters) {
+    const int dropped = dropped_bits(parameters);
+    const double rounding = dropped ? std::ldexp(1.0, 2 * dropped) / 12 : 0;
+    return kNoiseVariance + rounding;
+}
+
+}  // namespace
+
+Scaling scale_blocks(const Parameters& parameters, const Ring& ring, const WeightNorms& norms, std::size_t features) {
+    const ParameterChoice& choice = parameters.choice();
+    Budget budget;
+    budget.modulus = ring.modulus_value();
+    budget.weight_scale = filling_weight_scale(parameters, budget.modulus, norms);
+    // The noise meets every weight of a product, the rounding of x only those of its own row.
+    const double noise = std::sqrt(request_noise_variance(parameters) * norms.group_l2 * norms.group_l2 + norms.l2 * norms.l2 / 12);
+    // Each weight is off by at most half a unit: Cauchy-Schwarz, no statistics.
+    const double weights = 0.5 * std::sqrt(static_cast<double>(features)) * choice.activation_norm * kSlack / budget.weight_scale;
+    budget.fixed_error = kTail * noise / choice.scale + weights + 1 / (budget.weight_scale * choice.scale);
+    budget.reply_deviation = reply_rounding_deviation(ring.degree());
+    budget.max_reply_bits = kMaxBlockReplyBits;
+    return finish(parameters, norms, budget);
+}
+
+Scaling scale_slots(const Parameters& parameters, const SlotRing& ring, const WeightNorms& norms, const SlotLayout& layout) {
+    const ParameterChoice& choice = parameters.choice();
+    Budget budget;
+    budget.modulus = ring.data().modulus_value();
+    budget.weight_scale = filling_weight_scale(parameters, budget.modulus, norms);
+    const double product_scale = budget.weight_scale * choice.scale;
+    // Independent errors of variance v in all coefficients have variance v * N / 2 in the real part of a slot.
+    const double embedding = std::sqrt(static_cast<double>(ring.data().degree()) / 2);
+    const double rotation = ring.rotation_deviation();
+
+    double input_variance = request_noise_variance(parameters) + 1.0 / 12;
+    if (layout.babies > 1) {
+        input_variance += rotation * rotation;
+    }
+    const double inputs = embedding * std::sqrt(input_variance) * norms.l2 / choice.scale;
+    const double weights = embedding * std::sqrt(1.0 / 12) * choice.activation_norm * kSlack / budget.weight_scale;
+    // Each fold doubles the noise variance so far and adds its own.
+    const double sums = std::ldexp(static_cast<double>(layout.giants()), static_cast<int>(layout.folds));
+    const double rotations = embedding * rotation * std::sqrt(sums) / product_scale;
+    budget.fixed_error = kTail * std::sqrt(inputs * inputs + weights * weights + rotations * rotations) + embedding / product_scale;
+    budget.reply_deviation = embedding * reply_rounding_deviation(ring.data().degree());
+    budget.max_reply_bits = kMaxSlotReplyBits;
+    return finish(parameters, norms, budget);
+}
+
+bool allow_babies(const Parameters& parameters, const SlotRing& ring) {
+    return ring.rotation_deviation() <= 8 * std::sqrt(request_noise_variance(parameters));
+}
+
+}  // namespace hesplit

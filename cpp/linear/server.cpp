@@ -1,0 +1,253 @@
+#include "linear/server.h"
+
+#include <cmath>
+#include <map>
+#include <tuple>
+
+#include "core/error.h"
+#include "core/parallel.h"
+#include "linear/block_layer.h"
+#include "linear/slot_layer.h"
+
+namespace hesplit {
+
+struct LinearServer::Weights {
+    std::vector<double> weight;
+    std::vector<double> bias;
+
+    std::mutex mutex;
+    // Encodings by (rows, width): a training loop uses one or two.
+    std::map<std::tuple<std::uint32_t, std::uint32_t>, std::shared_ptr<const BlockWeights>> blocks;
+    std::shared_ptr<const SlotWeights> slots;
+
+    View<const double> weight_view() const { return {weight.data(), weight.size()}; }
+    View<const double> bias_view() const { return {bias.data(), bias.size()}; }
+
+    std::shared_ptr<const BlockWeights> for_layout(const Parameters& parameters, const Ring& ring, const BlockLayout& layout,
+                                                   const BatchShape& shape) {
+        constexpr std::size_t kMaxLayouts = 8;
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (blocks.size() >= kMaxLayouts) {
+            blocks.clear();
+        }
+        std::shared_ptr<const BlockWeights>& entry = blocks[{shape.rows, shape.width}];
+        if (!entry) {
+            entry = std::make_shared<const BlockWeights>(parameters, ring, layout, weight_view(), bias_view());
+        }
+        return entry;
+    }
+};
+
+// A request whose lengths have been checked; its residues are checked when they are unpacked.
+struct LinearServer::ForwardJob {
+    Header header;
+    BatchShape shape;
+    Seed seed{};
+    View<const std::uint8_t> ciphertexts;
+    std::shared_ptr<Weights> weights;
+
+    WireWriter reply(const Scaling& scaling, std::size_t payload) const {
+        Header reply_header = header;
+        reply_header.type = MessageType::reply;
+        WireWriter writer(reply_header, kReplyPrefix + payload);
+        write_shape(writer, shape);
+        writer.u8(static_cast<std::uint8_t>(scaling.reply_bits));
+        writer.f64(scaling.reply_scale);
+        return writer;
+    }
+};
+
+namespace {
+
+Parameters parse_parameters(WireReader& reader) {
+    const std::size_t size = reader.u16();
+    Parameters parameters = Parameters::parse(reader.raw(size));
+    reader.require(parameters.hash(), reader.header().key);
+    return parameters;
+}
+
+}  // namespace
+
+LinearServer::LinearServer(View<const std::uint8_t> public_material, std::size_t max_samples)
+    : LinearServer(WireReader(public_material, MessageType::public_material), max_samples) {}
+
+LinearServer::LinearServer(WireReader reader, std::size_t max_samples)
+    : parameters_(parse_parameters(reader)), key_id_(reader.header().key), max_samples_(max_samples) {
+    features_ = reader.u32();
+    outputs_ = reader.u32();
+    if (features_ < 1 || outputs_ < 1 || features_ > kMaxFeatures || outputs_ > kMaxFeatures) {
+        throw WireError("public material for an impossible layer of " + std::to_string(features_) + " -> " + std::to_string(outputs_));
+    }
+    if (parameters_.packing() == Packing::blocks) {
+        own_ring_ = std::make_unique<Ring>(parameters_.ring_degree(), parameters_.primes());
+        ring_ = own_ring_.get();
+    } else {
+        slot_ring_ = std::make_unique<SlotRing>(parameters_);
+        ring_ = &slot_ring_->data();
+        slots_ = plan_slots(slot_ring_->slots(), features_, outputs_, parameters_.choice().batch_size,
+                            allow_babies(parameters_, *slot_ring_));
+        load_rotation_keys(reader);
+    }
+    reader.require_remaining(0);
+    codec_ = std::make_unique<RequestCodec>(*ring_, dropped_bits(parameters_));
+}
+
+LinearServer::~LinearServer() = default;
+
+void LinearServer::load_rotation_keys(WireReader& reader) {
+    const std::vector<int> steps = rotation_steps(slots_);
+    if (steps.empty()) {
+        return;
+    }
+    const RequestCodec codec(slot_ring_->key(), 0);
+    const std::size_t parts = ring_->rows();
+    reader.require_remaining(32 + steps.size() * parts * codec.bytes());
+    Seed seed;
+    const View<const std::uint8_t> seed_bytes = reader.raw(seed.size());
+    std::copy(seed_bytes.begin(), seed_bytes.end(), seed.begin());
+    Buffer<std::uint64_t> c0(slot_ring_->rotation_key_size());
+    for (std::size_t k = 0; k < steps.size(); ++k) {
+        for (std::size_t digit = 0; digit < parts; ++digit) {
+            codec.unpack(reader.raw(codec.bytes()).data, c0.data() + digit * slot_ring_->key().size());
+        }
+        slot_ring_->load_rotation_key(steps[k], seed, static_cast<std::uint32_t>(k * parts), c0.data(), rotation_keys_);
+    }
+}
+
+void LinearServer::set_weight(View<const double> weight, View<const double> bias) {
+    if (weight.size != features_ * outputs_ || (bias.size != 0 && bias.size != outputs_)) {
+        throw ParameterError("expected weight [" + std::to_string(outputs_) + ", " + std::to_string(features_) + "] and bias [" +
+                             std::to_string(outputs_) + "]");
+    }
+    for (const View<const double>& values : {weight, bias}) {
+        for (const double value : values) {
+            if (!std::isfinite(value)) {
+                throw RangeError("the weights contain NaN or infinity");
+            }
+        }
+    }
+    auto fresh = std::make_shared<Weights>();
+    fresh->weight.assign(weight.begin(), weight.end());
+    fresh->bias.assign(bias.begin(), bias.end());
+    if (slot_ring_) {
+        fresh->slots = std::make_shared<const SlotWeights>(parameters_, *slot_ring_, slots_, fresh->weight_view(), fresh->bias_view());
+    } else {
+        // One output per product is the layout with the least noise: weights that fail here fail in every layout.
+        scale_blocks(parameters_, *ring_, weight_norms(parameters_, weight, bias, features_, 1, false), features_);
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    weights_ = std::move(fresh);
+}
+
+std::string LinearServer::forward(View<const std::uint8_t> request) const {
+    WireReader reader(request, MessageType::request);
+    reader.require(parameters_.hash(), key_id_);
+    ForwardJob job;
+    job.header = reader.header();
+    job.shape = read_shape(reader);
+    const BatchShape& shape = job.shape;
+    if (shape.samples < 1 || shape.samples > max_samples_) {
+        throw WireError("a request of " + std::to_string(shape.samples) + " samples; this server takes 1 to " + std::to_string(max_samples_));
+    }
+    std::size_t inputs = 0;
+    if (slot_ring_) {
+        if (shape.rows != slots_.rows() || shape.width != 0) {
+            throw WireError("a request with another slot layout");
+        }
+        inputs = slots_.inputs();
+    } else {
+        if (shape.rows < 1 || shape.rows > shape.samples || shape.width < 1 || shape.width > features_ ||
+            std::size_t{shape.rows} * shape.width > ring_->degree()) {
+            throw WireError("a request with an impossible block layout");
+        }
+        inputs = BlockLayout{ring_->degree(), features_, outputs_, shape.rows, shape.width}.inputs();
+    }
+    const View<const std::uint8_t> seed = reader.raw(job.seed.size());
+    std::copy(seed.begin(), seed.end(), job.seed.begin());
+    reader.require_remaining(shape.groups() * inputs * codec_->bytes());
+    job.ciphertexts = reader.raw(reader.remaining());
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        job.weights = weights_;
+    }
+    if (!job.weights) {
+        throw ParameterError("set_weight must be called before forward");
+    }
+    return slot_ring_ ? forward_slots(job) : forward_blocks(job);
+}
+
+std::string LinearServer::forward_blocks(const ForwardJob& job) const {
+    const BlockLayout layout{ring_->degree(), features_, outputs_, job.shape.rows, job.shape.width};
+    const std::shared_ptr<const BlockWeights> weights = job.weights->for_layout(parameters_, *ring_, layout, job.shape);
+    const int bits = weights->scaling().reply_bits;
+    const std::size_t products = layout.products();
+    const std::size_t c1_bytes = packed_bytes(ring_->degree(), bits);
+
+    std::vector<std::size_t> offsets;
+    std::size_t total = 0;
+    for (std::size_t group = 0; group < job.shape.groups(); ++group) {
+        for (std::size_t p = 0; p < products; ++p) {
+            offsets.push_back(total);
+            total += packed_bytes(layout.outputs_of(p) * job.shape.rows_of(group), bits) + c1_bytes;
+        }
+    }
+    WireWriter writer = job.reply(weights->scaling(), total);
+    std::uint8_t* out = writer.reserve(total);
+
+    for (std::size_t group = 0; group < job.shape.groups(); ++group) {
+        GroupInputs inputs(layout.inputs(), ring_->size());
+        parallel_for(inputs.count, [&](std::size_t j) {
+            const std::size_t index = group * inputs.count + j;
+            std::uint64_t* c0 = inputs.c0.data() + j * ring_->size();
+            codec_->unpack(job.ciphertexts.data + index * codec_->bytes(), c0);
+            if (!layout.scalar()) {
+                ring_->to_ntt(c0);
+            }
+            expand_uniform(*ring_, job.seed, static_cast<std::uint32_t>(index), inputs.c1.data() + j * ring_->size());
+        });
+        parallel_for(products, [&](std::size_t p) {
+            Buffer<std::uint64_t> c0(ring_->size()), c1(ring_->size());
+            weights->product(inputs, p, c0.data(), c1.data());
+            const std::vector<std::uint32_t> positions = output_positions(layout, p, job.shape.rows_of(group));
+            Buffer<std::uint64_t> switched(ring_->degree());
+            std::uint8_t* to = out + offsets[group * products + p];
+            ring_->switch_to_bits(c0.data(), {positions.data(), positions.size()}, bits, switched.data());
+            pack_bits({switched.data(), positions.size()}, bits, to);
+            ring_->switch_to_bits(c1.data(), bits, switched.data());
+            pack_bits({switched.data(), switched.size()}, bits, to + packed_bytes(positions.size(), bits));
+        });
+    }
+    return writer.finish();
+}
+
+std::string LinearServer::forward_slots(const ForwardJob& job) const {
+    const SlotWeights& weights = *job.weights->slots;
+    const int bits = weights.scaling().reply_bits;
+    const std::size_t run = packed_bytes(ring_->degree(), bits);
+    const std::size_t group_bytes = slots_.products() * 2 * run;
+    WireWriter writer = job.reply(weights.scaling(), job.shape.groups() * group_bytes);
+    std::uint8_t* out = writer.reserve(job.shape.groups() * group_bytes);
+
+    parallel_for(job.shape.groups(), [&](std::size_t group) {
+        std::vector<seal::Ciphertext> inputs;
+        for (std::size_t j = 0; j < slots_.inputs(); ++j) {
+            const std::size_t index = group * slots_.inputs() + j;
+            inputs.push_back(slot_ring_->zero_ciphertext());
+            codec_->unpack(job.ciphertexts.data + index * codec_->bytes(), inputs.back().data(0));
+            ring_->to_ntt(inputs.back().data(0));
+            expand_uniform(*ring_, job.seed, static_cast<std::uint32_t>(index), inputs.back().data(1));
+        }
+        Buffer<std::uint64_t> switched(ring_->degree());
+        std::uint8_t* to = out + group * group_bytes;
+        for (const Buffer<std::uint64_t>& product : weights.products(inputs, rotation_keys_)) {
+            for (std::size_t part = 0; part < 2; ++part) {
+                ring_->switch_to_bits(product.data() + part * ring_->size(), bits, switched.data());
+                pack_bits({switched.data(), switched.size()}, bits, to);
+                to += run;
+            }
+        }
+    });
+    return writer.finish();
+}
+
+}  // namespace hesplit

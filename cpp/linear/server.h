@@ -1,0 +1,62 @@
+// The server's half of the encrypted linear layer: y = x W^T + b on ciphertexts.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/parameters.h"
+#include "core/slot_ring.h"
+#include "linear/messages.h"
+#include "linear/precision.h"
+#include "packing/blocks.h"
+#include "packing/slots.h"
+
+namespace hesplit {
+
+// Safe to use from several threads: a forward pass uses the weights that were set when it began.
+class LinearServer {
+public:
+    // Throws WireError unless the bytes are LinearClient::public_material().
+    LinearServer(View<const std::uint8_t> public_material, std::size_t max_samples);
+    ~LinearServer();
+
+    std::size_t features() const { return features_; }
+    std::size_t outputs() const { return outputs_; }
+    const Parameters& parameters() const { return parameters_; }
+
+    // weight is row-major [outputs, features], bias [outputs] or empty. Throws RangeError when the parameters cannot hold them.
+    void set_weight(View<const double> weight, View<const double> bias);
+
+    // A reply of as many samples as the request has. Throws WireError or KeyMismatchError.
+    std::string forward(View<const std::uint8_t> request) const;
+
+private:
+    struct Weights;  // what set_weight was given, and its encodings by layout
+
+    struct ForwardJob;
+    LinearServer(WireReader reader, std::size_t max_samples);
+    void load_rotation_keys(WireReader& reader);
+    std::string forward_blocks(const ForwardJob& job) const;
+    std::string forward_slots(const ForwardJob& job) const;
+
+    Parameters parameters_;
+    Id key_id_{};
+    std::size_t features_ = 0;
+    std::size_t outputs_ = 0;
+    std::size_t max_samples_;
+    std::unique_ptr<SlotRing> slot_ring_;  // slots only
+    SlotLayout slots_;
+    seal::GaloisKeys rotation_keys_;
+    std::unique_ptr<Ring> own_ring_;  // blocks only
+    const Ring* ring_ = nullptr;
+    std::unique_ptr<RequestCodec> codec_;
+
+    mutable std::mutex mutex_;
+    std::shared_ptr<Weights> weights_;
+};
+
+}  // namespace hesplit

@@ -1,0 +1,36 @@
+// The encrypted linear layer on SIMD slots: generalised diagonals, baby-step giant-step, folds.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/slot_ring.h"
+#include "linear/precision.h"
+#include "packing/slots.h"
+
+namespace hesplit {
+
+// Weights and bias encoded for the layout. Immutable.
+class SlotWeights {
+public:
+    SlotWeights(const Parameters& parameters, const SlotRing& ring, const SlotLayout& layout, View<const double> weight,
+                View<const double> bias);
+
+    const Scaling& scaling() const { return scaling_; }
+
+    // All products of a group, with bias, from its input ciphertexts: [product][0] and [1] in coefficient form.
+    std::vector<Buffer<std::uint64_t>> products(const std::vector<seal::Ciphertext>& inputs, const seal::GaloisKeys& keys) const;
+
+private:
+    const Buffer<std::uint64_t>& diagonal(std::size_t p, std::size_t g, std::size_t j, std::size_t b) const;
+    seal::Ciphertext giant_sum(const std::vector<seal::Ciphertext>& rotated, std::size_t p, std::size_t g) const;
+
+    const SlotRing& ring_;
+    SlotLayout layout_;
+    Scaling scaling_;
+    std::vector<Buffer<std::uint64_t>> diagonals_;  // [product, giant, input, baby] in NTT form; empty when all zero
+    std::vector<Buffer<std::uint64_t>> bias_;       // [product] coefficients; empty without bias
+};
+
+}  // namespace hesplit

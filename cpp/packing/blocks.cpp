@@ -1,0 +1,104 @@
+#include "packing/blocks.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "core/error.h"
+
+namespace hesplit {
+
+std::size_t BlockLayout::per_product() const { return std::max<std::size_t>(1, std::min(outputs, degree / (rows * width))); }
+
+std::size_t BlockLayout::outputs_of(std::size_t p) const { return std::min(per_product(), outputs - p * per_product()); }
+
+bool BlockLayout::operator==(const BlockLayout& other) const {
+    return degree == other.degree && features == other.features && outputs == other.outputs && rows == other.rows && width == other.width;
+}
+
+void check(const BlockLayout& layout) {
+    if (layout.features < 1 || layout.outputs < 1 || layout.rows < 1 || layout.width < 1 || layout.width > layout.features ||
+        layout.rows > layout.degree || layout.rows * layout.width > layout.degree) {
+        throw ParameterError("a block layout needs rows * width <= ring degree, got rows " + std::to_string(layout.rows) + ", width " +
+                             std::to_string(layout.width) + ", ring degree " + std::to_string(layout.degree));
+    }
+}
+
+BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples, double request_bits,
+                        double reply_bits) {
+    // Nanoseconds per coefficient, measured on SEAL's kernels (design section 7): encrypting and sending an input, multiplying and
+    // accumulating, finishing and sending a product. A byte counts as 8 ns, a gigabit link.
+    constexpr double kEncrypt = 60, kMultiply = 3, kFinish = 50, kByte = 8;
+    const double input = kEncrypt + kByte * request_bits / 8;
+    const double product = kFinish + kByte * reply_bits / 8;
+
+    const std::size_t groups = (samples + degree - 1) / degree;
+    BlockLayout best{degree, features, outputs, (samples + groups - 1) / groups, 0};
+    double best_cost = std::numeric_limits<double>::infinity();
+    BlockLayout candidate = best;
+    // The smallest width for each number of inputs; a larger one with the same number only wastes coefficients.
+    for (std::size_t inputs = 1; inputs <= features; ++inputs) {
+        candidate.width = (features + inputs - 1) / inputs;
+        if (candidate.rows * candidate.width > degree || candidate.inputs() != inputs) {
+            continue;
+        }
+        const auto j = static_cast<double>(inputs);
+        const auto p = static_cast<double>(candidate.products());
+        const double cost = j * input + 2 * j * p * kMultiply + p * product;
+        if (cost < best_cost) {
+            best_cost = cost;
+            best = candidate;
+        }
+    }
+    check(best);
+    return best;
+}
+
+template <class T>
+void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::size_t j, double scale, View<std::int64_t> out) {
+    std::fill(out.begin(), out.end(), 0);
+    const std::size_t first = j * layout.width;
+    const std::size_t used = std::min(layout.width, layout.features - first);
+    for (std::size_t s = 0; s < count; ++s) {
+        const T* row = x + s * layout.features + first;
+        for (std::size_t i = 0; i < used; ++i) {
+            out[s * layout.width + i] = std::llrint(static_cast<double>(row[i]) * scale);
+        }
+    }
+}
+
+template void place_input<float>(const BlockLayout&, const float*, std::size_t, std::size_t, double, View<std::int64_t>);
+template void place_input<double>(const BlockLayout&, const double*, std::size_t, std::size_t, double, View<std::int64_t>);
+
+void place_weight(const BlockLayout& layout, const double* weight, std::size_t p, std::size_t j, double scale, View<std::int64_t> out) {
+    std::fill(out.begin(), out.end(), 0);
+    const std::size_t first = j * layout.width;
+    const std::size_t used = std::min(layout.width, layout.features - first);
+    for (std::size_t u = 0; u < layout.outputs_of(p); ++u) {
+        const double* row = weight + (p * layout.per_product() + u) * layout.features + first;
+        const std::size_t origin = u * layout.rows * layout.width;
+        for (std::size_t i = 0; i < used; ++i) {
+            const std::int64_t value = std::llrint(row[i] * scale);
+            // x^(origin - i); a negative exponent e is -x^(N + e).
+            if (i <= origin) {
+                out[origin - i] = value;
+            } else {
+                out[layout.degree + origin - i] = -value;
+            }
+        }
+    }
+}
+
+std::vector<std::uint32_t> output_positions(const BlockLayout& layout, std::size_t p, std::size_t count) {
+    std::vector<std::uint32_t> positions;
+    positions.reserve(layout.outputs_of(p) * count);
+    for (std::size_t u = 0; u < layout.outputs_of(p); ++u) {
+        for (std::size_t s = 0; s < count; ++s) {
+            positions.push_back(static_cast<std::uint32_t>((u * layout.rows + s) * layout.width));
+        }
+    }
+    return positions;
+}
+
+}  // namespace hesplit

@@ -1,0 +1,195 @@
+"""CKKS parameters and the planner that recommends them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from hesplit_native import _core
+from hesplit_native.errors import ParameterError, RangeError
+
+Packing = Literal["blocks", "slots"]
+Security = Literal["standard", "paper"]
+
+# What trained networks on MIT-BIH stay within (docs/precision.md); a sample beyond is clipped and counted.
+ACTIVATION_BOUND = 64.0
+ACTIVATION_NORM = 256.0
+WEIGHT_NORM = 16.0
+ERROR_BOUND = 1e-3
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What client and server must agree on.
+
+    Parameters
+    ----------
+    ring_degree
+        N, a power of two from 1024 to 32768.
+    modulus_bits
+        Sizes of the primes of the modulus in bits. With ``packing="slots"`` the last one is the key-switching prime.
+    scale
+        The factor by which activations are multiplied before they are rounded.
+    packing
+        ``"blocks"`` (coefficients, fast) or ``"slots"`` (SIMD slots, what the papers use).
+    security
+        ``"standard"`` refuses what is below 128 bits by the 2024 guidelines; ``"paper"`` runs published sets that are.
+    activation_bound, activation_norm
+        Largest |activation| and largest l2 norm of one sample. Samples beyond are clipped and counted.
+    error_bound
+        Absolute bound on ``decrypted - exact`` for every logit, except with probability 2**-39 each. The server refuses
+        weights with which it could not be kept.
+    batch_size
+        The batch that slot packing is laid out for; other sizes work too.
+
+    Raises
+    ------
+    ParameterError
+        When the combination cannot work or is below 128 bits of security.
+    """
+
+    ring_degree: int
+    modulus_bits: Sequence[int]
+    scale: float
+    packing: Packing = "blocks"
+    security: Security = "standard"
+    activation_bound: float = ACTIVATION_BOUND
+    activation_norm: float = ACTIVATION_NORM
+    error_bound: float = ERROR_BOUND
+    batch_size: int = 1
+    _native: _core.Parameters = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modulus_bits", tuple(int(bits) for bits in self.modulus_bits))
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        try:
+            native = _core.Parameters(**values)
+        except TypeError as error:
+            raise ParameterError(f"parameters of the wrong type: {values}") from error
+        object.__setattr__(self, "_native", native)
+
+    @classmethod
+    def recommend(
+        cls,
+        *,
+        in_features: int,
+        out_features: int,
+        batch_size: int,
+        packing: Packing = "blocks",
+        activation_bound: float = ACTIVATION_BOUND,
+        activation_norm: float | None = None,
+        weight_norm: float = WEIGHT_NORM,
+        error_bound: float = ERROR_BOUND,
+    ) -> Parameters:
+        """The 128-bit set that moves the fewest bytes per batch and keeps the error bound.
+
+        ``weight_norm`` is the largest l2 norm of a row of the weight that must fit; ``activation_norm`` defaults to the
+        smaller of 256 and ``activation_bound * sqrt(in_features)``.
+
+        Raises
+        ------
+        ParameterError
+            When no supported ring holds these ranges and precision.
+        """
+        if activation_norm is None:
+            activation_norm = min(ACTIVATION_NORM, activation_bound * math.sqrt(max(in_features, 1)))
+        best: Parameters | None = None
+        best_bytes = math.inf
+        for ring_degree, modulus_bits, scale in _candidates(packing):
+            candidate = cls(
+                ring_degree=ring_degree,
+                modulus_bits=modulus_bits,
+                scale=scale,
+                packing=packing,
+                activation_bound=activation_bound,
+                activation_norm=activation_norm,
+                error_bound=error_bound,
+                batch_size=batch_size,
+            )
+            try:
+                step = candidate.estimate(in_features, out_features, batch_size, weight_norm=weight_norm)
+            except (RangeError, ParameterError):
+                continue
+            size = step["request_bytes"] + step["reply_bytes"]
+            if size < best_bytes:
+                best, best_bytes = candidate, size
+        if best is None:
+            raise ParameterError(
+                f"no 128-bit parameter set keeps an error bound of {error_bound:g} for {in_features} -> {out_features} with "
+                f"|activations| <= {activation_bound:g} (l2 norm {activation_norm:g}) and weight rows of l2 norm "
+                f"{weight_norm:g}; raise error_bound or lower the ranges"
+            )
+        return best
+
+    def estimate(
+        self, in_features: int, out_features: int, batch_size: int, *, weight_norm: float = WEIGHT_NORM
+    ) -> dict[str, Any]:
+        """Error, reply bits, layout and bytes of one batch for weight rows of that l2 norm.
+
+        Raises
+        ------
+        RangeError
+            When such weights cannot be served within the error bound.
+        """
+        return self._native.estimate(in_features, out_features, batch_size, weight_norm)
+
+    @property
+    def hash(self) -> str:
+        """What travels with every message, as 32 hexadecimal digits."""
+        return self._native.hash.hex()
+
+    @property
+    def total_bits(self) -> int:
+        """log2 of the whole modulus, key-switching prime included, as the security check counts it."""
+        return sum(self.modulus_bits)
+
+    @property
+    def max_bits(self) -> int:
+        """The largest `total_bits` with 128-bit security at this ring degree (2024 guidelines, ternary secret)."""
+        return _core.max_modulus_bits(self.ring_degree)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return values | {"modulus_bits": list(self.modulus_bits), "hash": self.hash}
+
+    def to_bytes(self) -> bytes:
+        return self._native.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Parameters:
+        """The inverse of `to_bytes`. Raises WireError on anything else."""
+        return cls._wrap(_core.Parameters.from_bytes(data))
+
+    @classmethod
+    def _wrap(cls, native: _core.Parameters) -> Parameters:
+        return cls(**{f.name: getattr(native, f.name) for f in fields(cls) if f.init})
+
+
+def _candidates(packing: Packing) -> Iterator[tuple[int, list[int], float]]:
+    """Rings, primes and scales that are worth trying, smaller rings first."""
+    for ring_degree in (2048, 4096, 8192, 16384):
+        limit = _core.max_modulus_bits(ring_degree)
+        for modulus_bits in _moduli(ring_degree, packing):
+            assert sum(modulus_bits) <= limit
+            data_bits = sum(modulus_bits if packing == "blocks" else modulus_bits[:-1])
+            for scale_bits in range(12, min(data_bits - 14, 44), 1):
+                yield ring_degree, modulus_bits, 2.0**scale_bits
+
+
+def _moduli(ring_degree: int, packing: Packing) -> list[list[int]]:
+    if packing == "blocks":
+        return {
+            2048: [[bits] for bits in (44, 46, 48, 49, 50, 51, 52, 53)],
+            4096: [[35, 35], [40, 40], [45, 45], [50, 50]],
+            8192: [[50, 50, 50]],
+            16384: [],
+        }[ring_degree]
+    return {
+        2048: [],
+        4096: [[34, 34, 38], [36, 36, 34], [37, 37, 32]],
+        8192: [[40, 40, 50], [50, 50, 60], [50, 50, 50, 60]],
+        16384: [[50, 50, 50, 60]],
+    }[ring_degree]

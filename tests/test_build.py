@@ -1,0 +1,145 @@
+"""The built extension (static SEAL, nothing exported) and the recipe that obtains SEAL."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RECIPE = REPOSITORY / "third_party" / "SEAL"
+PINNED_SHA256 = "0375b83b5a83026924f59db25c4efa9f27e1e8a66d004658f4d24195986a04b6"
+
+
+def tool(name: str) -> str:
+    """Path of a command-line tool; skips the test where the machine does not have it."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not on PATH")
+    return path
+
+
+@pytest.fixture(scope="module")
+def extension() -> Path:
+    spec = importlib.util.find_spec("hesplit_native._core")
+    assert spec is not None, "hesplit_native._core is not installed"
+    assert spec.origin is not None
+    return Path(spec.origin)
+
+
+def run_recipe(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run CMake code that uses the functions of fetch.cmake, in script mode."""
+    file = folder / "recipe.cmake"
+    file.write_text(
+        f'cmake_minimum_required(VERSION 3.25)\ninclude("{RECIPE}/fetch.cmake")\n{script}\n'
+    )
+    return subprocess.run(
+        [tool("cmake"), "-P", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "HESPLIT_CACHE_DIR": str(folder / "cache"), **environment},
+    )
+
+
+class TestExtension:
+    def test_is_a_shared_library_with_the_version_of_the_package(self, extension: Path) -> None:
+        from hesplit_native import _core
+
+        assert extension.suffix == ".so"
+        assert extension.stat().st_size > 10_000
+        assert _core.__version__ == version("hesplit_native")
+
+    def test_loads_no_seal_library(self, extension: Path) -> None:
+        listing = subprocess.run(
+            [tool("ldd"), str(extension)], capture_output=True, text=True, check=True
+        ).stdout
+        assert "libc" in listing
+        assert not re.search(r"seal|gsl|libz|zstd|hexl", listing, re.IGNORECASE)
+
+    def test_exports_its_init_function_and_nothing_else(self, extension: Path) -> None:
+        listing = subprocess.run(
+            [tool("nm"), "-D", "--defined-only", str(extension)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        names = [line.split()[-1] for line in listing.splitlines()]
+        assert names == ["PyInit__core"]
+
+
+class TestRecipe:
+    def test_holds_no_seal_source(self) -> None:
+        kinds = {path.suffix for path in RECIPE.rglob("*") if path.is_file()}
+        assert ".cmake" in kinds
+        assert not kinds & {".c", ".cc", ".cpp", ".h", ".hpp", ".gz", ".zip"}
+
+    def test_pins_the_archive(self, tmp_path: Path) -> None:
+        done = run_recipe('message("${HESPLIT_SEAL_ARCHIVE} ${HESPLIT_SEAL_SHA256}")', tmp_path)
+        assert done.stderr.split() == ["pyfhel-3.5.0.tar.gz", PINNED_SHA256]
+
+    def test_accepts_a_file_with_the_expected_hash(self, tmp_path: Path) -> None:
+        archive = tmp_path / "archive.tar.gz"
+        archive.write_bytes(b"expected")
+        digest = hashlib.sha256(b"expected").hexdigest()
+        done = run_recipe(f'hesplit_seal_verify("{archive}" {digest})', tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert archive.exists()
+
+    def test_refuses_and_deletes_a_file_with_another_hash(self, tmp_path: Path) -> None:
+        archive = tmp_path / "archive.tar.gz"
+        archive.write_bytes(b"something else")
+        digest = hashlib.sha256(b"expected").hexdigest()
+        done = run_recipe(f'hesplit_seal_verify("{archive}" {digest})', tmp_path)
+        assert done.returncode != 0
+        assert "Wrong hash" in done.stderr
+        assert "HESPLIT_SEAL_SOURCE_DIR" in done.stderr
+        assert not archive.exists()
+
+    def test_refuses_a_poisoned_cache(self, tmp_path: Path) -> None:
+        archive = tmp_path / "cache" / "pyfhel-3.5.0.tar.gz"
+        archive.parent.mkdir()
+        archive.write_bytes(b"poison")
+        done = run_recipe("hesplit_seal_archive(path)", tmp_path)
+        assert done.returncode != 0
+        assert "Wrong hash" in done.stderr
+        assert not archive.exists()
+
+    def test_says_what_to_do_when_pip_fails(self, tmp_path: Path) -> None:
+        pip = tmp_path / "python-without-network"
+        pip.write_text("#!/bin/sh\necho 'could not connect'\nexit 1\n")
+        pip.chmod(0o755)
+        done = run_recipe(f'set(Python_EXECUTABLE "{pip}")\nhesplit_seal_archive(path)', tmp_path)
+        assert done.returncode != 0
+        assert "No SEAL source" in done.stderr
+        assert "could not connect" in done.stderr
+        assert "HESPLIT_SEAL_SOURCE_DIR" in done.stderr
+        assert str(tmp_path / "cache") in done.stderr
+        assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
+
+    @pytest.mark.parametrize(
+        ("environment", "expected"),
+        [
+            ({"HESPLIT_CACHE_DIR": "/a/b", "XDG_CACHE_HOME": "/x"}, "/a/b"),
+            ({"HESPLIT_CACHE_DIR": "", "XDG_CACHE_HOME": "/x"}, "/x/hesplit_native/seal"),
+            (
+                {"HESPLIT_CACHE_DIR": "", "XDG_CACHE_HOME": "", "HOME": "/h"},
+                "/h/.cache/hesplit_native/seal",
+            ),
+        ],
+    )
+    def test_finds_its_cache_folder(
+        self, tmp_path: Path, environment: dict[str, str], expected: str
+    ) -> None:
+        done = run_recipe(
+            'hesplit_seal_cache_dir(path)\nmessage("${path}")', tmp_path, **environment
+        )
+        assert done.stderr.strip() == expected
