@@ -1,11 +1,13 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <memory>
 
 #include "bindings/bindings.h"
 #include "core/parameters.h"
 #include "core/ring.h"
 #include "core/slot_ring.h"
+#include "linear/client.h"
 #include "linear/messages.h"
 #include "linear/precision.h"
 
@@ -35,47 +37,98 @@ Parameters make(std::size_t ring_degree, std::vector<int> modulus_bits, double s
                        activation_norm, error_bound, batch_size});
 }
 
-// The bound that holds for a layer whose rows have this l2 norm (and at most reach |y|), or infinity: for planning.
-py::dict estimate(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples, double weight_norm) {
-    const ParameterChoice& choice = parameters.choice();
-    WeightNorms norms;
-    norms.largest = weight_norm;
-    norms.l2 = weight_norm;
-    norms.reach = choice.activation_norm * weight_norm;
-    py::dict result;
-    Scaling scaling;
-    std::size_t request = 0, reply = 0;
-    if (parameters.packing() == Packing::blocks) {
-        const Ring ring(parameters.ring_degree(), parameters.primes());
-        const RequestCodec codec(ring, dropped_bits(parameters));
-        const BlockLayout layout = plan_blocks(ring.degree(), features, outputs, samples, codec.bits_per_coefficient(), 30);
-        norms.group_l2 = weight_norm * std::sqrt(static_cast<double>(layout.per_product()));
-        scaling = scale_blocks(parameters, ring, norms, features);
-        const std::size_t groups = (samples + layout.rows - 1) / layout.rows;
-        request = groups * layout.inputs() * codec.bytes();
-        reply = groups * layout.products() * packed_bytes(ring.degree() + layout.per_product() * layout.rows, scaling.reply_bits);
-        result["layout"] = py::dict(py::arg("rows") = layout.rows, py::arg("width") = layout.width, py::arg("inputs") = layout.inputs(),
-                                    py::arg("products") = layout.products());
-    } else {
-        const SlotRing ring(parameters);
-        const RequestCodec codec(ring.data(), dropped_bits(parameters));
-        const SlotLayout layout = plan_slots(ring.slots(), features, outputs, choice.batch_size, allow_babies(parameters, ring));
-        norms.reach *= std::sqrt(2.0);
-        scaling = scale_slots(parameters, ring, norms, layout);
-        const std::size_t groups = (samples + layout.rows() - 1) / layout.rows();
-        request = groups * layout.inputs() * codec.bytes();
-        reply = groups * layout.products() * 2 * packed_bytes(parameters.ring_degree(), scaling.reply_bits);
-        result["layout"] = py::dict(py::arg("rows") = layout.rows(), py::arg("width") = layout.width, py::arg("inputs") = layout.inputs(),
-                                    py::arg("products") = layout.products(), py::arg("period") = layout.period,
-                                    py::arg("folds") = layout.folds, py::arg("babies") = layout.babies,
-                                    py::arg("giants") = layout.giants(), py::arg("rotations") = rotation_steps(layout).size());
+// What planning needs of one choice of primes: layouts and scales, without a key.
+class Planner {
+public:
+    Planner(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples, double weight_norm)
+        : choice_(parameters.choice()), features_(features), samples_(samples) {
+        norms_.largest = norms_.l2 = weight_norm;
+        norms_.reach = choice_.activation_norm * weight_norm;
+        if (parameters.packing() == Packing::blocks) {
+            ring_ = std::make_unique<Ring>(parameters.ring_degree(), parameters.primes());
+            codec_ = std::make_unique<RequestCodec>(*ring_, dropped_bits(*ring_));
+            blocks_ = plan_blocks(ring_->degree(), features, outputs, samples, codec_->bits_per_coefficient(), kTypicalReplyBits);
+            norms_.group_l2 = weight_norm * std::sqrt(static_cast<double>(blocks_.per_product()));
+        } else {
+            slot_ring_ = std::make_unique<SlotRing>(parameters);
+            codec_ = std::make_unique<RequestCodec>(slot_ring_->data(), dropped_bits(slot_ring_->data()));
+            slots_ = plan_slots(slot_ring_->slots(), features, outputs, choice_.batch_size, allow_babies(*slot_ring_));
+            norms_.reach *= std::sqrt(2.0);
+        }
     }
-    result["error"] = scaling.error;
-    result["reply_bits"] = scaling.reply_bits;
-    result["weight_scale"] = scaling.weight_scale;
-    result["request_bytes"] = request;
-    result["reply_bytes"] = reply;
-    return result;
+
+    Scaling scaling(double scale) const {
+        ParameterChoice choice = choice_;
+        choice.scale = scale;
+        return ring_ ? scale_blocks(choice, *ring_, norms_, features_, {}) : scale_slots(choice, *slot_ring_, norms_, slots_);
+    }
+
+    // The power of two with the shortest reply, among those the one with the least error; 0 if none keeps the bound.
+    double best_scale() const {
+        double best = 0;
+        Scaling found;
+        for (int bits = 8; bits <= 50; ++bits) {
+            const double scale = std::ldexp(1.0, bits);
+            try {
+                const Scaling scaling_here = scaling(scale);
+                if (best == 0 || scaling_here.reply_bits < found.reply_bits ||
+                    (scaling_here.reply_bits == found.reply_bits && scaling_here.error < found.error)) {
+                    best = scale;
+                    found = scaling_here;
+                }
+            } catch (const RangeError&) {
+                continue;
+            }
+        }
+        return best;
+    }
+
+    py::dict describe() const {
+        const Scaling found = scaling(choice_.scale);
+        py::dict result, layout;
+        const std::size_t rows = ring_ ? blocks_.rows : slots_.rows();
+        const std::size_t inputs = ring_ ? blocks_.inputs() : slots_.inputs();
+        const std::size_t products = ring_ ? blocks_.products() : slots_.products();
+        const std::size_t groups = (samples_ + rows - 1) / rows;
+        const std::size_t degree = choice_.ring_degree;
+        layout["rows"] = rows;
+        layout["width"] = ring_ ? blocks_.width : slots_.width;
+        layout["inputs"] = inputs;
+        layout["products"] = products;
+        if (slot_ring_) {
+            layout["period"] = slots_.period;
+            layout["folds"] = slots_.folds;
+            layout["babies"] = slots_.babies;
+            layout["giants"] = slots_.giants();
+            layout["rotations"] = rotation_steps(slots_).size();
+        }
+        const std::size_t coefficients = degree + (ring_ ? blocks_.per_product() * rows : degree);
+        result["layout"] = layout;
+        result["error"] = found.error;
+        result["reply_bits"] = found.reply_bits;
+        result["request_bytes"] = groups * inputs * codec_->bytes();
+        result["reply_bytes"] = groups * products * packed_bytes(coefficients, found.reply_bits);
+        return result;
+    }
+
+private:
+    ParameterChoice choice_;
+    std::size_t features_;
+    std::size_t samples_;
+    WeightNorms norms_;
+    std::unique_ptr<Ring> ring_;
+    std::unique_ptr<SlotRing> slot_ring_;
+    std::unique_ptr<RequestCodec> codec_;
+    BlockLayout blocks_;
+    SlotLayout slots_;
+};
+
+py::dict estimate(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples, double weight_norm) {
+    return Planner(parameters, features, outputs, samples, weight_norm).describe();
+}
+
+double best_scale(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples, double weight_norm) {
+    return Planner(parameters, features, outputs, samples, weight_norm).best_scale();
 }
 
 py::bytes to_bytes(const std::vector<std::uint8_t>& bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
@@ -100,6 +153,7 @@ void register_parameters(py::module_& module) {
         .def_property_readonly("hash", [](const Parameters& p) { return py::bytes(reinterpret_cast<const char*>(p.hash().data()), p.hash().size()); })
         .def("to_bytes", [](const Parameters& p) { return to_bytes(p.bytes()); })
         .def_static("from_bytes", [](const py::buffer& bytes) { return Parameters::parse(Bytes(bytes).view()); })
+        .def("best_scale", &best_scale, py::arg("features"), py::arg("outputs"), py::arg("samples"), py::arg("weight_norm"))
         .def("estimate", &estimate, py::arg("features"), py::arg("outputs"), py::arg("samples"), py::arg("weight_norm"));
 }
 

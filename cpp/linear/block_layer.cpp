@@ -25,8 +25,9 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
                            View<const double> bias)
     : ring_(ring),
       layout_(layout),
-      scaling_(scale_blocks(parameters, ring, weight_norms(parameters, weight, bias, layout.features, layout.per_product(), false),
-                            layout.features)),
+      scaling_(scale_blocks(parameters.choice(), ring,
+                            weight_norms(parameters.choice(), weight, bias, layout.features, layout.per_product(), false), layout.features,
+                            weight)),
       weight_(weight),
       bias_(bias) {
     const std::size_t products = layout_.products();

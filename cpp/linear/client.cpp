@@ -73,14 +73,14 @@ LinearClient::LinearClient(std::shared_ptr<const SecretKey> key, std::size_t fea
       ring_(slot_ring_ ? slot_ring_->data() : *own_ring_),
       secret_(secret_in_ring(*key_, ring_)),
       phase_(*key_),
-      codec_(ring_, dropped_bits(key_->parameters())) {
+      codec_(ring_, dropped_bits(ring_)) {
     if (features < 1 || outputs < 1 || features > kMaxFeatures || outputs > kMaxFeatures) {
         throw ParameterError("in_features and out_features must be between 1 and 65536, got " + std::to_string(features) + " and " +
                              std::to_string(outputs));
     }
     if (slot_ring_) {
         slots_ = plan_slots(slot_ring_->slots(), features, outputs, key_->parameters().choice().batch_size,
-                            allow_babies(key_->parameters(), *slot_ring_));
+                            allow_babies(*slot_ring_));
     }
 }
 

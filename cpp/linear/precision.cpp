@@ -34,18 +34,18 @@ struct Budget {
 };
 
 // The weight scale that fills the modulus: reach * product_scale = q / 2.
-double filling_weight_scale(const Parameters& parameters, double modulus, const WeightNorms& norms) {
-    const double reach = norms.reach * kSlack + 2 * parameters.choice().error_bound;
-    const double filling = modulus / (2 * reach * parameters.choice().scale);
+double filling_weight_scale(const ParameterChoice& choice, double modulus, const WeightNorms& norms) {
+    const double reach = norms.reach * kSlack + 2 * choice.error_bound;
+    const double filling = modulus / (2 * reach * choice.scale);
     const double largest = std::ldexp(1.0, 61) / std::max(norms.largest, 1.0);  // rounded weights are 64-bit integers
     return std::min(filling, largest);
 }
 
-Scaling finish(const Parameters& parameters, const WeightNorms& norms, const Budget& budget) {
-    const double target = parameters.choice().error_bound;
+Scaling finish(const ParameterChoice& choice, const WeightNorms& norms, const Budget& budget) {
+    const double target = choice.error_bound;
     Scaling scaling;
     scaling.weight_scale = budget.weight_scale;
-    scaling.product_scale = budget.weight_scale * parameters.choice().scale;
+    scaling.product_scale = budget.weight_scale * choice.scale;
     const int most = std::min(budget.max_reply_bits, static_cast<int>(std::floor(std::log2(budget.modulus))));
     for (scaling.reply_bits = 1; scaling.reply_bits <= most; ++scaling.reply_bits) {
         scaling.reply_scale = scaling.product_scale / budget.modulus * std::ldexp(1.0, scaling.reply_bits);
@@ -62,11 +62,10 @@ Scaling finish(const Parameters& parameters, const WeightNorms& norms, const Bud
 
 }  // namespace
 
-int dropped_bits(const Parameters& parameters) { return parameters.data_primes().size() == 1 ? 2 : 0; }
+int dropped_bits(const Ring& ring) { return ring.rows() == 1 ? 2 : 0; }
 
-WeightNorms weight_norms(const Parameters& parameters, View<const double> weight, View<const double> bias, std::size_t features,
+WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weight, View<const double> bias, std::size_t features,
                          std::size_t per_product, bool neighbours) {
-    const ParameterChoice& choice = parameters.choice();
     WeightNorms norms;
     double group = 0;
     const std::size_t outputs = weight.size / features;
@@ -90,40 +89,57 @@ WeightNorms weight_norms(const Parameters& parameters, View<const double> weight
 
 namespace {
 
-double request_noise_variance(const Parameters& parameters) {
-    const int dropped = dropped_bits(parameters);
+// The largest l2 norm of a row of W * scale - round(W * scale).
+double rounding_norm(View<const double> weight, std::size_t features, double scale) {
+    if (weight.size == 0) {
+        return std::sqrt(static_cast<double>(features) / 12);
+    }
+    double largest = 0;
+    for (std::size_t row = 0; row < weight.size; row += features) {
+        double square = 0;
+        for (std::size_t i = row; i < row + features; ++i) {
+            const double scaled = weight[i] * scale;
+            const double error = scaled - std::nearbyint(scaled);
+            square += error * error;
+        }
+        largest = std::max(largest, square);
+    }
+    return std::sqrt(largest);
+}
+
+double request_noise_variance(const Ring& ring) {
+    const int dropped = dropped_bits(ring);
     const double rounding = dropped ? std::ldexp(1.0, 2 * dropped) / 12 : 0;
     return kNoiseVariance + rounding;
 }
 
 }  // namespace
 
-Scaling scale_blocks(const Parameters& parameters, const Ring& ring, const WeightNorms& norms, std::size_t features) {
-    const ParameterChoice& choice = parameters.choice();
+Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
+                     View<const double> weight) {
     Budget budget;
     budget.modulus = ring.modulus_value();
-    budget.weight_scale = filling_weight_scale(parameters, budget.modulus, norms);
+    budget.weight_scale = filling_weight_scale(choice, budget.modulus, norms);
     // The noise meets every weight of a product, the rounding of x only those of its own row.
-    const double noise = std::sqrt(request_noise_variance(parameters) * norms.group_l2 * norms.group_l2 + norms.l2 * norms.l2 / 12);
-    // Each weight is off by at most half a unit: Cauchy-Schwarz, no statistics.
-    const double weights = 0.5 * std::sqrt(static_cast<double>(features)) * choice.activation_norm * kSlack / budget.weight_scale;
+    const double noise = std::sqrt(request_noise_variance(ring) * norms.group_l2 * norms.group_l2 + norms.l2 * norms.l2 / 12);
+    // Cauchy-Schwarz, no statistics: activations may be correlated with how their weights were rounded.
+    const double weights = rounding_norm(weight, features, budget.weight_scale) * choice.activation_norm * kSlack / budget.weight_scale;
     budget.fixed_error = kTail * noise / choice.scale + weights + 1 / (budget.weight_scale * choice.scale);
     budget.reply_deviation = reply_rounding_deviation(ring.degree());
     budget.max_reply_bits = kMaxBlockReplyBits;
-    return finish(parameters, norms, budget);
+    return finish(choice, norms, budget);
 }
 
-Scaling scale_slots(const Parameters& parameters, const SlotRing& ring, const WeightNorms& norms, const SlotLayout& layout) {
-    const ParameterChoice& choice = parameters.choice();
+Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms, const SlotLayout& layout) {
     Budget budget;
     budget.modulus = ring.data().modulus_value();
-    budget.weight_scale = filling_weight_scale(parameters, budget.modulus, norms);
+    budget.weight_scale = filling_weight_scale(choice, budget.modulus, norms);
     const double product_scale = budget.weight_scale * choice.scale;
     // Independent errors of variance v in all coefficients have variance v * N / 2 in the real part of a slot.
     const double embedding = std::sqrt(static_cast<double>(ring.data().degree()) / 2);
     const double rotation = ring.rotation_deviation();
 
-    double input_variance = request_noise_variance(parameters) + 1.0 / 12;
+    double input_variance = request_noise_variance(ring.data()) + 1.0 / 12;
     if (layout.babies > 1) {
         input_variance += rotation * rotation;
     }
@@ -135,11 +151,11 @@ Scaling scale_slots(const Parameters& parameters, const SlotRing& ring, const We
     budget.fixed_error = kTail * std::sqrt(inputs * inputs + weights * weights + rotations * rotations) + embedding / product_scale;
     budget.reply_deviation = embedding * reply_rounding_deviation(ring.data().degree());
     budget.max_reply_bits = kMaxSlotReplyBits;
-    return finish(parameters, norms, budget);
+    return finish(choice, norms, budget);
 }
 
-bool allow_babies(const Parameters& parameters, const SlotRing& ring) {
-    return ring.rotation_deviation() <= 8 * std::sqrt(request_noise_variance(parameters));
+bool allow_babies(const SlotRing& ring) {
+    return ring.rotation_deviation() <= 8 * std::sqrt(request_noise_variance(ring.data()));
 }
 
 }  // namespace hesplit

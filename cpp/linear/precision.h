@@ -17,7 +17,7 @@ namespace hesplit {
 inline constexpr double kTail = 7.5;
 
 // What is dropped from the bottom of a request's c0 when there is a single prime: its rounding hides below the noise.
-int dropped_bits(const Parameters& parameters);
+int dropped_bits(const Ring& ring);
 
 // What scales depend on.
 struct WeightNorms {
@@ -28,7 +28,7 @@ struct WeightNorms {
 };
 
 // `per_product`: rows of W that share a product. `neighbours`: slots may mix two samples, whose norms then add.
-WeightNorms weight_norms(const Parameters& parameters, View<const double> weight, View<const double> bias, std::size_t features,
+WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weight, View<const double> bias, std::size_t features,
                          std::size_t per_product, bool neighbours);
 
 struct Scaling {
@@ -40,11 +40,13 @@ struct Scaling {
 };
 
 // The largest weight scale that cannot wrap around, and the shortest reply that keeps the error bound. Throws RangeError when
-// the parameters cannot hold these weights, and says what would.
-Scaling scale_blocks(const Parameters& parameters, const Ring& ring, const WeightNorms& norms, std::size_t features);
-Scaling scale_slots(const Parameters& parameters, const SlotRing& ring, const WeightNorms& norms, const SlotLayout& layout);
+// the parameters cannot hold these weights, and says what would. `weight` gives the exact rounding errors; empty while
+// planning, when they are taken as uniform.
+Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
+                     View<const double> weight);
+Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms, const SlotLayout& layout);
 
 // Babies rotate fresh ciphertexts: allowed when that does not make their noise much larger.
-bool allow_babies(const Parameters& parameters, const SlotRing& ring);
+bool allow_babies(const SlotRing& ring);
 
 }  // namespace hesplit

@@ -85,11 +85,11 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples)
         slot_ring_ = std::make_unique<SlotRing>(parameters_);
         ring_ = &slot_ring_->data();
         slots_ = plan_slots(slot_ring_->slots(), features_, outputs_, parameters_.choice().batch_size,
-                            allow_babies(parameters_, *slot_ring_));
+                            allow_babies(*slot_ring_));
         load_rotation_keys(reader);
     }
     reader.require_remaining(0);
-    codec_ = std::make_unique<RequestCodec>(*ring_, dropped_bits(parameters_));
+    codec_ = std::make_unique<RequestCodec>(*ring_, dropped_bits(*ring_));
 }
 
 LinearServer::~LinearServer() = default;
@@ -133,7 +133,7 @@ void LinearServer::set_weight(View<const double> weight, View<const double> bias
         fresh->slots = std::make_shared<const SlotWeights>(parameters_, *slot_ring_, slots_, fresh->weight_view(), fresh->bias_view());
     } else {
         // One output per product is the layout with the least noise: weights that fail here fail in every layout.
-        scale_blocks(parameters_, *ring_, weight_norms(parameters_, weight, bias, features_, 1, false), features_);
+        scale_blocks(parameters_.choice(), *ring_, weight_norms(parameters_.choice(), weight, bias, features_, 1, false), features_, weight);
     }
     const std::lock_guard<std::mutex> lock(mutex_);
     weights_ = std::move(fresh);

@@ -8,7 +8,7 @@ SlotWeights::SlotWeights(const Parameters& parameters, const SlotRing& ring, con
                          View<const double> bias)
     : ring_(ring),
       layout_(layout),
-      scaling_(scale_slots(parameters, ring, weight_norms(parameters, weight, bias, layout.features, layout.outputs_per_product(), true),
+      scaling_(scale_slots(parameters.choice(), ring, weight_norms(parameters.choice(), weight, bias, layout.features, layout.outputs_per_product(), true),
                            layout)) {
     const std::size_t babies = layout.babies, inputs = layout.inputs(), giants = layout.giants();
     diagonals_.resize(layout.products() * giants * inputs * babies);

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from hesplit_native import _core
-from hesplit_native.errors import ParameterError, RangeError
+from hesplit_native.errors import ParameterError
 
 Packing = Literal["blocks", "slots"]
 Security = Literal["standard", "paper"]
 
 # What trained networks on MIT-BIH stay within (docs/precision.md); a sample beyond is clipped and counted.
 ACTIVATION_BOUND = 64.0
-ACTIVATION_NORM = 256.0
+ACTIVATION_NORM = 128.0
 WEIGHT_NORM = 16.0
 ERROR_BOUND = 1e-3
 
@@ -85,8 +85,8 @@ class Parameters:
     ) -> Parameters:
         """The 128-bit set that moves the fewest bytes per batch and keeps the error bound.
 
-        ``weight_norm`` is the largest l2 norm of a row of the weight that must fit; ``activation_norm`` defaults to the
-        smaller of 256 and ``activation_bound * sqrt(in_features)``.
+        ``weight_norm`` is the largest l2 norm of a row of the weight that must fit; ``activation_norm`` defaults to
+        that of activations with a root mean square of ``activation_bound / 8``.
 
         Raises
         ------
@@ -94,27 +94,29 @@ class Parameters:
             When no supported ring holds these ranges and precision.
         """
         if activation_norm is None:
-            activation_norm = min(ACTIVATION_NORM, activation_bound * math.sqrt(max(in_features, 1)))
+            activation_norm = max(activation_bound, activation_bound / 8 * math.sqrt(max(in_features, 1)))
+        shape = (in_features, out_features, batch_size)
         best: Parameters | None = None
-        best_bytes = math.inf
-        for ring_degree, modulus_bits, scale in _candidates(packing):
+        best_cost = (math.inf, math.inf)
+        for ring_degree, modulus_bits in _candidates(packing):
             candidate = cls(
                 ring_degree=ring_degree,
                 modulus_bits=modulus_bits,
-                scale=scale,
+                scale=2.0**20,
                 packing=packing,
                 activation_bound=activation_bound,
                 activation_norm=activation_norm,
                 error_bound=error_bound,
                 batch_size=batch_size,
             )
-            try:
-                step = candidate.estimate(in_features, out_features, batch_size, weight_norm=weight_norm)
-            except (RangeError, ParameterError):
+            scale = candidate._native.best_scale(*shape, weight_norm)
+            if scale == 0:
                 continue
-            size = step["request_bytes"] + step["reply_bytes"]
-            if size < best_bytes:
-                best, best_bytes = candidate, size
+            candidate = replace(candidate, scale=scale)
+            step = candidate.estimate(*shape, weight_norm=weight_norm)
+            cost = (step["request_bytes"] + step["reply_bytes"], step["error"])
+            if cost < best_cost:
+                best, best_cost = candidate, cost
         if best is None:
             raise ParameterError(
                 f"no 128-bit parameter set keeps an error bound of {error_bound:g} for {in_features} -> {out_features} with "
@@ -168,28 +170,20 @@ class Parameters:
         return cls(**{f.name: getattr(native, f.name) for f in fields(cls) if f.init})
 
 
-def _candidates(packing: Packing) -> Iterator[tuple[int, list[int], float]]:
-    """Rings, primes and scales that are worth trying, smaller rings first."""
-    for ring_degree in (2048, 4096, 8192, 16384):
-        limit = _core.max_modulus_bits(ring_degree)
-        for modulus_bits in _moduli(ring_degree, packing):
-            assert sum(modulus_bits) <= limit
-            data_bits = sum(modulus_bits if packing == "blocks" else modulus_bits[:-1])
-            for scale_bits in range(12, min(data_bits - 14, 44), 1):
-                yield ring_degree, modulus_bits, 2.0**scale_bits
-
-
-def _moduli(ring_degree: int, packing: Packing) -> list[list[int]]:
+def _candidates(packing: Packing) -> list[tuple[int, list[int]]]:
+    """Ring degrees and primes that are worth trying; with slots the last prime is for key switching."""
     if packing == "blocks":
-        return {
-            2048: [[bits] for bits in (44, 46, 48, 49, 50, 51, 52, 53)],
-            4096: [[35, 35], [40, 40], [45, 45], [50, 50]],
-            8192: [[50, 50, 50]],
-            16384: [],
-        }[ring_degree]
-    return {
-        2048: [],
-        4096: [[34, 34, 38], [36, 36, 34], [37, 37, 32]],
-        8192: [[40, 40, 50], [50, 50, 60], [50, 50, 50, 60]],
-        16384: [[50, 50, 50, 60]],
-    }[ring_degree]
+        return [
+            *((2048, [bits]) for bits in range(40, 54)),
+            *((4096, [bits, bits]) for bits in range(30, 54)),
+            *((8192, [bits, bits, bits]) for bits in (50, 60)),
+        ]
+    return [
+        (4096, [33, 33, 40]),
+        (4096, [35, 35, 36]),
+        (4096, [37, 37, 32]),
+        (8192, [40, 40, 50]),
+        (8192, [50, 50, 55]),
+        (8192, [50, 50, 50, 60]),
+        (16384, [50, 50, 50, 60]),
+    ]
