@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,9 +21,9 @@ PINNED_SHA256 = "0375b83b5a83026924f59db25c4efa9f27e1e8a66d004658f4d24195986a04b
 
 def tool(name: str) -> str:
     """Path of a command-line tool; skips the test where the machine does not have it."""
-    path = shutil.which(name)
+    path = shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)
     if path is None:
-        pytest.skip(f"{name} is not on PATH")
+        pytest.skip(f"{name} is neither on PATH nor beside Python")
     return path
 
 

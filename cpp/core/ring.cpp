@@ -128,6 +128,15 @@ void Ring::combine(View<const std::uint64_t* const> a, const std::uint64_t* scal
     }
 }
 
+void Ring::multiply_power_of_two(std::uint64_t* a, int shift) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        const std::uint64_t factor = residue(std::ldexp(1.0, shift), row);
+        for (std::size_t i = row * degree_; i < (row + 1) * degree_; ++i) {
+            a[i] = reduce(Wide{a[i]} * factor, modulus(row));
+        }
+    }
+}
+
 void Ring::add(std::uint64_t* a, const std::uint64_t* b) const {
     for (std::size_t row = 0; row < rows(); ++row) {
         const std::uint64_t q = prime(row);

@@ -37,7 +37,9 @@ public:
     void dot(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::uint64_t* out) const;
     // out = sum_j scalars[j] * a[j]; `scalars` holds rows() residues per j. Any form.
     void combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars, std::uint64_t* out) const;
-    // a += b, a -= b.
+    // a *= 2^shift, in any form.
+    void multiply_power_of_two(std::uint64_t* a, int shift) const;
+    // a += b.
     void add(std::uint64_t* a, const std::uint64_t* b) const;
     void subtract_from(std::uint64_t* a, const std::uint64_t* b) const;  // a = b - a
 

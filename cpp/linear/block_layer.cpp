@@ -37,7 +37,7 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
         for (std::size_t i = 0; i < weight.size; ++i) {
             const std::int64_t value = std::llrint(weight[i] * scaling_.weight_scale);
             for (std::size_t row = 0; row < ring.rows(); ++row) {
-                scalars_[i * ring.rows() + row] = ring.residue(value, row);
+                scalars_[i * ring.rows() + row] = ring.residue(std::ldexp(static_cast<double>(value), scaling_.weight_shift), row);
             }
         }
     } else if (products * inputs * ring.size() * sizeof(std::uint64_t) <= kMaxKeptBytes) {
@@ -56,6 +56,9 @@ void BlockWeights::encode(std::size_t p, std::uint64_t* polys) const {
         std::uint64_t* poly = polys + j * ring_.size();
         place_weight(layout_, weight_.data, p, j, scaling_.weight_scale, out);
         ring_.lift(View<const std::int64_t>{out.data, out.size}, poly);
+        if (scaling_.weight_shift > 0) {
+            ring_.multiply_power_of_two(poly, scaling_.weight_shift);
+        }
         ring_.to_ntt(poly);
     }
 }

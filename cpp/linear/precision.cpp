@@ -11,8 +11,9 @@ namespace hesplit {
 
 namespace {
 
-// Ranges get this much slack for the rounding of float32 clipping.
-constexpr double kSlack = 1 + 1e-5;
+// Ranges get this much slack: for the rounding of float32 clipping, and so that a genuine logit never comes near the edge
+// that the client takes for a wrap-around (0.999 of the range).
+constexpr double kSlack = 1.002;
 
 // A residue of a product with c1 must not wrap around in the client's auxiliary prime (core/rlwe.cpp).
 constexpr int kMaxSlotReplyBits = 44;
@@ -28,6 +29,7 @@ std::string number(double value) {
 struct Budget {
     double modulus = 0;
     double weight_scale = 0;
+    int weight_shift = 0;
     double fixed_error = 0;      // everything but the rounding of the reply
     double reply_deviation = 0;  // standard deviation of that, in units of the reply's last bit
     int max_reply_bits = 0;
@@ -36,16 +38,15 @@ struct Budget {
 // The weight scale that fills the modulus: reach * product_scale = q / 2.
 double filling_weight_scale(const ParameterChoice& choice, double modulus, const WeightNorms& norms) {
     const double reach = norms.reach * kSlack + 2 * choice.error_bound;
-    const double filling = modulus / (2 * reach * choice.scale);
-    const double largest = std::ldexp(1.0, 61) / std::max(norms.largest, 1.0);  // rounded weights are 64-bit integers
-    return std::min(filling, largest);
+    return modulus / (2 * reach * choice.scale);
 }
 
 Scaling finish(const ParameterChoice& choice, const WeightNorms& norms, const Budget& budget) {
     const double target = choice.error_bound;
     Scaling scaling;
     scaling.weight_scale = budget.weight_scale;
-    scaling.product_scale = budget.weight_scale * choice.scale;
+    scaling.weight_shift = budget.weight_shift;
+    scaling.product_scale = std::ldexp(budget.weight_scale * choice.scale, budget.weight_shift);
     const int most = std::min(budget.max_reply_bits, static_cast<int>(std::floor(std::log2(budget.modulus))));
     for (scaling.reply_bits = 1; scaling.reply_bits <= most; ++scaling.reply_bits) {
         scaling.reply_scale = scaling.product_scale / budget.modulus * std::ldexp(1.0, scaling.reply_bits);
@@ -119,7 +120,11 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
                      View<const double> weight) {
     Budget budget;
     budget.modulus = ring.modulus_value();
-    budget.weight_scale = filling_weight_scale(choice, budget.modulus, norms);
+    // Rounded weights are 64-bit integers; what the modulus holds beyond that is a power of two.
+    const double filling = filling_weight_scale(choice, budget.modulus, norms);
+    const double largest = std::ldexp(1.0, 61) / std::max(norms.largest, 1.0);
+    budget.weight_shift = std::max(0, static_cast<int>(std::ceil(std::log2(filling / largest))));
+    budget.weight_scale = std::ldexp(filling, -budget.weight_shift);
     // The noise meets every weight of a product, the rounding of x only those of its own row.
     const double noise = std::sqrt(request_noise_variance(ring) * norms.group_l2 * norms.group_l2 + norms.l2 * norms.l2 / 12);
     // Cauchy-Schwarz, no statistics: activations may be correlated with how their weights were rounded.

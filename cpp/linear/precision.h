@@ -32,8 +32,9 @@ WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weigh
                          std::size_t per_product, bool neighbours);
 
 struct Scaling {
-    double weight_scale = 1;  // of the encoded weights
-    double product_scale = 1;  // weight_scale * scale of the activations: of y before the modulus switch
+    double weight_scale = 1;   // weights are rounded at this scale,
+    int weight_shift = 0;      // then multiplied by 2^weight_shift (blocks with a large modulus: rounded weights are 64-bit)
+    double product_scale = 1;  // weight_scale * 2^weight_shift * scale of the activations: of y before the modulus switch
     int reply_bits = 0;
     double reply_scale = 1;   // of y in the reply: product_scale * 2^reply_bits / q
     double error = 0;         // bound on |y - exact y| that results
