@@ -19,7 +19,7 @@ from hesplit_native.linear import LinearClient, LinearServer
 from hesplit_native.parameters import Parameters
 
 if TYPE_CHECKING:
-    from hesplit_native import nn
+    from hesplit_native import nn as nn
 
 __all__ = [
     "DataError",

@@ -90,6 +90,14 @@ class LinearClient:
         """
         return self._native.decrypt(reply)
 
+    def clip_counted(self, x: ArrayT) -> ArrayT:
+        """`clip`, with the rows counted in `clipped`; x itself when `encrypt` is to refuse it."""
+        if self.on_overflow == "raise" or not np.isfinite(_numpy(x)).all():
+            return x
+        inside, count = self.clip(x)
+        self.clipped += count
+        return inside
+
     def clip(self, x: ArrayT) -> tuple[ArrayT, int]:
         """x within the agreed ranges, and how many of its rows had to change; x itself when none had to.
 

@@ -1,0 +1,172 @@
+"""The messages of the protocols: a fixed header, then a validated body.
+
+    header   magic "HESL", version u16, type u16, step u64          (little endian, 16 bytes)
+    matrix   dtype u8, dimensions u8 (= 2), zero u16, rows u32, columns u32, then the raw values, row-major
+    text     length u32, then UTF-8
+    blob     the rest of the body: ciphertexts and public material, validated by the core
+
+`step` counts the requests of a session from 0; a reply carries the step of its request. Everything that is
+read here comes from a peer: whatever is not exactly as expected is a `WireError` before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hesplit_native.errors import RangeError, WireError
+
+MAGIC = b"HESL"
+VERSION = 1
+
+_HEADER = struct.Struct("<4sHHQ")
+_MATRIX = struct.Struct("<BBHII")
+_LENGTH = struct.Struct("<I")
+_FLOAT32 = 1
+_MAX_TEXT = 1 << 16
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class MessageType(IntEnum):
+    """What a message is, and so what its body holds."""
+
+    HELLO = 1  # text (the session as the client sees it), blob (public material, may be empty)
+    WELCOME = 2  # text (the session as the server sees it)
+    FORWARD = 3  # activations: a matrix (plain) or a blob (encrypted); a BACKWARD must follow
+    LOGITS = 4  # a matrix or a blob
+    BACKWARD = 5  # gradient at the logits; splitways: then the weight gradient
+    INPUT_GRADIENT = 6  # a matrix
+    EVALUATE = 7  # as FORWARD, but nothing is learnt from it
+    END = 8  # empty
+    SUMMARY = 9  # text: the server's seconds by phase
+    ERROR = 10  # text: why the sender ends the session
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message whose header has been checked, with its body still to be read."""
+
+    type: MessageType
+    step: int
+    body: memoryview
+
+
+def pack(kind: MessageType, step: int, *parts: bytes | memoryview) -> bytes:
+    """A whole message from the parts of its body."""
+    return b"".join((_HEADER.pack(MAGIC, VERSION, kind, step), *parts))
+
+
+def unpack(data: bytes) -> Message:
+    """Check the header of `data`; the body is a view into it, not a copy."""
+    if len(data) < _HEADER.size:
+        raise WireError(f"a message of {len(data)} bytes is shorter than its header ({_HEADER.size} bytes)")
+    magic, version, kind, step = _HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise WireError("these bytes are no message of hesplit_native (wrong magic number)")
+    if version != VERSION:
+        raise WireError(
+            f"the peer speaks version {version} of the messages, this side version {VERSION}: "
+            "install the same hesplit_native at both ends"
+        )
+    try:
+        return Message(MessageType(kind), step, memoryview(data)[_HEADER.size :])
+    except ValueError:
+        raise WireError(f"unknown message type {kind}") from None
+
+
+def matrix(values: Float32Array, name: str) -> bytes:
+    """The part of a body that holds a float32 matrix [rows, columns]; `RangeError` for NaN or Inf."""
+    rows, columns = values.shape
+    _check_finite(values, name)
+    return _MATRIX.pack(_FLOAT32, 2, 0, rows, columns) + values.astype("<f4", copy=False).tobytes()
+
+
+def take_matrix(
+    body: memoryview, name: str, *, rows: range, columns: int
+) -> tuple[Float32Array, memoryview]:
+    """Read a matrix from the front of `body`.
+
+    Parameters
+    ----------
+    body : memoryview
+        What is left of a message.
+    name : str
+        What the matrix is, for errors.
+    rows : range
+        The numbers of rows that are acceptable here.
+    columns : int
+        The number of columns agreed.
+
+    Returns
+    -------
+    values : ndarray of float32, [rows, columns]
+        A read-only view into the message.
+    rest : memoryview
+        The body after it.
+    """
+    if len(body) < _MATRIX.size:
+        raise WireError(f"{name}: the message ends before the matrix begins")
+    dtype, dimensions, zero, height, width = _MATRIX.unpack_from(body)
+    if dtype != _FLOAT32 or dimensions != 2 or zero != 0:
+        raise WireError(
+            f"{name}: expected a float32 matrix (codes {_FLOAT32}, 2, 0), got codes {dtype}, {dimensions}, {zero}"
+        )
+    if height not in rows or width != columns:
+        expected = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
+        raise WireError(f"{name}: expected [{expected}, {columns}], got [{height}, {width}]")
+    size = 4 * height * width
+    if len(body) - _MATRIX.size < size:
+        raise WireError(f"{name}: {size} bytes of values announced, {len(body) - _MATRIX.size} there")
+    values = np.frombuffer(body, dtype="<f4", count=height * width, offset=_MATRIX.size)
+    _check_finite(values, name)
+    return values.reshape(height, width), body[_MATRIX.size + size :]
+
+
+def take_nothing(rest: memoryview, name: str) -> None:
+    """Insist that a body has been read to its end."""
+    if len(rest):
+        raise WireError(f"{name}: {len(rest)} bytes too many at the end of the message")
+
+
+def text(value: str) -> bytes:
+    """The part of a body that holds text."""
+    encoded = value.encode()
+    return _LENGTH.pack(len(encoded)) + encoded
+
+
+def take_text(body: memoryview, name: str) -> tuple[str, memoryview]:
+    """Read text from the front of `body`: the text, and the body after it."""
+    if len(body) < _LENGTH.size:
+        raise WireError(f"{name}: the message ends before the text begins")
+    (length,) = _LENGTH.unpack_from(body)
+    if length > min(_MAX_TEXT, len(body) - _LENGTH.size):
+        raise WireError(f"{name}: a text of {length} bytes is too long for its message")
+    end = _LENGTH.size + length
+    try:
+        return str(body[_LENGTH.size : end], "utf-8"), body[end:]
+    except UnicodeDecodeError:
+        raise WireError(f"{name}: the text is not UTF-8") from None
+
+
+def take_json(body: memoryview, name: str) -> tuple[dict[str, Any], memoryview]:
+    """Read text that holds a JSON object from the front of `body`."""
+    content, rest = take_text(body, name)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        raise WireError(f"{name}: the text is not JSON") from None
+    if not isinstance(value, dict):
+        raise WireError(f"{name}: expected a JSON object")
+    return value, rest
+
+
+def _check_finite(values: Float32Array, name: str) -> None:
+    if not np.isfinite(values).all():
+        raise RangeError(f"{name}: contains NaN or Inf (a lower learning rate may help)")

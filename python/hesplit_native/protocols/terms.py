@@ -1,0 +1,93 @@
+"""What client and server agree on before the first batch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from hesplit_native.errors import ProtocolError, WireError
+
+Protocol = Literal["local", "plain", "splitways"]
+ServerOptimizer = Literal["adam", "sgd"]
+
+# Larger layers and batches are refused before any memory is taken for them.
+MAX_FEATURES = 65536
+MAX_ROWS = 65536
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The hyperparameters of one session (Split Ways, algorithms 1 and 3: eta, n, N, E), the layer and the parameters.
+
+    `batches` is the number of batches of an epoch; 0 in `batches` and `epochs` means open-ended. `parameter_hash` is empty
+    without encryption.
+    """
+
+    protocol: str
+    in_features: int
+    out_features: int
+    batch_size: int
+    batches: int
+    epochs: int
+    learning_rate: float
+    server_optimizer: str
+    weight_seed: int
+    parameter_hash: str = ""
+
+    def to_json(self) -> str:
+        """The text that travels in the handshake."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Terms:
+        """Validate what a peer sent; raises WireError for missing, unknown or absurd values."""
+        expected = {f.name: f.type for f in fields(cls)}
+        if set(values) != set(expected):
+            raise WireError(f"handshake: expected the fields {sorted(expected)}, got {sorted(values)}")
+        kinds: dict[Any, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+        for name, kind in expected.items():
+            if not isinstance(values[name], kinds[kind]) or isinstance(values[name], bool):
+                raise WireError(f"handshake: {name} has the wrong type")
+        terms = cls(**values)
+        limits = {
+            "in_features": (1, MAX_FEATURES),
+            "out_features": (1, MAX_FEATURES),
+            "batch_size": (1, MAX_ROWS),
+            "batches": (0, 2**40),
+            "epochs": (0, 2**20),
+            "learning_rate": (0.0, 1e3),
+            "weight_seed": (0, 2**63 - 1),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(terms, name) <= high:
+                raise WireError(f"handshake: {name} must be between {low} and {high}")
+        if terms.protocol not in ("plain", "splitways"):
+            raise WireError("handshake: this server speaks the protocols plain and splitways")
+        if terms.server_optimizer not in get_args(ServerOptimizer):
+            raise WireError("handshake: server_optimizer must be adam or sgd")
+        return terms
+
+    def check_agreement(self, other: Terms) -> None:
+        """Raise ProtocolError naming the first field on which both sides differ."""
+        for f in fields(self):
+            ours, theirs = getattr(self, f.name), getattr(other, f.name)
+            if ours != theirs:
+                raise ProtocolError(f"handshake: {f.name} is {ours} here and {theirs} at the peer")
+
+
+def initial_linear(terms: Terms) -> nn.Linear:
+    """The linear layer in the state that every protocol starts from under one seed; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(terms.weight_seed)
+        return nn.Linear(terms.in_features, terms.out_features)
+
+
+def make_optimizer(name: str, parameters: Any, learning_rate: float) -> torch.optim.Optimizer:
+    """Adam or plain mini-batch gradient descent."""
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    return torch.optim.SGD(parameters, lr=learning_rate)
