@@ -38,9 +38,7 @@ def extension() -> Path:
 def run_recipe(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run CMake code that uses the functions of fetch.cmake, in script mode."""
     file = folder / "recipe.cmake"
-    file.write_text(
-        f'cmake_minimum_required(VERSION 3.25)\ninclude("{RECIPE}/fetch.cmake")\n{script}\n'
-    )
+    file.write_text(f'cmake_minimum_required(VERSION 3.25)\ninclude("{RECIPE}/fetch.cmake")\n{script}\n')
     return subprocess.run(
         [tool("cmake"), "-P", str(file)],
         capture_output=True,
@@ -60,9 +58,7 @@ class TestExtension:
         assert _core.__version__ == version("hesplit_native")
 
     def test_loads_no_seal_library(self, extension: Path) -> None:
-        listing = subprocess.run(
-            [tool("ldd"), str(extension)], capture_output=True, text=True, check=True
-        ).stdout
+        listing = subprocess.run([tool("ldd"), str(extension)], capture_output=True, text=True, check=True).stdout
         assert "libc" in listing
         assert not re.search(r"seal|gsl|libz|zstd|hexl", listing, re.IGNORECASE)
 
@@ -137,10 +133,6 @@ class TestRecipe:
             ),
         ],
     )
-    def test_finds_its_cache_folder(
-        self, tmp_path: Path, environment: dict[str, str], expected: str
-    ) -> None:
-        done = run_recipe(
-            'hesplit_seal_cache_dir(path)\nmessage("${path}")', tmp_path, **environment
-        )
+    def test_finds_its_cache_folder(self, tmp_path: Path, environment: dict[str, str], expected: str) -> None:
+        done = run_recipe('hesplit_seal_cache_dir(path)\nmessage("${path}")', tmp_path, **environment)
         assert done.stderr.strip() == expected

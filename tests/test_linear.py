@@ -17,9 +17,7 @@ EXPLICIT = {
     "blocks-1-prime": hn.Parameters(ring_degree=2048, modulus_bits=[53], scale=2.0**20),
     "blocks-2-primes": hn.Parameters(ring_degree=4096, modulus_bits=[50, 50], scale=2.0**40),
     "blocks-3-primes": hn.Parameters(ring_degree=8192, modulus_bits=[60, 60, 60], scale=2.0**50),
-    "slots-8192-40": hn.Parameters(
-        ring_degree=8192, modulus_bits=[60, 40, 40, 60], scale=2.0**40, packing="slots"
-    ),
+    "slots-8192-40": hn.Parameters(ring_degree=8192, modulus_bits=[60, 40, 40, 60], scale=2.0**40, packing="slots"),
     "slots-8192-21": hn.Parameters(
         ring_degree=8192,
         modulus_bits=[40, 21, 21, 40],
@@ -76,9 +74,7 @@ shapes = st.tuples(st.integers(1, 300), st.integers(1, 3000), st.integers(1, 200
 def test_recommended_sets_keep_the_error_bound(shape, packing, seed):
     n, d, o = shape
     rng = np.random.default_rng(seed)
-    params = hn.Parameters.recommend(
-        in_features=d, out_features=o, batch_size=n, packing=packing, weight_norm=4.0
-    )
+    params = hn.Parameters.recommend(in_features=d, out_features=o, batch_size=n, packing=packing, weight_norm=4.0)
     assert params.error_bound <= 1e-3
     x, w, b = random_layer(rng, n, d, o, norm=4.0, rms=4.0)
     client, server = make_layer(params, d, o, w, b)
@@ -106,9 +102,7 @@ def test_explicit_sets_keep_the_error_bound(n, d, o, name, seed):
 @pytest.mark.parametrize("packing", ["blocks", "slots"])
 def test_batches_larger_than_the_ring_are_split(packing):
     rng = np.random.default_rng(1)
-    params = hn.Parameters.recommend(
-        in_features=6, out_features=3, batch_size=64, packing=packing, weight_norm=4.0
-    )
+    params = hn.Parameters.recommend(in_features=6, out_features=3, batch_size=64, packing=packing, weight_norm=4.0)
     x, w, b = random_layer(rng, 5000, 6, 3, norm=4.0, rms=2.0)
     client, server = make_layer(params, 6, 3, w, b)
     assert_close(client.decrypt(server.forward(client.encrypt(x))), x, w, b, params.error_bound)
@@ -153,9 +147,7 @@ def test_observed_errors_are_not_far_below_the_bound(packing):
     params = hn.Parameters.recommend(in_features=256, out_features=5, batch_size=4, packing=packing)
     x, w, b = random_layer(rng, 400, 256, 5, norm=12.0, rms=4.0)
     client, server = make_layer(params, 256, 5, w, b)
-    worst = assert_close(
-        client.decrypt(server.forward(client.encrypt(x))), x, w, b, params.error_bound
-    )
+    worst = assert_close(client.decrypt(server.forward(client.encrypt(x))), x, w, b, params.error_bound)
     assert worst >= params.error_bound / 25
 
 
@@ -165,15 +157,11 @@ def test_set_weight_takes_effect_and_a_refused_one_leaves_the_old():
     x, w, b = random_layer(rng, 2, 20, 3, norm=4.0, rms=2.0)
     client, server = make_layer(params, 20, 3, w, b)
     server.set_weight(-w, None)
-    assert_close(
-        client.decrypt(server.forward(client.encrypt(x))), x, -w, None, params.error_bound
-    )
+    assert_close(client.decrypt(server.forward(client.encrypt(x))), x, -w, None, params.error_bound)
     for bad, error in [(w * 1e9, hn.RangeError), (w * np.nan, hn.RangeError)]:
         with pytest.raises(error):
             server.set_weight(bad, b)
-    assert_close(
-        client.decrypt(server.forward(client.encrypt(x))), x, -w, None, params.error_bound
-    )
+    assert_close(client.decrypt(server.forward(client.encrypt(x))), x, -w, None, params.error_bound)
 
 
 def test_arrays_and_tensors_of_both_float_types():

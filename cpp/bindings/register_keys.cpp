@@ -20,21 +20,28 @@ py::object refuse(const std::shared_ptr<const SecretKey>&, const py::args&) {
 
 void register_keys(py::module_& module) {
     py::class_<SecretKey, std::shared_ptr<SecretKey>>(module, "SecretKey")
-        .def_static("generate",
-                    [](const Parameters& parameters) {
-                        py::gil_scoped_release release;
-                        return std::const_pointer_cast<SecretKey>(SecretKey::generate(parameters));
-                    },
-                    py::arg("parameters"))
+        .def_static(
+            "generate",
+            [](const Parameters& parameters) {
+                py::gil_scoped_release release;
+                return std::const_pointer_cast<SecretKey>(SecretKey::generate(parameters));
+            },
+            py::arg("parameters"))
         .def_property_readonly("parameters", &SecretKey::parameters)
-        .def_property_readonly("id", [](const SecretKey& key) { return py::bytes(reinterpret_cast<const char*>(key.id().data()), key.id().size()); })
+        .def_property_readonly("id",
+                               [](const SecretKey& key) {
+                                   return py::bytes(reinterpret_cast<const char*>(key.id().data()), key.id().size());
+                               })
         // A bytearray, which the caller can and must overwrite.
         .def("to_bytearray",
              [](const SecretKey& key) {
                  const SecretBuffer<std::uint8_t> bytes = key.bytes();
                  return py::bytearray(reinterpret_cast<const char*>(bytes.data()), bytes.size());
              })
-        .def_static("from_bytes", [](const py::buffer& bytes) { return std::const_pointer_cast<SecretKey>(SecretKey::parse(Bytes(bytes).view())); })
+        .def_static("from_bytes",
+                    [](const py::buffer& bytes) {
+                        return std::const_pointer_cast<SecretKey>(SecretKey::parse(Bytes(bytes).view()));
+                    })
         .def("__reduce_ex__", &refuse)
         .def("__copy__", &refuse)
         .def("__deepcopy__", &refuse);

@@ -31,23 +31,26 @@ Security security_of(const std::string& name) {
     throw ParameterError("security must be \"standard\" or \"paper\", got \"" + name + "\"");
 }
 
-Parameters make(std::size_t ring_degree, std::vector<int> modulus_bits, double scale, const std::string& packing, const std::string& security,
-                double activation_bound, double activation_norm, double error_bound, std::size_t batch_size) {
-    return Parameters({ring_degree, std::move(modulus_bits), scale, packing_of(packing), security_of(security), activation_bound,
-                       activation_norm, error_bound, batch_size});
+Parameters make(std::size_t ring_degree, std::vector<int> modulus_bits, double scale, const std::string& packing,
+                const std::string& security, double activation_bound, double activation_norm, double error_bound,
+                std::size_t batch_size) {
+    return Parameters({ring_degree, std::move(modulus_bits), scale, packing_of(packing), security_of(security),
+                       activation_bound, activation_norm, error_bound, batch_size});
 }
 
 // What planning needs of one choice of primes: layouts and scales, without a key.
 class Planner {
-public:
-    Planner(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples, double weight_norm)
+  public:
+    Planner(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples,
+            double weight_norm)
         : choice_(parameters.choice()), features_(features), samples_(samples) {
         norms_.largest = norms_.l2 = weight_norm;
         norms_.reach = choice_.activation_norm * weight_norm;
         if (parameters.packing() == Packing::blocks) {
             ring_ = std::make_unique<Ring>(parameters.ring_degree(), parameters.primes());
             codec_ = std::make_unique<RequestCodec>(*ring_, dropped_bits(*ring_));
-            blocks_ = plan_blocks(ring_->degree(), features, outputs, samples, codec_->bits_per_coefficient(), kTypicalReplyBits);
+            blocks_ = plan_blocks(ring_->degree(), features, outputs, samples, codec_->bits_per_coefficient(),
+                                  kTypicalReplyBits);
             norms_.group_l2 = weight_norm * std::sqrt(static_cast<double>(blocks_.per_product()));
         } else {
             slot_ring_ = std::make_unique<SlotRing>(parameters);
@@ -60,7 +63,8 @@ public:
     Scaling scaling(double scale) const {
         ParameterChoice choice = choice_;
         choice.scale = scale;
-        return ring_ ? scale_blocks(choice, *ring_, norms_, features_, {}) : scale_slots(choice, *slot_ring_, norms_, slots_);
+        return ring_ ? scale_blocks(choice, *ring_, norms_, features_, {})
+                     : scale_slots(choice, *slot_ring_, norms_, slots_);
     }
 
     // The power of two with the shortest reply, among those the one with the least error; 0 if none keeps the bound.
@@ -111,7 +115,7 @@ public:
         return result;
     }
 
-private:
+  private:
     ParameterChoice choice_;
     std::size_t features_;
     std::size_t samples_;
@@ -123,38 +127,51 @@ private:
     SlotLayout slots_;
 };
 
-py::dict estimate(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples, double weight_norm) {
+py::dict estimate(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples,
+                  double weight_norm) {
     return Planner(parameters, features, outputs, samples, weight_norm).describe();
 }
 
-double best_scale(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples, double weight_norm) {
+double best_scale(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples,
+                  double weight_norm) {
     return Planner(parameters, features, outputs, samples, weight_norm).best_scale();
 }
 
-py::bytes to_bytes(const std::vector<std::uint8_t>& bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
+py::bytes to_bytes(const std::vector<std::uint8_t>& bytes) {
+    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
 
 }  // namespace
 
 void register_parameters(py::module_& module) {
     module.def("max_modulus_bits", &max_modulus_bits, py::arg("ring_degree"));
     py::class_<Parameters>(module, "Parameters")
-        .def(py::init(&make), py::kw_only(), py::arg("ring_degree"), py::arg("modulus_bits"), py::arg("scale"), py::arg("packing"),
-             py::arg("security"), py::arg("activation_bound"), py::arg("activation_norm"), py::arg("error_bound"), py::arg("batch_size"))
+        .def(py::init(&make), py::kw_only(), py::arg("ring_degree"), py::arg("modulus_bits"), py::arg("scale"),
+             py::arg("packing"), py::arg("security"), py::arg("activation_bound"), py::arg("activation_norm"),
+             py::arg("error_bound"), py::arg("batch_size"))
         .def_property_readonly("ring_degree", &Parameters::ring_degree)
         .def_property_readonly("modulus_bits", [](const Parameters& p) { return p.choice().modulus_bits; })
         .def_property_readonly("scale", [](const Parameters& p) { return p.choice().scale; })
-        .def_property_readonly("packing", [](const Parameters& p) { return p.packing() == Packing::blocks ? "blocks" : "slots"; })
-        .def_property_readonly("security", [](const Parameters& p) { return p.choice().security == Security::standard ? "standard" : "paper"; })
+        .def_property_readonly("packing",
+                               [](const Parameters& p) { return p.packing() == Packing::blocks ? "blocks" : "slots"; })
+        .def_property_readonly(
+            "security",
+            [](const Parameters& p) { return p.choice().security == Security::standard ? "standard" : "paper"; })
         .def_property_readonly("activation_bound", [](const Parameters& p) { return p.choice().activation_bound; })
         .def_property_readonly("activation_norm", [](const Parameters& p) { return p.choice().activation_norm; })
         .def_property_readonly("error_bound", [](const Parameters& p) { return p.choice().error_bound; })
         .def_property_readonly("batch_size", [](const Parameters& p) { return p.choice().batch_size; })
         .def_property_readonly("primes", &Parameters::primes)
-        .def_property_readonly("hash", [](const Parameters& p) { return py::bytes(reinterpret_cast<const char*>(p.hash().data()), p.hash().size()); })
+        .def_property_readonly("hash",
+                               [](const Parameters& p) {
+                                   return py::bytes(reinterpret_cast<const char*>(p.hash().data()), p.hash().size());
+                               })
         .def("to_bytes", [](const Parameters& p) { return to_bytes(p.bytes()); })
         .def_static("from_bytes", [](const py::buffer& bytes) { return Parameters::parse(Bytes(bytes).view()); })
-        .def("best_scale", &best_scale, py::arg("features"), py::arg("outputs"), py::arg("samples"), py::arg("weight_norm"))
-        .def("estimate", &estimate, py::arg("features"), py::arg("outputs"), py::arg("samples"), py::arg("weight_norm"));
+        .def("best_scale", &best_scale, py::arg("features"), py::arg("outputs"), py::arg("samples"),
+             py::arg("weight_norm"))
+        .def("estimate", &estimate, py::arg("features"), py::arg("outputs"), py::arg("samples"),
+             py::arg("weight_norm"));
 }
 
 }  // namespace hesplit

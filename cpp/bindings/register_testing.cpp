@@ -19,7 +19,8 @@ namespace {
 
 using Residues = py::array_t<std::uint64_t, py::array::c_style>;
 
-py::bytes chacha20(const std::string& key, const std::array<std::uint32_t, 3>& nonce, std::uint32_t counter, std::size_t blocks) {
+py::bytes chacha20(const std::string& key, const std::array<std::uint32_t, 3>& nonce, std::uint32_t counter,
+                   std::size_t blocks) {
     if (key.size() != 32) {
         throw ParameterError("a ChaCha20 key has 32 bytes");
     }
@@ -74,7 +75,8 @@ Residues switch_to_bits(const std::vector<std::uint64_t>& primes, const Residues
 
 py::bytes pack(const Residues& values, int bits) {
     std::string out(packed_bytes(static_cast<std::size_t>(values.size()), bits), '\0');
-    pack_bits({values.data(), static_cast<std::size_t>(values.size())}, bits, reinterpret_cast<std::uint8_t*>(out.data()));
+    pack_bits({values.data(), static_cast<std::size_t>(values.size())}, bits,
+              reinterpret_cast<std::uint8_t*>(out.data()));
     return {out};
 }
 

@@ -60,7 +60,7 @@ struct Job {
 };
 
 class Pool {
-public:
+  public:
     explicit Pool(std::size_t workers) {
         threads_.reserve(workers);
         for (std::size_t i = 0; i < workers; ++i) {
@@ -97,7 +97,7 @@ public:
         job_ = nullptr;
     }
 
-private:
+  private:
     void loop() {
         std::size_t seen = 0;
         for (;;) {
@@ -130,7 +130,8 @@ private:
     bool stop_ = false;
 };
 
-// The pool and the lock that one loop at a time holds. Leaked on purpose: threads must not be joined while the process exits.
+// The pool and the lock that one loop at a time holds. Leaked on purpose: threads must not be joined while the process
+// exits.
 struct Shared {
     std::mutex busy;
     std::unique_ptr<Pool> pool;
@@ -169,7 +170,9 @@ void set_num_threads(std::size_t count) {
     thread_setting().store(count);
 }
 
-std::size_t num_threads() { return thread_setting().load(); }
+std::size_t num_threads() {
+    return thread_setting().load();
+}
 
 void parallel_for(std::size_t count, const std::function<void(std::size_t)>& body) {
     const std::size_t threads = std::min(num_threads(), count);

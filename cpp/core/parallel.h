@@ -11,8 +11,8 @@ namespace hesplit {
 void set_num_threads(std::size_t count);
 std::size_t num_threads();
 
-// Calls body(i) for every i in [0, count), in any order and possibly at the same time; returns when all are done. The first
-// exception is rethrown. A loop inside a loop, or a second loop started while the pool is busy, runs in its own
+// Calls body(i) for every i in [0, count), in any order and possibly at the same time; returns when all are done. The
+// first exception is rethrown. A loop inside a loop, or a second loop started while the pool is busy, runs in its own
 // thread, so calls from several threads are safe.
 void parallel_for(std::size_t count, const std::function<void(std::size_t)>& body);
 

@@ -25,18 +25,21 @@ std::string join(const std::vector<int>& values) {
     return text + "]";
 }
 
-bool positive(double value) { return std::isfinite(value) && value > 0; }
+bool positive(double value) {
+    return std::isfinite(value) && value > 0;
+}
 
 void check_modulus(const ParameterChoice& choice) {
     const int limit = max_modulus_bits(choice.ring_degree);
     if (limit == 0) {
-        throw ParameterError("ring_degree must be 1024, 2048, 4096, 8192, 16384 or 32768, got " + std::to_string(choice.ring_degree));
+        throw ParameterError("ring_degree must be 1024, 2048, 4096, 8192, 16384 or 32768, got " +
+                             std::to_string(choice.ring_degree));
     }
     const std::size_t least = choice.packing == Packing::slots ? 2 : 1;
     if (choice.modulus_bits.size() < least || choice.modulus_bits.size() > kMaxPrimes) {
         throw ParameterError(std::string("modulus_bits needs ") + (least == 2 ? "2" : "1") + " to 32 primes" +
-                             (least == 2 ? " with packing=\"slots\" (the last one is for key switching)" : "") + ", got " +
-                             join(choice.modulus_bits));
+                             (least == 2 ? " with packing=\"slots\" (the last one is for key switching)" : "") +
+                             ", got " + join(choice.modulus_bits));
     }
     int total = 0;
     for (const int bits : choice.modulus_bits) {
@@ -46,10 +49,11 @@ void check_modulus(const ParameterChoice& choice) {
         total += bits;
     }
     if (total > limit && choice.security != Security::paper) {
-        throw ParameterError("modulus_bits " + join(choice.modulus_bits) + " sum to " + std::to_string(total) + " bits, but " +
-                             std::to_string(choice.ring_degree) + " is 128-bit secure only up to " + std::to_string(limit) +
-                             " bits (2024 guideline, ternary secret). Choose a smaller modulus or a larger ring degree; to run a "
-                             "published set all the same, pass security=\"paper\"");
+        throw ParameterError(
+            "modulus_bits " + join(choice.modulus_bits) + " sum to " + std::to_string(total) + " bits, but " +
+            std::to_string(choice.ring_degree) + " is 128-bit secure only up to " + std::to_string(limit) +
+            " bits (2024 guideline, ternary secret). Choose a smaller modulus or a larger ring degree; to run a "
+            "published set all the same, pass security=\"paper\"");
     }
 }
 
@@ -76,13 +80,14 @@ std::vector<std::uint64_t> find_primes(const ParameterChoice& choice) {
         }
     } catch (const std::exception&) {
         throw ParameterError("there are not enough primes of " + join(choice.modulus_bits) + " bits for ring degree " +
-                             std::to_string(choice.ring_degree) + " (each must be 1 modulo " + std::to_string(2 * choice.ring_degree) + ")");
+                             std::to_string(choice.ring_degree) + " (each must be 1 modulo " +
+                             std::to_string(2 * choice.ring_degree) + ")");
     }
     return primes;
 }
 
-// The canonical layout: version, packing, security, prime count (1 byte each), prime sizes (1 byte each), then ring degree, batch
-// size (8 bytes each) and four doubles.
+// The canonical layout: version, packing, security, prime count (1 byte each), prime sizes (1 byte each), then ring
+// degree, batch size (8 bytes each) and four doubles.
 struct Writer {
     std::vector<std::uint8_t> bytes;
     void u8(std::uint8_t value) { bytes.push_back(value); }
@@ -117,13 +122,20 @@ double read_f64(const std::uint8_t* in) {
 
 int max_modulus_bits(std::size_t ring_degree) {
     switch (ring_degree) {
-        case 1024: return 26;
-        case 2048: return 53;
-        case 4096: return 106;
-        case 8192: return 214;
-        case 16384: return 430;
-        case 32768: return 868;
-        default: return 0;
+        case 1024:
+            return 26;
+        case 2048:
+            return 53;
+        case 4096:
+            return 106;
+        case 8192:
+            return 214;
+        case 16384:
+            return 430;
+        case 32768:
+            return 868;
+        default:
+            return 0;
     }
 }
 
@@ -156,7 +168,9 @@ std::vector<std::uint64_t> Parameters::data_primes() const {
     return primes;
 }
 
-int Parameters::total_bits() const { return std::accumulate(choice_.modulus_bits.begin(), choice_.modulus_bits.end(), 0); }
+int Parameters::total_bits() const {
+    return std::accumulate(choice_.modulus_bits.begin(), choice_.modulus_bits.end(), 0);
+}
 
 std::vector<std::uint8_t> Parameters::bytes() const {
     Writer writer;

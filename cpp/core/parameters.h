@@ -33,7 +33,7 @@ struct ParameterChoice {
 };
 
 class Parameters {
-public:
+  public:
     // Checks the choice and finds the primes. Throws ParameterError.
     explicit Parameters(ParameterChoice choice);
 
@@ -45,20 +45,21 @@ public:
     std::vector<std::uint64_t> data_primes() const;
     int total_bits() const;
 
-    // The canonical bytes (little endian, fixed layout) and back; parse validates like the constructor. Throws WireError.
+    // The canonical bytes (little endian, fixed layout) and back; parse validates like the constructor. Throws
+    // WireError.
     std::vector<std::uint8_t> bytes() const;
     static Parameters parse(View<const std::uint8_t> bytes);
     // The first 16 bytes of BLAKE2b over the canonical bytes and the primes.
     const ParameterHash& hash() const { return hash_; }
 
-private:
+  private:
     ParameterChoice choice_;
     std::vector<std::uint64_t> primes_;
     ParameterHash hash_{};
 };
 
-// The largest log2 of the whole modulus for 128-bit security with a ternary secret (2024 security guidelines), or 0 for a
-// ring degree that is not supported.
+// The largest log2 of the whole modulus for 128-bit security with a ternary secret (2024 security guidelines), or 0 for
+// a ring degree that is not supported.
 int max_modulus_bits(std::size_t ring_degree);
 
 }  // namespace hesplit

@@ -23,7 +23,8 @@ void os_random(void* memory, std::size_t size) {
             if (errno == EINTR) {
                 continue;
             }
-            throw Error("the operating system's random generator (getrandom) failed; no key or ciphertext can be made safely");
+            throw Error(
+                "the operating system's random generator (getrandom) failed; no key or ciphertext can be made safely");
         }
         out += got;
         size -= static_cast<std::size_t>(got);
@@ -136,7 +137,9 @@ ChaCha20::ChaCha20(const std::uint8_t key[32], const std::array<std::uint32_t, 3
 ChaCha20::ChaCha20(const std::uint8_t key[32], Domain domain, std::uint32_t index, std::uint32_t row)
     : ChaCha20(key, {static_cast<std::uint32_t>(domain), index, row}, 0) {}
 
-ChaCha20::~ChaCha20() { secure_zero(state_, sizeof(state_)); }
+ChaCha20::~ChaCha20() {
+    secure_zero(state_, sizeof(state_));
+}
 
 void ChaCha20::blocks(std::uint8_t* out, std::size_t size) {
     constexpr std::size_t kChunk = 64 * kLanes;
@@ -159,7 +162,7 @@ namespace {
 
 // Reads 64-bit little-endian words from the stream, a chunk at a time.
 class Words {
-public:
+  public:
     explicit Words(ChaCha20& stream) : stream_(stream) {}
     ~Words() { secure_zero(bytes_, sizeof(bytes_)); }
     Words(const Words&) = delete;
@@ -174,7 +177,7 @@ public:
         return std::uint64_t{load32(in)} | std::uint64_t{load32(in + 4)} << 32;
     }
 
-private:
+  private:
     static constexpr std::size_t kWords = 128;
     ChaCha20& stream_;
     alignas(kAlignment) std::uint8_t bytes_[8 * kWords];
@@ -216,7 +219,8 @@ void sample_noise(ChaCha20& stream, std::int8_t* out, std::size_t count) {
     Words words(stream);
     for (std::size_t i = 0; i < count; ++i) {
         const std::uint64_t coins = words.next();
-        out[i] = static_cast<std::int8_t>(static_cast<int>(count_ones_21(coins)) - static_cast<int>(count_ones_21(coins >> 21)));
+        out[i] = static_cast<std::int8_t>(static_cast<int>(count_ones_21(coins)) -
+                                          static_cast<int>(count_ones_21(coins >> 21)));
     }
 }
 

@@ -26,9 +26,10 @@ Id random_id();
 // Separates the streams that are expanded from one seed.
 enum class Domain : std::uint32_t { uniform = 1, noise = 2, secret = 3 };
 
-// The ChaCha20 key stream of RFC 8439 section 2.4 (block counter from 0) under the nonce (domain, index, row), little endian.
+// The ChaCha20 key stream of RFC 8439 section 2.4 (block counter from 0) under the nonce (domain, index, row), little
+// endian.
 class ChaCha20 {
-public:
+  public:
     ChaCha20(const std::uint8_t key[32], Domain domain, std::uint32_t index, std::uint32_t row);
     ChaCha20(const std::uint8_t key[32], const std::array<std::uint32_t, 3>& nonce, std::uint32_t counter);
     ~ChaCha20();
@@ -38,7 +39,7 @@ public:
     // Writes the next `size` bytes of the stream; size is a multiple of 64.
     void blocks(std::uint8_t* out, std::size_t size);
 
-private:
+  private:
     std::uint32_t state_[16];
 };
 

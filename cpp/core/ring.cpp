@@ -37,7 +37,8 @@ Ring::Ring(std::size_t degree, const std::vector<std::uint64_t>& primes) : degre
             // The global pool: tables are shared by threads, thread-local pools must not be.
             tables_.emplace_back(power, seal::Modulus(prime), seal::MemoryPoolHandle::Global());
         } catch (const std::exception&) {
-            throw ParameterError("prime " + std::to_string(prime) + " does not fit ring degree " + std::to_string(degree));
+            throw ParameterError("prime " + std::to_string(prime) + " does not fit ring degree " +
+                                 std::to_string(degree));
         }
         modulus_value_ *= static_cast<double>(prime);
     }
@@ -199,7 +200,8 @@ void Ring::add_small(View<const std::int8_t> coefficients, std::uint64_t* poly) 
         for (std::size_t i = 0; i < degree_; ++i) {
             const auto value = static_cast<std::int64_t>(coefficients[i]);
             // In [0, q): value, or value + q when negative. Then one conditional subtraction, both without a branch.
-            const std::uint64_t small = static_cast<std::uint64_t>(value) + (static_cast<std::uint64_t>(value >> 63) & q);
+            const std::uint64_t small =
+                static_cast<std::uint64_t>(value) + (static_cast<std::uint64_t>(value >> 63) & q);
             const std::uint64_t sum = out[i] + small;
             out[i] = std::min(sum, sum - q);
         }
@@ -207,8 +209,8 @@ void Ring::add_small(View<const std::int8_t> coefficients, std::uint64_t* poly) 
 }
 
 std::uint64_t Ring::switch_one(const std::uint64_t* coefficients, std::size_t position, int bits) const {
-    // v / q modulo 1 is the sum over rows of t / q_row with t = v * (q / q_row)^-1 mod q_row: 64 bits after the binary point of
-    // each, cut off, added with wrap-around. floor(2^128 / q_row) is SEAL's Barrett constant.
+    // v / q modulo 1 is the sum over rows of t / q_row with t = v * (q / q_row)^-1 mod q_row: 64 bits after the binary
+    // point of each, cut off, added with wrap-around. floor(2^128 / q_row) is SEAL's Barrett constant.
     std::uint64_t fraction = 0;
     for (std::size_t row = 0; row < rows(); ++row) {
         std::uint64_t t = coefficients[row * degree_ + position];
@@ -222,7 +224,8 @@ std::uint64_t Ring::switch_one(const std::uint64_t* coefficients, std::size_t po
     return rounded >> (64 - bits);
 }
 
-void Ring::switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits, std::uint64_t* out) const {
+void Ring::switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits,
+                          std::uint64_t* out) const {
     for (std::size_t i = 0; i < positions.size; ++i) {
         out[i] = switch_one(coefficients, positions[i], bits);
     }

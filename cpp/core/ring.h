@@ -1,7 +1,8 @@
 // The ring R_q = Z_q[x]/(x^N + 1) with q a product of primes (residue number system).
 //
-// A polynomial is `rows() * degree()` residues, one row per prime, each row below its prime. "coefficients" and "NTT form" say
-// which representation a function takes; nothing is tracked at run time. This room is where faster kernels go.
+// A polynomial is `rows() * degree()` residues, one row per prime, each row below its prime. "coefficients" and "NTT
+// form" say which representation a function takes; nothing is tracked at run time. This room is where faster kernels
+// go.
 #pragma once
 
 #include <seal/util/ntt.h>
@@ -15,7 +16,7 @@
 namespace hesplit {
 
 class Ring {
-public:
+  public:
     // Throws ParameterError when a prime has no 2N-th root of unity.
     Ring(std::size_t degree, const std::vector<std::uint64_t>& primes);
 
@@ -54,11 +55,12 @@ public:
 
     // out[i] = round(2^bits * v / q) mod 2^bits for the coefficient v at positions[i]; 1 <= bits <= 62.
     // Off by at most 1/2 + rows() * 2^(bits-63) from the exact quotient.
-    void switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits, std::uint64_t* out) const;
+    void switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits,
+                        std::uint64_t* out) const;
     // The same for all coefficients.
     void switch_to_bits(const std::uint64_t* coefficients, int bits, std::uint64_t* out) const;
 
-private:
+  private:
     std::uint64_t switch_one(const std::uint64_t* coefficients, std::size_t position, int bits) const;
 
     std::size_t degree_;

@@ -86,8 +86,8 @@ EncryptionRandomness EncryptionRandomness::fresh() {
     return randomness;
 }
 
-void encrypt(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness, std::uint32_t index,
-             const std::uint64_t* message, std::uint64_t* c0, Buffer<std::uint64_t>& c1) {
+void encrypt(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
+             std::uint32_t index, const std::uint64_t* message, std::uint64_t* c0, Buffer<std::uint64_t>& c1) {
     c1.resize(ring.size());
     expand_uniform(ring, randomness.seed, index, c1.data());
     ring.multiply(c1.data(), secret.data(), c1.data());
@@ -114,9 +114,11 @@ PhaseDecryptor::PhaseDecryptor(const SecretKey& key)
     }
 }
 
-void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std::uint32_t> positions, std::uint64_t* out) const {
-    // Coefficient t of c1 * s is sum_i s_i * window[N - 1 + t - i] with window = (-c1[1..N-1], c1): a sliding inner product with s
-    // reversed. Sums wrap around modulo 2^64, which is exact for every smaller power of two. The branch-free sign keeps s out of timing.
+void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std::uint32_t> positions,
+                                    std::uint64_t* out) const {
+    // Coefficient t of c1 * s is sum_i s_i * window[N - 1 + t - i] with window = (-c1[1..N-1], c1): a sliding inner
+    // product with s reversed. Sums wrap around modulo 2^64, which is exact for every smaller power of two. The
+    // branch-free sign keeps s out of timing.
     SecretBuffer<std::uint64_t> window(2 * degree_);
     for (std::size_t i = 1; i < degree_; ++i) {
         window[i - 1] = std::uint64_t{0} - c1[i];
@@ -132,8 +134,10 @@ void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std
     }
 }
 
-void PhaseDecryptor::product_ntt(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits, std::uint64_t* out) const {
-    // With centred c1 the integer product is below N * 2^(bits-1) in absolute value, less than half the auxiliary prime.
+void PhaseDecryptor::product_ntt(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits,
+                                 std::uint64_t* out) const {
+    // With centred c1 the integer product is below N * 2^(bits-1) in absolute value, less than half the auxiliary
+    // prime.
     SecretBuffer<std::uint64_t> product(degree_);
     const std::uint64_t q = auxiliary_.prime(0);
     const std::uint64_t half = std::uint64_t{1} << (bits - 1);
@@ -151,8 +155,8 @@ void PhaseDecryptor::product_ntt(View<const std::uint64_t> c1, View<const std::u
     }
 }
 
-void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_t> c0, View<const std::uint32_t> positions, int bits,
-                           std::int64_t* out) const {
+void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_t> c0,
+                           View<const std::uint32_t> positions, int bits, std::int64_t* out) const {
     SecretBuffer<std::uint64_t> product(positions.size);
     const bool fits_auxiliary = bits + static_cast<int>(std::lround(std::log2(degree_))) < kAuxiliaryBits;
     if (positions.size <= kDirectPositions || !fits_auxiliary) {

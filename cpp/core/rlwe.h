@@ -17,7 +17,7 @@ namespace hesplit {
 
 // A ternary secret with its parameters and its random public identifier. Zeroed when freed.
 class SecretKey {
-public:
+  public:
     static std::shared_ptr<const SecretKey> generate(const Parameters& parameters);
 
     const Parameters& parameters() const { return parameters_; }
@@ -28,7 +28,7 @@ public:
     SecretBuffer<std::uint8_t> bytes() const;
     static std::shared_ptr<const SecretKey> parse(View<const std::uint8_t> bytes);
 
-private:
+  private:
     SecretKey(Parameters parameters, const Id& id, SecretBuffer<std::int8_t> coefficients);
 
     Parameters parameters_;
@@ -50,24 +50,25 @@ struct EncryptionRandomness {
     static EncryptionRandomness fresh();
 };
 
-// c0 of a fresh encryption of `message`, both coefficients; c0 may be `message`. `secret` is secret_in_ring; `c1` is scratch of
-// ring.size() residues. Never call it twice with the same randomness and index.
-void encrypt(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness, std::uint32_t index,
-             const std::uint64_t* message, std::uint64_t* c0, Buffer<std::uint64_t>& c1);
+// c0 of a fresh encryption of `message`, both coefficients; c0 may be `message`. `secret` is secret_in_ring; `c1` is
+// scratch of ring.size() residues. Never call it twice with the same randomness and index.
+void encrypt(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
+             std::uint32_t index, const std::uint64_t* message, std::uint64_t* c0, Buffer<std::uint64_t>& c1);
 
 // Decrypts replies whose modulus was switched to a power of two.
 class PhaseDecryptor {
-public:
+  public:
     explicit PhaseDecryptor(const SecretKey& key);
 
     // out[i] = c0[i] + (c1 * s)[positions[i]] mod 2^bits, centred: in [-2^(bits-1), 2^(bits-1)). c1 has all N
     // coefficients, c0 only those at `positions`. 1 <= bits <= 62.
-    void phase(View<const std::uint64_t> c1, View<const std::uint64_t> c0, View<const std::uint32_t> positions, int bits,
-               std::int64_t* out) const;
+    void phase(View<const std::uint64_t> c1, View<const std::uint64_t> c0, View<const std::uint32_t> positions,
+               int bits, std::int64_t* out) const;
 
-private:
+  private:
     void product_direct(View<const std::uint64_t> c1, View<const std::uint32_t> positions, std::uint64_t* out) const;
-    void product_ntt(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits, std::uint64_t* out) const;
+    void product_ntt(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits,
+                     std::uint64_t* out) const;
 
     std::size_t degree_;
     SecretBuffer<std::uint64_t> reversed_sign_;     // of s reversed: all ones where the coefficient is -1

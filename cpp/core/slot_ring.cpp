@@ -77,10 +77,12 @@ std::vector<double> SlotRing::decode(View<const std::int64_t> coefficients, int 
     return values;
 }
 
-std::uint32_t SlotRing::galois_element(int step) const { return context_.key_context_data()->galois_tool()->get_elt_from_step(step); }
+std::uint32_t SlotRing::galois_element(int step) const {
+    return context_.key_context_data()->galois_tool()->get_elt_from_step(step);
+}
 
-void SlotRing::make_rotation_key(const SecretKey& secret, int step, const EncryptionRandomness& randomness, std::uint32_t index,
-                                 std::uint64_t* c0) const {
+void SlotRing::make_rotation_key(const SecretKey& secret, int step, const EncryptionRandomness& randomness,
+                                 std::uint32_t index, std::uint64_t* c0) const {
     // s(x^element), the key to switch from.
     const std::size_t n = key_.degree();
     const std::uint32_t element = galois_element(step);
@@ -111,7 +113,8 @@ void SlotRing::make_rotation_key(const SecretKey& secret, int step, const Encryp
     }
 }
 
-void SlotRing::load_rotation_key(int step, const Seed& seed, std::uint32_t index, const std::uint64_t* c0, seal::GaloisKeys& keys) const {
+void SlotRing::load_rotation_key(int step, const Seed& seed, std::uint32_t index, const std::uint64_t* c0,
+                                 seal::GaloisKeys& keys) const {
     const std::size_t slot = seal::GaloisKeys::get_index(galois_element(step));
     keys.parms_id() = context_.key_parms_id();
     if (keys.data().size() <= slot) {

@@ -19,7 +19,7 @@
 namespace hesplit {
 
 class SlotRing {
-public:
+  public:
     explicit SlotRing(const Parameters& parameters);
 
     std::size_t slots() const { return data_.degree() / 2; }
@@ -33,10 +33,11 @@ public:
 
     // One rotation key: for each data prime a pair over the key ring, in NTT form; c1 is expanded from the seed.
     // `index` numbers the ciphertexts under one seed; a key uses data().rows() numbers from it.
-    void make_rotation_key(const SecretKey& secret, int step, const EncryptionRandomness& randomness, std::uint32_t index,
-                           std::uint64_t* c0) const;
+    void make_rotation_key(const SecretKey& secret, int step, const EncryptionRandomness& randomness,
+                           std::uint32_t index, std::uint64_t* c0) const;
     std::size_t rotation_key_size() const { return data_.rows() * key_.size(); }  // residues of the c0 parts
-    void load_rotation_key(int step, const Seed& seed, std::uint32_t index, const std::uint64_t* c0, seal::GaloisKeys& keys) const;
+    void load_rotation_key(int step, const Seed& seed, std::uint32_t index, const std::uint64_t* c0,
+                           seal::GaloisKeys& keys) const;
 
     // A ciphertext of two polynomials in NTT form over the data ring, all zero.
     seal::Ciphertext zero_ciphertext() const;
@@ -46,7 +47,7 @@ public:
     // The standard deviation per coefficient of the noise that one rotation adds.
     double rotation_deviation() const;
 
-private:
+  private:
     std::uint32_t galois_element(int step) const;
 
     seal::SEALContext context_;

@@ -46,15 +46,21 @@ std::uint64_t checksum(const std::uint8_t* in, std::size_t size) {
 
 std::string name(MessageType type) {
     switch (type) {
-        case MessageType::public_material: return "public material";
-        case MessageType::request: return "request";
-        case MessageType::reply: return "reply";
-        case MessageType::secret_key: return "secret key";
+        case MessageType::public_material:
+            return "public material";
+        case MessageType::request:
+            return "request";
+        case MessageType::reply:
+            return "reply";
+        case MessageType::secret_key:
+            return "secret key";
     }
     return "message of unknown type";
 }
 
-std::uint8_t* as_bytes(std::string& text) { return reinterpret_cast<std::uint8_t*>(text.data()); }
+std::uint8_t* as_bytes(std::string& text) {
+    return reinterpret_cast<std::uint8_t*>(text.data());
+}
 
 }  // namespace
 
@@ -128,9 +134,15 @@ std::uint8_t* WireWriter::reserve(std::size_t bytes) {
     return out;
 }
 
-void WireWriter::u8(std::uint8_t value) { store_le(reserve(1), value, 1); }
-void WireWriter::u16(std::uint16_t value) { store_le(reserve(2), value, 2); }
-void WireWriter::u32(std::uint32_t value) { store_le(reserve(4), value, 4); }
+void WireWriter::u8(std::uint8_t value) {
+    store_le(reserve(1), value, 1);
+}
+void WireWriter::u16(std::uint16_t value) {
+    store_le(reserve(2), value, 2);
+}
+void WireWriter::u32(std::uint32_t value) {
+    store_le(reserve(4), value, 4);
+}
 
 void WireWriter::f64(double value) {
     std::uint64_t word;
@@ -138,9 +150,13 @@ void WireWriter::f64(double value) {
     store_le(reserve(8), word, 8);
 }
 
-void WireWriter::raw(View<const std::uint8_t> bytes) { std::memcpy(reserve(bytes.size), bytes.data, bytes.size); }
+void WireWriter::raw(View<const std::uint8_t> bytes) {
+    std::memcpy(reserve(bytes.size), bytes.data, bytes.size);
+}
 
-void WireWriter::packed(View<const std::uint64_t> values, int bits) { pack_bits(values, bits, reserve(packed_bytes(values.size, bits))); }
+void WireWriter::packed(View<const std::uint64_t> values, int bits) {
+    pack_bits(values, bits, reserve(packed_bytes(values.size, bits)));
+}
 
 std::string WireWriter::finish() {
     if (at_ + kFooterBytes != bytes_.size()) {
@@ -171,8 +187,8 @@ WireReader::WireReader(View<const std::uint8_t> bytes, MessageType type) : bytes
     }
     const std::uint64_t announced = load_le(bytes.data + 8, 8);
     if (bytes[6] != 0 || bytes[7] != 0 || announced != bytes.size) {
-        throw WireError("a " + name(type) + " of " + std::to_string(bytes.size) + " bytes announces " + std::to_string(announced) +
-                        ": truncated, extended or damaged");
+        throw WireError("a " + name(type) + " of " + std::to_string(bytes.size) + " bytes announces " +
+                        std::to_string(announced) + ": truncated, extended or damaged");
     }
     end_ = bytes.size - kFooterBytes;
     if (load_le(bytes.data + end_, 8) != checksum(bytes.data, end_)) {
@@ -202,9 +218,15 @@ View<const std::uint8_t> WireReader::raw(std::size_t size) {
     return view;
 }
 
-std::uint8_t WireReader::u8() { return raw(1)[0]; }
-std::uint16_t WireReader::u16() { return static_cast<std::uint16_t>(load_le(raw(2).data, 2)); }
-std::uint32_t WireReader::u32() { return static_cast<std::uint32_t>(load_le(raw(4).data, 4)); }
+std::uint8_t WireReader::u8() {
+    return raw(1)[0];
+}
+std::uint16_t WireReader::u16() {
+    return static_cast<std::uint16_t>(load_le(raw(2).data, 2));
+}
+std::uint32_t WireReader::u32() {
+    return static_cast<std::uint32_t>(load_le(raw(4).data, 4));
+}
 
 double WireReader::f64() {
     const std::uint64_t word = load_le(raw(8).data, 8);

@@ -1,11 +1,11 @@
 // The wire format: what travels between client and server, and key files. Ours, bit-packed, versioned, validated.
 //
-//   header  magic "HESN", version, type, 2 zero bytes, total length (8), parameter hash (16), key id (16), message id (16)
-//   body    little-endian integers and doubles, bit-packed runs of residues
-//   footer  checksum (8) over everything before it
+//   header  magic "HESN", version, type, 2 zero bytes, total length (8), parameter hash (16), key id (16), message id
+//   (16) body    little-endian integers and doubles, bit-packed runs of residues footer  checksum (8) over everything
+//   before it
 //
-// The checksum finds accidental damage: each word enters through a bijection, so no change within one word goes unnoticed. It
-// does not authenticate: that is the transport's work (mutual TLS).
+// The checksum finds accidental damage: each word enters through a bijection, so no change within one word goes
+// unnoticed. It does not authenticate: that is the transport's work (mutual TLS).
 #pragma once
 
 #include <cstddef>
@@ -26,7 +26,9 @@ inline constexpr std::size_t kHeaderBytes = 64;
 inline constexpr std::size_t kFooterBytes = 8;
 
 // Bytes that `count` values of `bits` bits take.
-constexpr std::size_t packed_bytes(std::size_t count, int bits) { return (count * static_cast<std::size_t>(bits) + 7) / 8; }
+constexpr std::size_t packed_bytes(std::size_t count, int bits) {
+    return (count * static_cast<std::size_t>(bits) + 7) / 8;
+}
 
 struct Header {
     MessageType type = MessageType::request;
@@ -36,7 +38,7 @@ struct Header {
 };
 
 class WireWriter {
-public:
+  public:
     explicit WireWriter(const Header& header, std::size_t body_bytes);
 
     void u8(std::uint8_t value);
@@ -53,15 +55,15 @@ public:
     // The finished message. Throws Error if the body is not as long as announced.
     std::string finish();
 
-private:
+  private:
     std::string bytes_;
     std::size_t at_ = kHeaderBytes;
 };
 
-// Checks everything that does not depend on the type before it gives access to the body: magic, version, type, length, checksum.
-// Every failure is a WireError.
+// Checks everything that does not depend on the type before it gives access to the body: magic, version, type, length,
+// checksum. Every failure is a WireError.
 class WireReader {
-public:
+  public:
     WireReader(View<const std::uint8_t> bytes, MessageType type);
 
     const Header& header() const { return header_; }
@@ -80,7 +82,7 @@ public:
     // Throws WireError unless exactly this much of the body is left.
     void require_remaining(std::size_t size) const;
 
-private:
+  private:
     View<const std::uint8_t> bytes_;
     Header header_;
     std::size_t at_ = kHeaderBytes;

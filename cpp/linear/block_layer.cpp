@@ -21,13 +21,14 @@ std::vector<const std::uint64_t*> pointers(const std::uint64_t* first, std::size
 
 }  // namespace
 
-BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const BlockLayout& layout, View<const double> weight,
-                           View<const double> bias)
+BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const BlockLayout& layout,
+                           View<const double> weight, View<const double> bias)
     : ring_(ring),
       layout_(layout),
-      scaling_(scale_blocks(parameters.choice(), ring,
-                            weight_norms(parameters.choice(), weight, bias, layout.features, layout.per_product(), false), layout.features,
-                            weight)),
+      scaling_(
+          scale_blocks(parameters.choice(), ring,
+                       weight_norms(parameters.choice(), weight, bias, layout.features, layout.per_product(), false),
+                       layout.features, weight)),
       weight_(weight),
       bias_(bias) {
     const std::size_t products = layout_.products();
@@ -37,7 +38,8 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
         for (std::size_t i = 0; i < weight.size; ++i) {
             const std::int64_t value = std::llrint(weight[i] * scaling_.weight_scale);
             for (std::size_t row = 0; row < ring.rows(); ++row) {
-                scalars_[i * ring.rows() + row] = ring.residue(std::ldexp(static_cast<double>(value), scaling_.weight_shift), row);
+                scalars_[i * ring.rows() + row] =
+                    ring.residue(std::ldexp(static_cast<double>(value), scaling_.weight_shift), row);
             }
         }
     } else if (products * inputs * ring.size() * sizeof(std::uint64_t) <= kMaxKeptBytes) {

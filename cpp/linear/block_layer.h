@@ -23,9 +23,10 @@ struct GroupInputs {
 
 // Weights and bias encoded for one layout. Immutable.
 class BlockWeights {
-public:
+  public:
     // `weight` and `bias` must outlive this object when the encoded weights are too large to keep.
-    BlockWeights(const Parameters& parameters, const Ring& ring, const BlockLayout& layout, View<const double> weight, View<const double> bias);
+    BlockWeights(const Parameters& parameters, const Ring& ring, const BlockLayout& layout, View<const double> weight,
+                 View<const double> bias);
 
     const BlockLayout& layout() const { return layout_; }
     const Scaling& scaling() const { return scaling_; }
@@ -33,7 +34,7 @@ public:
     // Product p of a group, with bias, both polynomials in coefficient form; c0 is meaningful only at output_positions.
     void product(const GroupInputs& inputs, std::size_t p, std::uint64_t* c0, std::uint64_t* c1) const;
 
-private:
+  private:
     void encode(std::size_t p, std::uint64_t* polys) const;  // inputs() polynomials in NTT form
     void add_bias(std::size_t p, std::uint64_t* c0) const;
 

@@ -68,15 +68,17 @@ LinearClient::LinearClient(std::shared_ptr<const SecretKey> key, std::size_t fea
     : key_(std::move(key)),
       features_(features),
       outputs_(outputs),
-      slot_ring_(key_->parameters().packing() == Packing::slots ? std::make_unique<SlotRing>(key_->parameters()) : nullptr),
-      own_ring_(slot_ring_ ? nullptr : std::make_unique<Ring>(key_->parameters().ring_degree(), key_->parameters().primes())),
+      slot_ring_(key_->parameters().packing() == Packing::slots ? std::make_unique<SlotRing>(key_->parameters())
+                                                                : nullptr),
+      own_ring_(slot_ring_ ? nullptr
+                           : std::make_unique<Ring>(key_->parameters().ring_degree(), key_->parameters().primes())),
       ring_(slot_ring_ ? slot_ring_->data() : *own_ring_),
       secret_(secret_in_ring(*key_, ring_)),
       phase_(*key_),
       codec_(ring_, dropped_bits(ring_)) {
     if (features < 1 || outputs < 1 || features > kMaxFeatures || outputs > kMaxFeatures) {
-        throw ParameterError("in_features and out_features must be between 1 and 65536, got " + std::to_string(features) + " and " +
-                             std::to_string(outputs));
+        throw ParameterError("in_features and out_features must be between 1 and 65536, got " +
+                             std::to_string(features) + " and " + std::to_string(outputs));
     }
     if (slot_ring_) {
         slots_ = plan_slots(slot_ring_->slots(), features, outputs, key_->parameters().choice().batch_size,
@@ -105,9 +107,11 @@ std::string LinearClient::public_material() const {
         parallel_for(steps.size(), [&](std::size_t k) {
             Buffer<std::uint64_t> c0(slot_ring_->rotation_key_size());
             Buffer<std::uint64_t> scratch;
-            slot_ring_->make_rotation_key(*key_, steps[k], randomness, static_cast<std::uint32_t>(k * ring_.rows()), c0.data());
+            slot_ring_->make_rotation_key(*key_, steps[k], randomness, static_cast<std::uint32_t>(k * ring_.rows()),
+                                          c0.data());
             for (std::size_t digit = 0; digit < ring_.rows(); ++digit) {
-                codec.pack(c0.data() + digit * slot_ring_->key().size(), out + k * key_bytes + digit * codec.bytes(), scratch);
+                codec.pack(c0.data() + digit * slot_ring_->key().size(), out + k * key_bytes + digit * codec.bytes(),
+                           scratch);
             }
         });
     }
@@ -116,7 +120,8 @@ std::string LinearClient::public_material() const {
 
 BatchShape LinearClient::plan(std::size_t samples) const {
     if (samples < 1 || samples > kMaxSamples) {
-        throw ParameterError("a request holds 1 to " + std::to_string(kMaxSamples) + " samples, got " + std::to_string(samples));
+        throw ParameterError("a request holds 1 to " + std::to_string(kMaxSamples) + " samples, got " +
+                             std::to_string(samples));
     }
     BatchShape shape;
     shape.samples = static_cast<std::uint32_t>(samples);
@@ -172,10 +177,11 @@ LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, boo
     std::vector<T> clipped;
     if (!inspection.beyond.empty()) {
         if (!clip) {
-            throw RangeError(std::to_string(inspection.beyond.size()) + " of " + std::to_string(samples) +
-                             " samples are beyond the agreed ranges (|activation| <= " + std::to_string(choice.activation_bound) +
-                             ", l2 norm <= " + std::to_string(choice.activation_norm) +
-                             "); raise activation_bound and activation_norm, or pass on_overflow=\"clip\"");
+            throw RangeError(
+                std::to_string(inspection.beyond.size()) + " of " + std::to_string(samples) +
+                " samples are beyond the agreed ranges (|activation| <= " + std::to_string(choice.activation_bound) +
+                ", l2 norm <= " + std::to_string(choice.activation_norm) +
+                "); raise activation_bound and activation_norm, or pass on_overflow=\"clip\"");
         }
         clipped.assign(x, x + samples * features_);
         for (const std::size_t s : inspection.beyond) {
@@ -188,7 +194,8 @@ LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, boo
     const std::size_t per_group = inputs(shape);
     const std::size_t ciphertexts = shape.groups() * per_group;
     const Id message = random_id();
-    WireWriter writer({MessageType::request, key_->parameters().hash(), key_->id(), message}, kRequestPrefix + ciphertexts * codec_.bytes());
+    WireWriter writer({MessageType::request, key_->parameters().hash(), key_->id(), message},
+                      kRequestPrefix + ciphertexts * codec_.bytes());
     write_shape(writer, shape);
     const EncryptionRandomness randomness = EncryptionRandomness::fresh();
     writer.raw({randomness.seed.data(), randomness.seed.size()});
@@ -255,7 +262,8 @@ void LinearClient::decrypt(View<const std::uint8_t> bytes, double* y) const {
         throw WireError("a reply with an impossible number of bits or scale");
     }
     const double embedding = slot_ring_ ? std::sqrt(static_cast<double>(ring_.degree()) / 2) : 1;
-    if (kTail * embedding * reply_rounding_deviation(ring_.degree()) / reply.scale > key_->parameters().choice().error_bound) {
+    if (kTail * embedding * reply_rounding_deviation(ring_.degree()) / reply.scale >
+        key_->parameters().choice().error_bound) {
         throw WireError("a reply that is too coarse for the agreed error bound");
     }
 
@@ -309,9 +317,13 @@ void LinearClient::decrypt_group(const Reply& reply, std::size_t group, double* 
         in += packed_bytes(n, reply.bits);
 
         SecretBuffer<std::int64_t> values(positions.size());
-        phase_.phase({c1.data(), n}, {c0.data(), c0.size()}, {positions.data(), positions.size()}, reply.bits, values.data());
-        if (std::any_of(values.begin(), values.end(), [&](std::int64_t v) { return std::abs(static_cast<double>(v)) > largest; })) {
-            throw RangeError("a decrypted reply is at the edge of its range: the agreed ranges were exceeded, or the reply is not genuine");
+        phase_.phase({c1.data(), n}, {c0.data(), c0.size()}, {positions.data(), positions.size()}, reply.bits,
+                     values.data());
+        if (std::any_of(values.begin(), values.end(),
+                        [&](std::int64_t v) { return std::abs(static_cast<double>(v)) > largest; })) {
+            throw RangeError(
+                "a decrypted reply is at the edge of its range: the agreed ranges were exceeded, or the reply is not "
+                "genuine");
         }
         if (slot_ring_) {
             const std::vector<double> decoded = slot_ring_->decode({values.data(), n}, reply.bits, reply.scale);
@@ -321,7 +333,8 @@ void LinearClient::decrypt_group(const Reply& reply, std::size_t group, double* 
             }
         } else {
             for (std::size_t i = 0; i < values.size(); ++i) {
-                rows[(i % count) * outputs_ + p * layout.per_product() + i / count] = static_cast<double>(values[i]) / reply.scale;
+                rows[(i % count) * outputs_ + p * layout.per_product() + i / count] =
+                    static_cast<double>(values[i]) / reply.scale;
             }
         }
     }

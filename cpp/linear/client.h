@@ -20,7 +20,7 @@ namespace hesplit {
 
 // Safe to use from several threads.
 class LinearClient {
-public:
+  public:
     LinearClient(std::shared_ptr<const SecretKey> key, std::size_t features, std::size_t outputs);
 
     std::size_t features() const { return features_; }
@@ -33,8 +33,8 @@ public:
         std::string bytes;
         std::size_t clipped = 0;  // samples that were beyond the agreed ranges
     };
-    // x is row-major [samples, features]. Samples beyond the ranges are clipped, or a RangeError if `clip` is false; NaN and
-    // infinities always are.
+    // x is row-major [samples, features]. Samples beyond the ranges are clipped, or a RangeError if `clip` is false;
+    // NaN and infinities always are.
     template <class T>
     Request encrypt(const T* x, std::size_t samples, bool clip) const;
 
@@ -43,10 +43,11 @@ public:
     // y is row-major [samples, outputs]. Each request is answered once.
     void decrypt(View<const std::uint8_t> reply, double* y) const;
 
-private:
+  private:
     struct Reply;
     BatchShape plan(std::size_t samples) const;
-    void encode(const BatchShape& shape, const void* x, bool is_float, std::size_t group, std::size_t input, std::uint64_t* message) const;
+    void encode(const BatchShape& shape, const void* x, bool is_float, std::size_t group, std::size_t input,
+                std::uint64_t* message) const;
     void decrypt_group(const Reply& reply, std::size_t group, double* y) const;
     BatchShape outstanding(const Id& message) const;
     std::size_t inputs(const BatchShape& shape) const;

@@ -35,7 +35,9 @@ int RequestCodec::bits(std::size_t row) const {
     return bits;
 }
 
-double RequestCodec::bits_per_coefficient() const { return 8.0 * static_cast<double>(bytes_) / static_cast<double>(ring_.degree()); }
+double RequestCodec::bits_per_coefficient() const {
+    return 8.0 * static_cast<double>(bytes_) / static_cast<double>(ring_.degree());
+}
 
 void RequestCodec::pack(const std::uint64_t* c0, std::uint8_t* out, Buffer<std::uint64_t>& scratch) const {
     const std::size_t n = ring_.degree();

@@ -33,7 +33,7 @@ BatchShape read_shape(WireReader& reader);
 
 // c0 of a request, in coefficient form: each residue rounded to a multiple of 2^dropped and bit-packed row by row.
 class RequestCodec {
-public:
+  public:
     RequestCodec(const Ring& ring, int dropped);
 
     std::size_t bytes() const { return bytes_; }  // of one ciphertext
@@ -41,7 +41,7 @@ public:
     void pack(const std::uint64_t* c0, std::uint8_t* out, Buffer<std::uint64_t>& scratch) const;
     void unpack(const std::uint8_t* in, std::uint64_t* c0) const;  // throws WireError
 
-private:
+  private:
     std::uint64_t limit(std::size_t row) const;  // rounded residues are below it
     int bits(std::size_t row) const;
 

@@ -11,8 +11,8 @@ namespace hesplit {
 
 namespace {
 
-// Ranges get this much slack: for the rounding of float32 clipping, and so that a genuine logit never comes near the edge
-// that the client takes for a wrap-around (0.999 of the range).
+// Ranges get this much slack: for the rounding of float32 clipping, and so that a genuine logit never comes near the
+// edge that the client takes for a wrap-around (0.999 of the range).
 constexpr double kSlack = 1.002;
 
 // A residue of a product with c1 must not wrap around in the client's auxiliary prime (core/rlwe.cpp).
@@ -55,18 +55,21 @@ Scaling finish(const ParameterChoice& choice, const WeightNorms& norms, const Bu
             return scaling;
         }
     }
-    throw RangeError("these weights reach |y| = " + number(norms.reach) + " (largest row norm " + number(norms.l2) +
-                     "), and the parameters then hold logits only to +-" + number(scaling.error) + ", not to the agreed error bound of " +
-                     number(target) +
-                     ". Choose parameters with a larger weight_norm (Parameters.recommend) or modulus, or a larger error_bound");
+    throw RangeError(
+        "these weights reach |y| = " + number(norms.reach) + " (largest row norm " + number(norms.l2) +
+        "), and the parameters then hold logits only to +-" + number(scaling.error) +
+        ", not to the agreed error bound of " + number(target) +
+        ". Choose parameters with a larger weight_norm (Parameters.recommend) or modulus, or a larger error_bound");
 }
 
 }  // namespace
 
-int dropped_bits(const Ring& ring) { return ring.rows() == 1 ? 2 : 0; }
+int dropped_bits(const Ring& ring) {
+    return ring.rows() == 1 ? 2 : 0;
+}
 
-WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weight, View<const double> bias, std::size_t features,
-                         std::size_t per_product, bool neighbours) {
+WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weight, View<const double> bias,
+                         std::size_t features, std::size_t per_product, bool neighbours) {
     WeightNorms norms;
     double group = 0;
     const std::size_t outputs = weight.size / features;
@@ -126,16 +129,19 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
     budget.weight_shift = std::max(0, static_cast<int>(std::ceil(std::log2(filling / largest))));
     budget.weight_scale = std::ldexp(filling, -budget.weight_shift);
     // The noise meets every weight of a product, the rounding of x only those of its own row.
-    const double noise = std::sqrt(request_noise_variance(ring) * norms.group_l2 * norms.group_l2 + norms.l2 * norms.l2 / 12);
+    const double noise =
+        std::sqrt(request_noise_variance(ring) * norms.group_l2 * norms.group_l2 + norms.l2 * norms.l2 / 12);
     // Cauchy-Schwarz, no statistics: activations may be correlated with how their weights were rounded.
-    const double weights = rounding_norm(weight, features, budget.weight_scale) * choice.activation_norm * kSlack / budget.weight_scale;
+    const double weights =
+        rounding_norm(weight, features, budget.weight_scale) * choice.activation_norm * kSlack / budget.weight_scale;
     budget.fixed_error = kTail * noise / choice.scale + weights + 1 / (budget.weight_scale * choice.scale);
     budget.reply_deviation = reply_rounding_deviation(ring.degree());
     budget.max_reply_bits = kMaxBlockReplyBits;
     return finish(choice, norms, budget);
 }
 
-Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms, const SlotLayout& layout) {
+Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
+                    const SlotLayout& layout) {
     Budget budget;
     budget.modulus = ring.data().modulus_value();
     budget.weight_scale = filling_weight_scale(choice, budget.modulus, norms);
@@ -153,7 +159,8 @@ Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const W
     // Each fold doubles the noise variance so far and adds its own.
     const double sums = std::ldexp(static_cast<double>(layout.giants()), static_cast<int>(layout.folds));
     const double rotations = embedding * rotation * std::sqrt(sums) / product_scale;
-    budget.fixed_error = kTail * std::sqrt(inputs * inputs + weights * weights + rotations * rotations) + embedding / product_scale;
+    budget.fixed_error =
+        kTail * std::sqrt(inputs * inputs + weights * weights + rotations * rotations) + embedding / product_scale;
     budget.reply_deviation = embedding * reply_rounding_deviation(ring.data().degree());
     budget.max_reply_bits = kMaxSlotReplyBits;
     return finish(choice, norms, budget);

@@ -12,8 +12,8 @@
 
 namespace hesplit {
 
-// Standard deviations kept between a logit's error and its bound: a sub-Gaussian error is beyond it with probability below
-// 2 exp(-kTail^2 / 2) = 2^-39.
+// Standard deviations kept between a logit's error and its bound: a sub-Gaussian error is beyond it with probability
+// below 2 exp(-kTail^2 / 2) = 2^-39.
 inline constexpr double kTail = 7.5;
 
 // What is dropped from the bottom of a request's c0 when there is a single prime: its rounding hides below the noise.
@@ -21,31 +21,34 @@ int dropped_bits(const Ring& ring);
 
 // What scales depend on.
 struct WeightNorms {
-    double largest = 0;  // max |w|
-    double l2 = 0;       // max over outputs of ||w_o||_2
+    double largest = 0;   // max |w|
+    double l2 = 0;        // max over outputs of ||w_o||_2
     double group_l2 = 0;  // blocks: max over products of the Frobenius norm of the rows in it
-    double reach = 0;    // max over outputs of (bound on |w_o . x|) + |b_o|, over all x within the agreed ranges
+    double reach = 0;     // max over outputs of (bound on |w_o . x|) + |b_o|, over all x within the agreed ranges
 };
 
 // `per_product`: rows of W that share a product. `neighbours`: slots may mix two samples, whose norms then add.
-WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weight, View<const double> bias, std::size_t features,
-                         std::size_t per_product, bool neighbours);
+WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weight, View<const double> bias,
+                         std::size_t features, std::size_t per_product, bool neighbours);
 
 struct Scaling {
-    double weight_scale = 1;   // weights are rounded at this scale,
-    int weight_shift = 0;      // then multiplied by 2^weight_shift (blocks with a large modulus: rounded weights are 64-bit)
-    double product_scale = 1;  // weight_scale * 2^weight_shift * scale of the activations: of y before the modulus switch
+    double weight_scale = 1;  // weights are rounded at this scale,
+    int weight_shift =
+        0;  // then multiplied by 2^weight_shift (blocks with a large modulus: rounded weights are 64-bit)
+    double product_scale =
+        1;  // weight_scale * 2^weight_shift * scale of the activations: of y before the modulus switch
     int reply_bits = 0;
-    double reply_scale = 1;   // of y in the reply: product_scale * 2^reply_bits / q
-    double error = 0;         // bound on |y - exact y| that results
+    double reply_scale = 1;  // of y in the reply: product_scale * 2^reply_bits / q
+    double error = 0;        // bound on |y - exact y| that results
 };
 
-// The largest weight scale that cannot wrap around, and the shortest reply that keeps the error bound. Throws RangeError when
-// the parameters cannot hold these weights, and says what would. `weight` gives the exact rounding errors; empty while
-// planning, when they are taken as uniform.
+// The largest weight scale that cannot wrap around, and the shortest reply that keeps the error bound. Throws
+// RangeError when the parameters cannot hold these weights, and says what would. `weight` gives the exact rounding
+// errors; empty while planning, when they are taken as uniform.
 Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
                      View<const double> weight);
-Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms, const SlotLayout& layout);
+Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
+                    const SlotLayout& layout);
 
 // Babies rotate fresh ciphertexts: allowed when that does not make their noise much larger.
 bool allow_babies(const SlotRing& ring);

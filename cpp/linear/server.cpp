@@ -23,8 +23,8 @@ struct LinearServer::Weights {
     View<const double> weight_view() const { return {weight.data(), weight.size()}; }
     View<const double> bias_view() const { return {bias.data(), bias.size()}; }
 
-    std::shared_ptr<const BlockWeights> for_layout(const Parameters& parameters, const Ring& ring, const BlockLayout& layout,
-                                                   const BatchShape& shape) {
+    std::shared_ptr<const BlockWeights> for_layout(const Parameters& parameters, const Ring& ring,
+                                                   const BlockLayout& layout, const BatchShape& shape) {
         constexpr std::size_t kMaxLayouts = 8;
         const std::lock_guard<std::mutex> lock(mutex);
         if (blocks.size() >= kMaxLayouts) {
@@ -76,7 +76,8 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples)
     features_ = reader.u32();
     outputs_ = reader.u32();
     if (features_ < 1 || outputs_ < 1 || features_ > kMaxFeatures || outputs_ > kMaxFeatures) {
-        throw WireError("public material for an impossible layer of " + std::to_string(features_) + " -> " + std::to_string(outputs_));
+        throw WireError("public material for an impossible layer of " + std::to_string(features_) + " -> " +
+                        std::to_string(outputs_));
     }
     if (parameters_.packing() == Packing::blocks) {
         own_ring_ = std::make_unique<Ring>(parameters_.ring_degree(), parameters_.primes());
@@ -116,8 +117,8 @@ void LinearServer::load_rotation_keys(WireReader& reader) {
 
 void LinearServer::set_weight(View<const double> weight, View<const double> bias) {
     if (weight.size != features_ * outputs_ || (bias.size != 0 && bias.size != outputs_)) {
-        throw ParameterError("expected weight [" + std::to_string(outputs_) + ", " + std::to_string(features_) + "] and bias [" +
-                             std::to_string(outputs_) + "]");
+        throw ParameterError("expected weight [" + std::to_string(outputs_) + ", " + std::to_string(features_) +
+                             "] and bias [" + std::to_string(outputs_) + "]");
     }
     for (const View<const double>& values : {weight, bias}) {
         for (const double value : values) {
@@ -130,10 +131,12 @@ void LinearServer::set_weight(View<const double> weight, View<const double> bias
     fresh->weight.assign(weight.begin(), weight.end());
     fresh->bias.assign(bias.begin(), bias.end());
     if (slot_ring_) {
-        fresh->slots = std::make_shared<const SlotWeights>(parameters_, *slot_ring_, slots_, fresh->weight_view(), fresh->bias_view());
+        fresh->slots = std::make_shared<const SlotWeights>(parameters_, *slot_ring_, slots_, fresh->weight_view(),
+                                                           fresh->bias_view());
     } else {
         // One output per product is the layout with the least noise: weights that fail here fail in every layout.
-        scale_blocks(parameters_.choice(), *ring_, weight_norms(parameters_.choice(), weight, bias, features_, 1, false), features_, weight);
+        scale_blocks(parameters_.choice(), *ring_,
+                     weight_norms(parameters_.choice(), weight, bias, features_, 1, false), features_, weight);
     }
     const std::lock_guard<std::mutex> lock(mutex_);
     weights_ = std::move(fresh);
@@ -147,7 +150,8 @@ std::string LinearServer::forward(View<const std::uint8_t> request) const {
     job.shape = read_shape(reader);
     const BatchShape& shape = job.shape;
     if (shape.samples < 1 || shape.samples > max_samples_) {
-        throw WireError("a request of " + std::to_string(shape.samples) + " samples; this server takes 1 to " + std::to_string(max_samples_));
+        throw WireError("a request of " + std::to_string(shape.samples) + " samples; this server takes 1 to " +
+                        std::to_string(max_samples_));
     }
     std::size_t inputs = 0;
     if (slot_ring_) {

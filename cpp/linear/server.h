@@ -19,7 +19,7 @@ namespace hesplit {
 
 // Safe to use from several threads: a forward pass uses the weights that were set when it began.
 class LinearServer {
-public:
+  public:
     // Throws WireError unless the bytes are LinearClient::public_material().
     LinearServer(View<const std::uint8_t> public_material, std::size_t max_samples);
     ~LinearServer();
@@ -28,13 +28,14 @@ public:
     std::size_t outputs() const { return outputs_; }
     const Parameters& parameters() const { return parameters_; }
 
-    // weight is row-major [outputs, features], bias [outputs] or empty. Throws RangeError when the parameters cannot hold them.
+    // weight is row-major [outputs, features], bias [outputs] or empty. Throws RangeError when the parameters cannot
+    // hold them.
     void set_weight(View<const double> weight, View<const double> bias);
 
     // A reply of as many samples as the request has. Throws WireError or KeyMismatchError.
     std::string forward(View<const std::uint8_t> request) const;
 
-private:
+  private:
     struct Weights;  // what set_weight was given, and its encodings by layout
 
     struct ForwardJob;

@@ -4,12 +4,14 @@
 
 namespace hesplit {
 
-SlotWeights::SlotWeights(const Parameters& parameters, const SlotRing& ring, const SlotLayout& layout, View<const double> weight,
-                         View<const double> bias)
+SlotWeights::SlotWeights(const Parameters& parameters, const SlotRing& ring, const SlotLayout& layout,
+                         View<const double> weight, View<const double> bias)
     : ring_(ring),
       layout_(layout),
-      scaling_(scale_slots(parameters.choice(), ring, weight_norms(parameters.choice(), weight, bias, layout.features, layout.outputs_per_product(), true),
-                           layout)) {
+      scaling_(scale_slots(
+          parameters.choice(), ring,
+          weight_norms(parameters.choice(), weight, bias, layout.features, layout.outputs_per_product(), true),
+          layout)) {
     const std::size_t babies = layout.babies, inputs = layout.inputs(), giants = layout.giants();
     diagonals_.resize(layout.products() * giants * inputs * babies);
     parallel_for(diagonals_.size(), [&](std::size_t index) {
@@ -41,7 +43,8 @@ const Buffer<std::uint64_t>& SlotWeights::diagonal(std::size_t p, std::size_t g,
     return diagonals_[((p * layout_.giants() + g) * layout_.inputs() + j) * layout_.babies + b];
 }
 
-seal::Ciphertext SlotWeights::giant_sum(const std::vector<seal::Ciphertext>& rotated, std::size_t p, std::size_t g) const {
+seal::Ciphertext SlotWeights::giant_sum(const std::vector<seal::Ciphertext>& rotated, std::size_t p,
+                                        std::size_t g) const {
     std::vector<const std::uint64_t*> in0, in1, weights;
     for (std::size_t j = 0; j < layout_.inputs(); ++j) {
         for (std::size_t b = 0; b < layout_.babies; ++b) {
@@ -61,7 +64,8 @@ seal::Ciphertext SlotWeights::giant_sum(const std::vector<seal::Ciphertext>& rot
     return sum;
 }
 
-std::vector<Buffer<std::uint64_t>> SlotWeights::products(const std::vector<seal::Ciphertext>& inputs, const seal::GaloisKeys& keys) const {
+std::vector<Buffer<std::uint64_t>> SlotWeights::products(const std::vector<seal::Ciphertext>& inputs,
+                                                         const seal::GaloisKeys& keys) const {
     const Ring& ring = ring_.data();
     const std::size_t babies = layout_.babies;
     std::vector<seal::Ciphertext> rotated(inputs.size() * babies);

@@ -13,16 +13,17 @@ namespace hesplit {
 
 // Weights and bias encoded for the layout. Immutable.
 class SlotWeights {
-public:
+  public:
     SlotWeights(const Parameters& parameters, const SlotRing& ring, const SlotLayout& layout, View<const double> weight,
                 View<const double> bias);
 
     const Scaling& scaling() const { return scaling_; }
 
     // All products of a group, with bias, from its input ciphertexts: [product][0] and [1] in coefficient form.
-    std::vector<Buffer<std::uint64_t>> products(const std::vector<seal::Ciphertext>& inputs, const seal::GaloisKeys& keys) const;
+    std::vector<Buffer<std::uint64_t>> products(const std::vector<seal::Ciphertext>& inputs,
+                                                const seal::GaloisKeys& keys) const;
 
-private:
+  private:
     const Buffer<std::uint64_t>& diagonal(std::size_t p, std::size_t g, std::size_t j, std::size_t b) const;
     seal::Ciphertext giant_sum(const std::vector<seal::Ciphertext>& rotated, std::size_t p, std::size_t g) const;
 

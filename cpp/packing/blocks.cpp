@@ -9,26 +9,32 @@
 
 namespace hesplit {
 
-std::size_t BlockLayout::per_product() const { return std::max<std::size_t>(1, std::min(outputs, degree / (rows * width))); }
+std::size_t BlockLayout::per_product() const {
+    return std::max<std::size_t>(1, std::min(outputs, degree / (rows * width)));
+}
 
-std::size_t BlockLayout::outputs_of(std::size_t p) const { return std::min(per_product(), outputs - p * per_product()); }
+std::size_t BlockLayout::outputs_of(std::size_t p) const {
+    return std::min(per_product(), outputs - p * per_product());
+}
 
 bool BlockLayout::operator==(const BlockLayout& other) const {
-    return degree == other.degree && features == other.features && outputs == other.outputs && rows == other.rows && width == other.width;
+    return degree == other.degree && features == other.features && outputs == other.outputs && rows == other.rows &&
+           width == other.width;
 }
 
 void check(const BlockLayout& layout) {
-    if (layout.features < 1 || layout.outputs < 1 || layout.rows < 1 || layout.width < 1 || layout.width > layout.features ||
-        layout.rows > layout.degree || layout.rows * layout.width > layout.degree) {
-        throw ParameterError("a block layout needs rows * width <= ring degree, got rows " + std::to_string(layout.rows) + ", width " +
-                             std::to_string(layout.width) + ", ring degree " + std::to_string(layout.degree));
+    if (layout.features < 1 || layout.outputs < 1 || layout.rows < 1 || layout.width < 1 ||
+        layout.width > layout.features || layout.rows > layout.degree || layout.rows * layout.width > layout.degree) {
+        throw ParameterError("a block layout needs rows * width <= ring degree, got rows " +
+                             std::to_string(layout.rows) + ", width " + std::to_string(layout.width) +
+                             ", ring degree " + std::to_string(layout.degree));
     }
 }
 
-BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples, double request_bits,
-                        double reply_bits) {
-    // Nanoseconds per coefficient, measured on SEAL's kernels (design section 7): encrypting and sending an input, multiplying and
-    // accumulating, finishing and sending a product. A byte counts as 8 ns, a gigabit link.
+BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples,
+                        double request_bits, double reply_bits) {
+    // Nanoseconds per coefficient, measured on SEAL's kernels (design section 7): encrypting and sending an input,
+    // multiplying and accumulating, finishing and sending a product. A byte counts as 8 ns, a gigabit link.
     constexpr double kEncrypt = 60, kMultiply = 3, kFinish = 50, kByte = 8;
     const double input = kEncrypt + kByte * request_bits / 8;
     const double product = kFinish + kByte * reply_bits / 8;
@@ -56,7 +62,8 @@ BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t ou
 }
 
 template <class T>
-void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::size_t j, double scale, View<std::int64_t> out) {
+void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::size_t j, double scale,
+                 View<std::int64_t> out) {
     std::fill(out.begin(), out.end(), 0);
     const std::size_t first = j * layout.width;
     const std::size_t used = std::min(layout.width, layout.features - first);
@@ -68,10 +75,13 @@ void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::
     }
 }
 
-template void place_input<float>(const BlockLayout&, const float*, std::size_t, std::size_t, double, View<std::int64_t>);
-template void place_input<double>(const BlockLayout&, const double*, std::size_t, std::size_t, double, View<std::int64_t>);
+template void place_input<float>(const BlockLayout&, const float*, std::size_t, std::size_t, double,
+                                 View<std::int64_t>);
+template void place_input<double>(const BlockLayout&, const double*, std::size_t, std::size_t, double,
+                                  View<std::int64_t>);
 
-void place_weight(const BlockLayout& layout, const double* weight, std::size_t p, std::size_t j, double scale, View<std::int64_t> out) {
+void place_weight(const BlockLayout& layout, const double* weight, std::size_t p, std::size_t j, double scale,
+                  View<std::int64_t> out) {
     std::fill(out.begin(), out.end(), 0);
     const std::size_t first = j * layout.width;
     const std::size_t used = std::min(layout.width, layout.features - first);

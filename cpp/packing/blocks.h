@@ -1,7 +1,9 @@
-// Coefficient blocks: where activations, weights and outputs sit among the coefficients of polynomials (docs/packing.md).
+// Coefficient blocks: where activations, weights and outputs sit among the coefficients of polynomials
+// (docs/packing.md).
 //
-// Samples are laid side by side in blocks of `width` coefficients. One product of polynomials then holds up to `per_product`
-// outputs of every sample at known coefficients; the other coefficients hold cross terms, which are never sent.
+// Samples are laid side by side in blocks of `width` coefficients. One product of polynomials then holds up to
+// `per_product` outputs of every sample at known coefficients; the other coefficients hold cross terms, which are never
+// sent.
 //
 //   input j       sum_{s<rows, i<width}     X[s, j*width+i]          x^(s*width + i)
 //   weights p, j  sum_{u<per_product, i<width} W[p*per_product+u, j*width+i] x^(u*rows*width - i)      (x^N = -1)
@@ -23,8 +25,8 @@ struct BlockLayout {
     std::size_t rows = 0;      // n: samples of one group
     std::size_t width = 0;     // k: coefficients of a sample in one input polynomial
 
-    std::size_t inputs() const { return (features + width - 1) / width; }           // J
-    std::size_t per_product() const;                                                // c
+    std::size_t inputs() const { return (features + width - 1) / width; }                   // J
+    std::size_t per_product() const;                                                        // c
     std::size_t products() const { return (outputs + per_product() - 1) / per_product(); }  // P
     // Outputs of product p: per_product(), fewer in the last one.
     std::size_t outputs_of(std::size_t p) const;
@@ -38,15 +40,18 @@ void check(const BlockLayout& layout);
 
 // The layout with the least estimated cost (bytes and time) for `samples` rows; splits them into equal groups of `rows`
 // when they do not fit one polynomial. `request_bits` and `reply_bits` are the wire's bits per coefficient.
-BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples, double request_bits,
-                        double reply_bits);
+BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples,
+                        double request_bits, double reply_bits);
 
-// The coefficients of input polynomial j for `count` <= rows samples: round(x * scale). `x` is row-major [count, features].
+// The coefficients of input polynomial j for `count` <= rows samples: round(x * scale). `x` is row-major [count,
+// features].
 template <class T>
-void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::size_t j, double scale, View<std::int64_t> out);
+void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::size_t j, double scale,
+                 View<std::int64_t> out);
 
 // The coefficients of weight polynomial (p, j): round(w * scale). `weight` is row-major [outputs, features].
-void place_weight(const BlockLayout& layout, const double* weight, std::size_t p, std::size_t j, double scale, View<std::int64_t> out);
+void place_weight(const BlockLayout& layout, const double* weight, std::size_t p, std::size_t j, double scale,
+                  View<std::int64_t> out);
 
 // The coefficients of product p that hold outputs of the first `count` samples, ordered by output, then sample.
 std::vector<std::uint32_t> output_positions(const BlockLayout& layout, std::size_t p, std::size_t count);

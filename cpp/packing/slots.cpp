@@ -10,7 +10,8 @@ namespace hesplit {
 
 namespace {
 
-// Relative costs of a rotation, a multiplication by a plaintext, an input and a product (encryption, transport, decryption).
+// Relative costs of a rotation, a multiplication by a plaintext, an input and a product (encryption, transport,
+// decryption).
 constexpr double kRotate = 10, kMultiply = 0.5, kInput = 6, kProduct = 6;
 
 double cost(const SlotLayout& layout, std::size_t samples) {
@@ -18,8 +19,10 @@ double cost(const SlotLayout& layout, std::size_t samples) {
     const auto j = static_cast<double>(layout.inputs());
     const auto p = static_cast<double>(layout.products());
     const auto giants = static_cast<double>(layout.giants());
-    const double rotations = j * static_cast<double>(layout.babies - 1) + p * (giants - 1 + static_cast<double>(layout.folds));
-    return groups * (rotations * kRotate + j * p * static_cast<double>(layout.offsets()) * kMultiply + j * kInput + p * kProduct);
+    const double rotations =
+        j * static_cast<double>(layout.babies - 1) + p * (giants - 1 + static_cast<double>(layout.folds));
+    return groups * (rotations * kRotate + j * p * static_cast<double>(layout.offsets()) * kMultiply + j * kInput +
+                     p * kProduct);
 }
 
 std::int64_t modulo(std::int64_t value, std::size_t size) {
@@ -29,9 +32,12 @@ std::int64_t modulo(std::int64_t value, std::size_t size) {
 
 }  // namespace
 
-std::size_t SlotLayout::outputs_of(std::size_t p) const { return std::min(outputs_per_product(), outputs - p * outputs_per_product()); }
+std::size_t SlotLayout::outputs_of(std::size_t p) const {
+    return std::min(outputs_per_product(), outputs - p * outputs_per_product());
+}
 
-SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outputs, std::size_t samples, bool allow_babies) {
+SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outputs, std::size_t samples,
+                      bool allow_babies) {
     SlotLayout best;
     double best_cost = std::numeric_limits<double>::infinity();
     SlotLayout candidate;
@@ -65,8 +71,8 @@ SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outpu
         }
     }
     if (best.slots == 0) {
-        throw ParameterError("no slot layout for " + std::to_string(features) + " features and " + std::to_string(outputs) +
-                             " outputs in " + std::to_string(slots) + " slots");
+        throw ParameterError("no slot layout for " + std::to_string(features) + " features and " +
+                             std::to_string(outputs) + " outputs in " + std::to_string(slots) + " slots");
     }
     return best;
 }
@@ -107,8 +113,8 @@ std::vector<double> place_slot_input(const SlotLayout& layout, const T* x, std::
 template std::vector<double> place_slot_input<float>(const SlotLayout&, const float*, std::size_t, std::size_t);
 template std::vector<double> place_slot_input<double>(const SlotLayout&, const double*, std::size_t, std::size_t);
 
-std::vector<double> place_slot_weight(const SlotLayout& layout, const double* weight, std::size_t p, std::size_t j, std::size_t g,
-                                      std::size_t b) {
+std::vector<double> place_slot_weight(const SlotLayout& layout, const double* weight, std::size_t p, std::size_t j,
+                                      std::size_t g, std::size_t b) {
     const std::size_t index = g * layout.babies + b;
     if (index >= layout.offsets()) {
         return {};

@@ -1,12 +1,12 @@
 // SIMD slots: where activations, weights and outputs sit among the N/2 slots of CKKS ciphertexts (docs/packing.md).
 //
-// Each sample owns `stride` consecutive slots. With period o' >= outputs and f folds, D = o' * 2^f >= width features of a
-// sample lie in its first D slots. Slot r of a block collects, over all offsets, terms of row r mod o' of W; f rotate-and-adds then
-// leave output t in slot t. Offsets are
+// Each sample owns `stride` consecutive slots. With period o' >= outputs and f folds, D = o' * 2^f >= width features of
+// a sample lie in its first D slots. Slot r of a block collects, over all offsets, terms of row r mod o' of W; f
+// rotate-and-adds then leave output t in slot t. Offsets are
 //   repeated      0 .. o'-1, with the first o'-1 features repeated behind the block (stride D + o' - 1), or
 //   two-sided     -(o'-1) .. o'-1 within aligned groups of o' slots (stride D),
-// so no term ever comes from the neighbouring sample. Offsets are split baby-step giant-step: babies rotate the inputs, giants
-// the sums of products.
+// so no term ever comes from the neighbouring sample. Offsets are split baby-step giant-step: babies rotate the inputs,
+// giants the sums of products.
 #pragma once
 
 #include <cstddef>
@@ -41,9 +41,11 @@ struct SlotLayout {
     std::int64_t giant_step(std::size_t g) const { return first_offset() + static_cast<std::int64_t>(g * babies); }
 };
 
-// The layout with the fewest estimated milliseconds for batches of `samples`; depends on nothing but its arguments, so client and
-// server find the same one. Babies rotate fresh ciphertexts, whose noise then counts; `allow_babies` says whether it may.
-SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outputs, std::size_t samples, bool allow_babies);
+// The layout with the fewest estimated milliseconds for batches of `samples`; depends on nothing but its arguments, so
+// client and server find the same one. Babies rotate fresh ciphertexts, whose noise then counts; `allow_babies` says
+// whether it may.
+SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outputs, std::size_t samples,
+                      bool allow_babies);
 
 // Every rotation that the server makes, each once, none 0: what Galois keys are made for.
 std::vector<int> rotation_steps(const SlotLayout& layout);
@@ -52,10 +54,10 @@ std::vector<int> rotation_steps(const SlotLayout& layout);
 template <class T>
 std::vector<double> place_slot_input(const SlotLayout& layout, const T* x, std::size_t count, std::size_t j);
 
-// The diagonal of giant step g and baby step b for product p and input j, rotated back by the giant step; empty when it is all
-// zero. `weight` is row-major [outputs, features].
-std::vector<double> place_slot_weight(const SlotLayout& layout, const double* weight, std::size_t p, std::size_t j, std::size_t g,
-                                      std::size_t b);
+// The diagonal of giant step g and baby step b for product p and input j, rotated back by the giant step; empty when it
+// is all zero. `weight` is row-major [outputs, features].
+std::vector<double> place_slot_weight(const SlotLayout& layout, const double* weight, std::size_t p, std::size_t j,
+                                      std::size_t g, std::size_t b);
 
 // The slots of product p that hold outputs of the first `count` samples, ordered by output, then sample.
 std::vector<std::uint32_t> output_slots(const SlotLayout& layout, std::size_t p, std::size_t count);

@@ -35,6 +35,7 @@ class SecretKey:
 
     @property
     def parameters(self) -> Parameters:
+        """The parameters it was made for."""
         return self._parameters
 
     @property
@@ -119,7 +120,9 @@ def _decrypt(data: bytearray, passphrase: str, path: Path) -> bytearray:
     if (log_n, r, p) != _SCRYPT:
         raise WireError(f"{path} was written by another version or is damaged")
     try:
-        plain = _cipher(passphrase, salt, log_n, r, p).decrypt(nonce, bytes(data[_HEADER.size :]), bytes(data[: _HEADER.size]))
+        plain = _cipher(passphrase, salt, log_n, r, p).decrypt(
+            nonce, bytes(data[_HEADER.size :]), bytes(data[: _HEADER.size])
+        )
     except InvalidTag:
         raise KeyMismatchError(f"wrong passphrase for {path}, or the file is damaged") from None
     return bytearray(plain)

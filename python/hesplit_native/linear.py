@@ -37,9 +37,7 @@ class LinearClient:
         ``"clip"``: samples beyond the agreed ranges are clipped and counted in `clipped`; ``"raise"``: RangeError.
     """
 
-    def __init__(
-        self, key: SecretKey, in_features: int, out_features: int, *, on_overflow: Overflow = "clip"
-    ) -> None:
+    def __init__(self, key: SecretKey, in_features: int, out_features: int, *, on_overflow: Overflow = "clip") -> None:
         if on_overflow not in ("clip", "raise"):
             raise ParameterError(f'on_overflow must be "clip" or "raise", got {on_overflow!r}')
         if in_features < 1 or out_features < 1:
@@ -99,7 +97,7 @@ class LinearClient:
         return inside
 
     def clip(self, x: ArrayT) -> tuple[ArrayT, int]:
-        """x within the agreed ranges, and how many of its rows had to change; x itself when none had to.
+        """X within the agreed ranges, and how many of its rows had to change; x itself when none had to.
 
         Tensors are clipped by differentiable operations. `encrypt` applies the same clip.
         """
@@ -140,7 +138,9 @@ class LinearServer:
         When the parameters cannot hold these weights within their error bound.
     """
 
-    def __init__(self, public_material: bytes, weight: Array, bias: Array | None = None, *, max_batch: int = 65536) -> None:
+    def __init__(
+        self, public_material: bytes, weight: Array, bias: Array | None = None, *, max_batch: int = 65536
+    ) -> None:
         self._native = _core.LinearServer(public_material, max_batch)
         self.in_features: int = self._native.features
         self.out_features: int = self._native.outputs
@@ -192,5 +192,7 @@ def _matrix(x: Array, name: str, shape: tuple[int | None, int]) -> Float:
 def _vector(bias: Array, size: int) -> npt.NDArray[np.float64]:
     values = _numpy(bias)
     if values.shape != (size,) or values.dtype not in (np.float32, np.float64):
-        raise ParameterError(f"expected bias of shape [{size}] and dtype float32 or float64, got {list(values.shape)} {values.dtype}")
+        raise ParameterError(
+            f"expected bias of shape [{size}] and dtype float32 or float64, got {list(values.shape)} {values.dtype}"
+        )
     return np.ascontiguousarray(values, dtype=np.float64)

@@ -158,6 +158,7 @@ class Parameters:
         return values | {"modulus_bits": list(self.modulus_bits), "hash": self.hash}
 
     def to_bytes(self) -> bytes:
+        """The canonical bytes, of which `hash` is the hash."""
         return self._native.to_bytes()
 
     @classmethod

@@ -305,9 +305,7 @@ class _Run:
         up, down = self._bytes()
         counted = dict(self.phases.seconds)
         correct = 0
-        batches = zip(
-            torch.split(self.test_x, EVALUATION_ROWS), torch.split(self.test_y, EVALUATION_ROWS), strict=True
-        )
+        batches = zip(torch.split(self.test_x, EVALUATION_ROWS), torch.split(self.test_y, EVALUATION_ROWS), strict=True)
         for x, y in batches:
             correct += int((remote_linear(self.model(x), self.layer).argmax(1) == y).sum())
         self.phases.enter(None)

@@ -33,12 +33,39 @@ _HALF_WINDOW = 100
 _RECIPE = 1  # part of the cache's name: raise it when the processing changes
 
 # De Chazal et al. 2004, the usual inter-patient division.
-_DS1 = "101 106 108 109 112 114 115 116 118 119 122 124 201 203 205 207 208 209 215 220 223 230".split()
+_DS1 = [
+    "101",
+    "106",
+    "108",
+    "109",
+    "112",
+    "114",
+    "115",
+    "116",
+    "118",
+    "119",
+    "122",
+    "124",
+    "201",
+    "203",
+    "205",
+    "207",
+    "208",
+    "209",
+    "215",
+    "220",
+    "223",
+    "230",
+]
 
 
 @dataclass(frozen=True)
 class Beats:
-    """All usable beats: `signal` float32 [n, 128], `label` int64 [n] into `CLASSES`, `record` int64 [n], `sample` int64 [n] (the R peak)."""
+    """All usable beats.
+
+    `signal` float32 [n, 128]; `label` int64 [n], indices into `CLASSES`; `record` int64 [n], its number; `sample` int64 [n],
+    the R peak in it.
+    """
 
     signal: npt.NDArray[np.float32]
     label: npt.NDArray[np.int64]

@@ -66,10 +66,7 @@ def find_mitbih(data_dir: str | os.PathLike[str] | None = None) -> Path:
 
 def _download(path: Path) -> None:
     missing = [
-        name + suffix
-        for name in MITBIH_RECORDS
-        for suffix in _SUFFIXES
-        if not (path / (name + suffix)).exists()
+        name + suffix for name in MITBIH_RECORDS for suffix in _SUFFIXES if not (path / (name + suffix)).exists()
     ]
     if not missing:
         return
@@ -103,7 +100,9 @@ def read_record(directory: Path, name: str, *, annotations: bool = True) -> Reco
             raise DataError(f"{base}{suffix} is missing; a record is the three files {name}.hea, .dat and .atr")
     header = _read(wfdb.rdheader, base, ".hea")
     if header.fs != SAMPLING_RATE or not header.n_sig or not header.sig_len:
-        raise DataError(f"{base}.hea is not an MIT-BIH record: {header.n_sig} signals at {header.fs} Hz, expected {SAMPLING_RATE} Hz")
+        raise DataError(
+            f"{base}.hea is not an MIT-BIH record: {header.n_sig} signals at {header.fs} Hz, expected {SAMPLING_RATE} Hz"
+        )
     _check_size(base, header)
     signal = np.asarray(_read(wfdb.rdrecord, base, ".dat", channels=[0]).p_signal[:, 0])
     if not np.isfinite(signal).all() or signal.max() <= signal.min():
@@ -125,7 +124,7 @@ def _read(reader: Any, base: Path, suffix: str, *arguments: Any, **options: Any)
 
 
 def _check_size(base: Path, header: Any) -> None:
-    """wfdb reads what is there; a truncated format-212 file must not pass as a shorter record."""
+    """Wfdb reads what is there; a truncated format-212 file must not pass as a shorter record."""
     names = header.file_name or []
     if not names or len(set(names)) != 1 or set(header.fmt) != {"212"}:
         raise DataError(f"{base}.hea is not an MIT-BIH record: expected one signal file in format 212")

@@ -20,8 +20,20 @@ _SAMPLES = 128
 _WAVES: dict[str, tuple[tuple[float, float, float], ...]] = {
     "N": ((-0.17, 0.022, 0.16), (-0.030, 0.009, -0.12), (0.0, 0.013, 1.0), (0.030, 0.010, -0.22), (0.22, 0.045, 0.28)),
     "L": ((-0.19, 0.022, 0.15), (-0.028, 0.024, 0.72), (0.034, 0.026, 0.78), (0.24, 0.050, -0.30)),
-    "R": ((-0.17, 0.022, 0.16), (-0.024, 0.010, 0.62), (0.006, 0.010, -0.38), (0.046, 0.020, 0.62), (0.22, 0.045, -0.14)),
-    "A": ((-0.115, 0.014, -0.13), (-0.030, 0.009, -0.12), (0.0, 0.013, 0.95), (0.030, 0.010, -0.22), (0.20, 0.040, 0.25)),
+    "R": (
+        (-0.17, 0.022, 0.16),
+        (-0.024, 0.010, 0.62),
+        (0.006, 0.010, -0.38),
+        (0.046, 0.020, 0.62),
+        (0.22, 0.045, -0.14),
+    ),
+    "A": (
+        (-0.115, 0.014, -0.13),
+        (-0.030, 0.009, -0.12),
+        (0.0, 0.013, 0.95),
+        (0.030, 0.010, -0.22),
+        (0.20, 0.040, 0.25),
+    ),
     "V": ((0.0, 0.042, 0.95), (0.085, 0.030, -0.28), (0.25, 0.055, -0.42)),
 }
 
@@ -49,7 +61,9 @@ def _draw(generator: np.random.Generator, count: int) -> tuple[npt.NDArray[np.fl
             signal[rows] += size * np.exp(-0.5 * ((time - place) / spread) ** 2)
     signal *= generator.uniform(0.4, 1.1, (count, 1))
     phase = generator.uniform(0, 2 * np.pi, (count, 1))
-    signal += generator.uniform(0, 0.15, (count, 1)) * np.sin(2 * np.pi * generator.uniform(0.2, 1.2, (count, 1)) * time + phase)
+    signal += generator.uniform(0, 0.15, (count, 1)) * np.sin(
+        2 * np.pi * generator.uniform(0.2, 1.2, (count, 1)) * time + phase
+    )
     signal += generator.normal(0, 0.02, signal.shape)
     # One scale for all beats, like the min-max normalisation over a whole record.
     scaled = np.clip(0.35 + signal / 1.6, 0.0, 1.0).astype(np.float32)

@@ -88,9 +88,7 @@ def matrix(values: Float32Array, name: str) -> bytes:
     return _MATRIX.pack(_FLOAT32, 2, 0, rows, columns) + values.astype("<f4", copy=False).tobytes()
 
 
-def take_matrix(
-    body: memoryview, name: str, *, rows: range, columns: int
-) -> tuple[Float32Array, memoryview]:
+def take_matrix(body: memoryview, name: str, *, rows: range, columns: int) -> tuple[Float32Array, memoryview]:
     """Read a matrix from the front of `body`.
 
     Parameters

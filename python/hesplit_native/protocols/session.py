@@ -46,8 +46,7 @@ class Session:
             raise ProtocolError(f"the server ended the session: {reason}")
         if reply.type is not expected or reply.step != self._step:
             raise ProtocolError(
-                f"expected {expected.name} for request {self._step}, "
-                f"got {reply.type.name} for request {reply.step}"
+                f"expected {expected.name} for request {self._step}, got {reply.type.name} for request {reply.step}"
             )
         self._step += 1
         return reply

@@ -22,10 +22,14 @@ class Channel(Protocol):
     """
 
     @property
-    def bytes_up(self) -> int: ...
+    def bytes_up(self) -> int:
+        """Bytes from client to server so far."""
+        ...
 
     @property
-    def bytes_down(self) -> int: ...
+    def bytes_down(self) -> int:
+        """Bytes from server to client so far."""
+        ...
 
     def send(self, message: bytes) -> None:
         """Hand one message to the peer."""

@@ -64,9 +64,7 @@ class TcpChannel:
     def send(self, message: bytes) -> None:
         """Send one frame."""
         if len(message) > self._max_frame:
-            raise WireError(
-                f"a message of {len(message)} bytes exceeds the limit of {self._max_frame} bytes"
-            )
+            raise WireError(f"a message of {len(message)} bytes exceeds the limit of {self._max_frame} bytes")
         try:
             self._socket.sendall(FRAME_HEADER.pack(len(message)) + message)
         except OSError as error:
@@ -78,8 +76,7 @@ class TcpChannel:
         (length,) = FRAME_HEADER.unpack(self._read(FRAME_HEADER.size, "between two messages"))
         if length > self._max_frame:
             raise WireError(
-                f"the {self._peer} announced a message of {length} bytes; "
-                f"the limit is {self._max_frame} bytes"
+                f"the {self._peer} announced a message of {length} bytes; the limit is {self._max_frame} bytes"
             )
         message = self._read(length, "in the middle of a message")
         self._received += frame_size(message)

@@ -1,0 +1,113 @@
+"""`hesplit-native predict`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hesplit_native.cli.options import DatasetName, PackingName, SplitName, load_dataset, set_threads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hesplit_native.checkpoint import Model
+
+
+def predict_command(
+    model: Path = typer.Option(..., help="The model.safetensors of a run."),
+    record: Path | None = typer.Option(None, help="A WFDB record at 360 Hz with .atr annotations, without suffix."),
+    dataset: DatasetName = typer.Option(DatasetName.synthetic, help="Whose test set to classify, without --record."),
+    data_dir: Path | None = typer.Option(None, help="Directory of the MIT-BIH records."),
+    split: SplitName = typer.Option(SplitName.paper),
+    encrypted: bool = typer.Option(True, "--encrypted/--plain", help="Compute the linear layer on ciphertexts or not."),
+    packing: PackingName = typer.Option(PackingName.blocks),
+    output: Path | None = typer.Option(None, help="CSV file for the predictions."),
+    threads: int = typer.Option(1, min=1),
+) -> None:
+    """Classify the beats of a record or of a test set with a trained model."""
+    import torch
+    from rich.console import Console
+
+    from hesplit_native.checkpoint import activations, load_model
+    from hesplit_native.errors import DataError
+
+    set_threads(threads)
+    trained = load_model(model)
+    if trained.linear is None:
+        raise DataError(
+            f"{model} holds the convolutions only: the linear layer stayed with the server it was trained with"
+        )
+    samples: list[int] | None = None
+    if record is not None:
+        x, y, samples = _record(record)
+    else:
+        data = load_dataset(dataset, data_dir, split)
+        x, y = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
+    logits = _logits(trained, activations(trained, x), packing.value if encrypted else None)
+    predicted = logits.argmax(1)
+    _print(Console(), trained.classes, predicted, y)
+    if output is not None:
+        with output.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(
+                ["beat", "sample", "predicted", "annotated", *(f"logit_{name}" for name in trained.classes)]
+            )
+            for i, values in enumerate(logits.tolist()):
+                where = samples[i] if samples is not None else ""
+                writer.writerow([i, where, trained.classes[int(predicted[i])], trained.classes[int(y[i])], *values])
+
+
+def _record(path: Path) -> tuple[Tensor, Tensor, list[int]]:
+    import torch
+
+    from hesplit_native.data.mitbih import record_beats
+    from hesplit_native.data.records import read_record
+    from hesplit_native.errors import DataError
+
+    beats = record_beats(read_record(path.parent, path.name))
+    if len(beats.label) == 0:
+        raise DataError(f"{path} has no beats of the classes N, L, R, A, V that stand apart from their neighbours")
+    return torch.from_numpy(beats.signal[:, None, :]), torch.from_numpy(beats.label), beats.sample.tolist()
+
+
+def _logits(model: Model, x: Tensor, packing: Any) -> Tensor:
+    import torch
+
+    linear = model.linear
+    assert linear is not None
+    with torch.no_grad():
+        if packing is None:
+            plain: Tensor = linear(x)
+            return plain
+    from hesplit_native.keys import SecretKey
+    from hesplit_native.linear import LinearClient, LinearServer
+    from hesplit_native.parameters import Parameters
+
+    rows = 1024
+    params = Parameters.recommend(
+        in_features=x.shape[1], out_features=len(linear.weight), batch_size=min(rows, len(x)), packing=packing
+    )
+    client = LinearClient(SecretKey.generate(params), *reversed(linear.weight.shape))
+    server = LinearServer(client.public_material(), linear.weight, linear.bias)
+    parts = [client.decrypt(server.forward(client.encrypt(part))) for part in torch.split(x, rows)]
+    return torch.cat([torch.from_numpy(part) for part in parts])
+
+
+def _print(console: Any, classes: tuple[str, ...], predicted: Tensor, annotated: Tensor) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{len(predicted)} beats", title_justify="left")
+    table.add_column("annotated")
+    for name in classes:
+        table.add_column(f"as {name}", justify="right")
+    table.add_column("right", justify="right")
+    for label, name in enumerate(classes):
+        mine = predicted[annotated == label]
+        counts = [int((mine == other).sum()) for other in range(len(classes))]
+        share = f"{counts[label] / len(mine):.1%}" if len(mine) else "-"
+        table.add_row(name, *map(str, counts), share)
+    console.print(table)
+    console.print(f"accuracy {float((predicted == annotated).double().mean()):.2%}", highlight=False)
