@@ -174,6 +174,9 @@ class EncryptedLinear(nn.Module):
             raise ParameterError(f"expected input of dtype float32 or float64, got {x.dtype}")
         rows = x.reshape(-1, self.in_features)
         if self._remote is not None:
+            if self.training and not rows.requires_grad:
+                # The server learns from the backward pass, also where nothing before this layer does.
+                rows = rows.detach().requires_grad_()
             y = remote_linear(rows.float(), self._remote).to(x.dtype)
         else:
             inside = self._local_engine().prepare(rows)
@@ -187,10 +190,14 @@ class EncryptedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {p.packing}, N={p.ring_degree}, {where}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles carry no key: a copy makes its own."""
+        """A copy carries no key and makes its own; the CKKS parameters travel as their bytes."""
         if self._remote is not None:
             raise TypeError("a layer with a channel cannot be copied or pickled: its connection and key are one")
-        return self.__dict__ | {"_engine": None}
+        return self.__dict__ | {"_engine": None, "parameters_ckks": self.parameters_ckks.to_bytes()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        restored = state | {"parameters_ckks": Parameters.from_bytes(state["parameters_ckks"])}
+        super().__setstate__(restored)  # type: ignore[no-untyped-call]
 
     def _new_client(self) -> LinearClient:
         key = SecretKey.generate(self.parameters_ckks)
@@ -211,20 +218,26 @@ class _Engine:
     def __init__(self, client: LinearClient, weight: Tensor, bias: Tensor | None) -> None:
         self.client = client
         self.server = LinearServer(client.public_material(), weight, bias)
-        self._stamp = _stamp(weight, bias)
+        self._held = _copies(weight, bias)
 
     def prepare(self, x: Tensor) -> Tensor:
         return self.client.clip_counted(x)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stamp = _stamp(weight, bias)
-        if stamp != self._stamp:
+        if not _same(self._held, (weight, bias)):
             self.server.set_weight(weight, bias)
-            self._stamp = stamp
+            self._held = _copies(weight, bias)
         reply = self.server.forward(self.client.encrypt(x))
         return torch.from_numpy(self.client.decrypt(reply)).to(x.dtype)
 
 
-def _stamp(*tensors: Tensor | None) -> tuple[tuple[int, int] | None, ...]:
-    """Changes whenever a tensor's values may have changed."""
-    return tuple(None if t is None else (t.data_ptr(), t._version) for t in tensors)
+# Values are compared, not version counters: fused optimisers and writes through `.data` leave those as they were.
+def _copies(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else t.detach().clone() for t in tensors)
+
+
+def _same(held: tuple[Tensor | None, ...], tensors: tuple[Tensor | None, ...]) -> bool:
+    return all(
+        h is t if h is None or t is None else h.dtype == t.dtype and torch.equal(h, t)
+        for h, t in zip(held, tensors, strict=True)
+    )

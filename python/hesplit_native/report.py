@@ -101,13 +101,17 @@ def write_curves(path: Path, values: dict[str, Any]) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     config = values["config"]
     packing = f", {config['packing']}" if values["parameters"] else ""
-    figure.suptitle(
-        f"{values['dataset']} ({values['split']} split), {values['protocol']}{packing}, batch size {config['batch_size']}"
-    )
+    figure.suptitle(f"{data_name(values)}, {values['protocol']}{packing}, batch size {config['batch_size']}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     figure.savefig(temporary, format="png", dpi=130)
     plt.close(figure)
     os.replace(temporary, path)
+
+
+def data_name(values: dict[str, Any]) -> str:
+    """The data set, with its split where there are several."""
+    dataset, split = values["dataset"], values["split"]
+    return str(dataset) if split == dataset else f"{dataset} ({split} split)"
 
 
 def size(count: float) -> str:
@@ -123,7 +127,7 @@ def summary_table(values: dict[str, Any]) -> Table:
     """Accuracy, time, bytes and where they went."""
     from rich.table import Table
 
-    table = Table(title=f"{values['protocol']} on {values['dataset']} ({values['split']} split)", title_justify="left")
+    table = Table(title=f"{values['protocol']} on {data_name(values)}", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("in all", justify="right")
     table.add_column("per epoch", justify="right")

@@ -198,6 +198,7 @@ class _Run:
         self.server = ServerState() if channel is None and config.protocol != "local" else None
         self.session: Session | None = None
         self.layer = self._connect(channel, len(dataset.classes))
+        self.phases.seconds.clear()  # the handshake is not training
 
     def _connect(self, channel: Channel | None, classes: int) -> RemoteLayer:
         config = self.config
@@ -319,7 +320,7 @@ class _Run:
     def finish(self) -> None:
         """End the session and take the server's account of its time."""
         if self.session is not None:
-            seconds = self.session.end().get("seconds_by_phase", {})
+            seconds = self.session.end()
             self.result_so_far = replace(self.result_so_far, server_seconds_by_phase=seconds)
             self.phases.enter(None)
 

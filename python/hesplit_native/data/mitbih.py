@@ -33,30 +33,10 @@ _HALF_WINDOW = 100
 _RECIPE = 1  # part of the cache's name: raise it when the processing changes
 
 # De Chazal et al. 2004, the usual inter-patient division.
-_DS1 = [
-    "101",
-    "106",
-    "108",
-    "109",
-    "112",
-    "114",
-    "115",
-    "116",
-    "118",
-    "119",
-    "122",
-    "124",
-    "201",
-    "203",
-    "205",
-    "207",
-    "208",
-    "209",
-    "215",
-    "220",
-    "223",
-    "230",
-]
+_DS1 = (
+    *(101, 106, 108, 109, 112, 114, 115, 116, 118, 119, 122),
+    *(124, 201, 203, 205, 207, 208, 209, 215, 220, 223, 230),
+)
 
 
 @dataclass(frozen=True)
@@ -206,7 +186,7 @@ def _patients(beats: Beats) -> tuple[Indices, Indices]:
     Classes are as rare as they are among those patients: nothing is repeated to balance them.
     """
     generator = np.random.default_rng(_SEED)
-    in_train = np.isin(beats.record, [int(name) for name in _DS1])
+    in_train = np.isin(beats.record, _DS1)
     sides = []
     for side in (in_train, ~in_train):
         drawn = [
@@ -219,7 +199,7 @@ def _patients(beats: Beats) -> tuple[Indices, Indices]:
 
 def _read_cache(path: Path) -> Beats | None:
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             beats = Beats(data["signal"], data["label"], data["record"], data["sample"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -20,7 +20,7 @@ from hesplit_native.errors import ProtocolError
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.session import Session
-from hesplit_native.protocols.terms import MAX_ROWS, Terms, initial_linear, make_optimizer
+from hesplit_native.protocols.terms import Terms, initial_linear, make_optimizer
 
 
 class HoldsLayer(Protocol):
@@ -71,7 +71,7 @@ class PlainServer:
 
     def forward(self, body: memoryview, *, training: bool) -> bytes:
         """The body of the logits for the body of a request."""
-        rows = range(1, (self.terms.batch_size if training else MAX_ROWS) + 1)
+        rows = range(1, (self.terms.batch_size if training else self.terms.max_rows) + 1)
         values, rest = messages.take_matrix(body, "activations", rows=rows, columns=self.terms.in_features)
         messages.take_nothing(rest, "activations")
         x = torch.from_numpy(values.copy())

@@ -26,6 +26,14 @@ class ServerState:
         self.terms: Terms | None = None
         self.layer: ServerLayer | None = None
         self.seconds: dict[str, float] = {}
+        self.steps = 0
+
+    def take_step(self) -> None:
+        """Count a training step; the handshake agreed on how many there are."""
+        agreed = self.terms.batches * self.terms.epochs if self.terms else 0
+        if agreed and self.steps >= agreed:
+            raise ProtocolError(f"the handshake agreed on {agreed} training steps, this would be one more")
+        self.steps += 1
 
 
 def converse(state: ServerState) -> Conversation:
@@ -62,11 +70,12 @@ def _answer(state: ServerState, request: Message) -> tuple[MessageType, bytes]:
         answer = MessageType.LOGITS, state.layer.forward(request.body, training=training)
         phase = "forward" if training else "evaluation"
     elif request.type is MessageType.BACKWARD:
+        state.take_step()
         answer = MessageType.INPUT_GRADIENT, state.layer.backward(request.body)
         phase = "backward and update"
     elif request.type is MessageType.END:
         messages.take_nothing(request.body, "end")
-        return MessageType.SUMMARY, messages.text(json.dumps({"seconds_by_phase": state.seconds}))
+        return MessageType.SUMMARY, messages.text(json.dumps(state.seconds))
     else:
         raise ProtocolError(f"{request.type.name} is not a request")
     state.seconds[phase] = state.seconds.get(phase, 0.0) + perf_counter() - start
@@ -123,7 +132,9 @@ def serve(
                     on_event(f"client {number} done: {channel.bytes_up:,} bytes up, {channel.bytes_down:,} bytes down")
                 except HESplitError as error:
                     on_event(f"client {number} failed: {error}")
-                if output is not None and state.layer is not None:
+                except Exception as error:  # whatever one client causes, the next one is served
+                    on_event(f"client {number} failed: internal error: {error!r}")
+                if output is not None and state.layer is not None and state.steps:
                     _save(output / f"server-{number}.safetensors", state.layer)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import math
 
-from hesplit_native.errors import ProtocolError
+from hesplit_native.errors import ProtocolError, WireError
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.phases import Phases
@@ -51,10 +50,12 @@ class Session:
         self._step += 1
         return reply
 
-    def end(self) -> dict[str, Any]:
-        """End the session; returns the server's summary."""
+    def end(self) -> dict[str, float]:
+        """End the session; returns the server's seconds by phase."""
         reply = self.exchange(MessageType.END, MessageType.SUMMARY)
-        text, rest = messages.take_text(reply.body, "summary")
+        seconds, rest = messages.take_json(reply.body, "summary")
         messages.take_nothing(rest, "summary")
-        summary = json.loads(text)
-        return summary if isinstance(summary, dict) else {}
+        for phase, value in seconds.items():
+            if not isinstance(value, float) or not math.isfinite(value):
+                raise WireError(f"summary: expected seconds for {phase!r}")
+        return seconds

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hesplit_native.errors import KeyMismatchError, ProtocolError
+from hesplit_native.errors import KeyMismatchError, ParameterError, ProtocolError
 from hesplit_native.linear import LinearClient, LinearServer
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.plain import apply_gradients, take_gradient, take_tensor
 from hesplit_native.protocols.session import Session
-from hesplit_native.protocols.terms import MAX_ROWS, Terms, initial_linear, make_optimizer
+from hesplit_native.protocols.terms import Terms, initial_linear, make_optimizer
 
 
 class SplitWaysClient:
@@ -70,11 +70,17 @@ class SplitWaysServer:
         self.terms = terms
         self.linear = initial_linear(terms)
         self.optimizer = make_optimizer(terms.server_optimizer, self.linear.parameters(), terms.learning_rate)
-        self.encrypted = LinearServer(public_material, self.linear.weight, self.linear.bias, max_batch=MAX_ROWS)
-        if (self.encrypted.in_features, self.encrypted.out_features) != (terms.in_features, terms.out_features):
-            raise ProtocolError("handshake: the public material is for a layer of another shape")
+        try:
+            self.encrypted = LinearServer(
+                public_material, self.linear.weight, self.linear.bias, max_batch=terms.max_rows
+            )
+        except ParameterError as error:
+            raise ProtocolError(f"handshake: the public material is for a layer of another shape: {error}") from error
         if self.encrypted.parameters.hash != terms.parameter_hash:
-            raise KeyMismatchError("handshake: the public material has other parameters than announced")
+            raise KeyMismatchError(
+                f"handshake: parameter_hash is {terms.parameter_hash!r}, "
+                f"that of the public material {self.encrypted.parameters.hash!r}"
+            )
         self._awaiting_gradient = False
 
     def forward(self, body: memoryview, *, training: bool) -> bytes:

@@ -17,6 +17,8 @@ ServerOptimizer = Literal["adam", "sgd"]
 # Larger layers and batches are refused before any memory is taken for them.
 MAX_FEATURES = 65536
 MAX_ROWS = 65536
+MAX_WEIGHTS = 1 << 24
+MAX_VALUES = 1 << 26  # in one matrix: 256 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Terms:
     server_optimizer: str
     weight_seed: int
     parameter_hash: str = ""
+
+    @property
+    def max_rows(self) -> int:
+        """The most rows of one message, so that no matrix exceeds MAX_VALUES."""
+        return min(MAX_ROWS, MAX_VALUES // max(self.in_features, self.out_features))
 
     def to_json(self) -> str:
         """The text that travels in the handshake."""
@@ -65,6 +72,12 @@ class Terms:
         for name, (low, high) in limits.items():
             if not low <= getattr(terms, name) <= high:
                 raise WireError(f"handshake: {name} must be between {low} and {high}")
+        if terms.in_features * terms.out_features > MAX_WEIGHTS:
+            raise WireError(
+                f"handshake: a layer {terms.in_features} -> {terms.out_features} has more than {MAX_WEIGHTS} weights"
+            )
+        if terms.batch_size > terms.max_rows:
+            raise WireError(f"handshake: batch_size {terms.batch_size} is above {terms.max_rows} for this layer")
         if terms.protocol not in ("plain", "splitways"):
             raise WireError("handshake: this server speaks the protocols plain and splitways")
         if terms.server_optimizer not in get_args(ServerOptimizer):

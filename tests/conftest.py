@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hesplit_native as hn
+from hesplit_native.data import Dataset, synthetic_ecg
+from hesplit_native.protocols.terms import Terms
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Small problems; two libraries with a thread per core each would only wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
+    hn.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def mitdb() -> Path:
+    """The real MIT-BIH records."""
+    named = os.environ.get("HESPLIT_MITDB")
+    candidates = [Path(named)] if named else [Path(__file__).parents[1] / ".." / "shared" / "data" / "mitdb"]
+    for path in candidates:
+        if (path / "100.hea").is_file():
+            return path
+    pytest.skip(f"NO REAL RECORDS: looked in {', '.join(map(str, candidates))}; set HESPLIT_MITDB to test on them")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Dataset:
+    """Synthetic beats; the last training batch of four is short."""
+    return synthetic_ecg(train=41, test=30, seed=1)
+
+
+@pytest.fixture
+def make_terms():
+    """Terms of a small layer, with what differs."""
+
+    def make(**changes: Any) -> Terms:
+        values: dict[str, Any] = {
+            "protocol": "plain",
+            "in_features": 6,
+            "out_features": 3,
+            "batch_size": 4,
+            "batches": 10,
+            "epochs": 2,
+            "learning_rate": 0.01,
+            "server_optimizer": "adam",
+            "weight_seed": 7,
+        }
+        return Terms(**(values | changes))
+
+    return make

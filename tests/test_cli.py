@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hesplit_native.cli import app
+
+SMALL = ["--epochs", "2", "--limit-batches", "5"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_data():
+    """The same commands on a smaller synthetic set."""
+    import hesplit_native.data as data
+
+    original = data.synthetic_ecg
+    data.synthetic_ecg = lambda: original(train=80, test=40)
+    yield
+    data.synthetic_ecg = original
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, small_data):
+    folder = tmp_path_factory.mktemp("run")
+    result = run("train", *SMALL, "--output", folder)
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
+def test_train_writes_metrics_model_and_curves(trained):
+    folder, output = trained
+    metrics = json.loads((folder / "metrics.json").read_text())
+    wanted = {
+        *("test_accuracy", "train_seconds", "seconds_by_phase", "bytes_up", "bytes_down", "batches", "epochs"),
+        *("protocol", "parameters", "history", "dataset", "split", "flooding", "clipped", "versions", "machine"),
+    }
+    assert wanted <= set(metrics)
+    assert metrics["protocol"] == "splitways"
+    assert (metrics["epochs"], metrics["batches"]) == (2, 10)
+    assert metrics["parameters"]["packing"] == "blocks"
+    assert 0 <= metrics["test_accuracy"] <= 1
+    assert metrics["bytes_up"] > 10 * 13_000
+    image = (folder / "curves.png").read_bytes()
+    assert image.startswith(b"\x89PNG")
+    assert len(image) > 5000
+    assert (folder / "model.safetensors").is_file()
+    assert not list(folder.glob(".*"))
+    assert "noise flooding: off" in output
+    assert "Split Ways" in output
+    assert "another task than this run" in output
+
+
+@pytest.mark.parametrize("options", [["--protocol", "local"], ["--protocol", "plain"], ["--packing", "slots"]])
+def test_other_protocols_and_packings(tmp_path, options):
+    result = run("train", *SMALL, *options, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("how", [["--plain"], ["--encrypted"], ["--encrypted", "--packing", "slots"]])
+def test_predict_classifies_the_test_set(trained, tmp_path, how):
+    folder, _ = trained
+    table = tmp_path / "p.csv"
+    result = run("predict", "--model", folder / "model.safetensors", "--output", table, *how)
+    assert result.exit_code == 0, result.output
+    accuracy = float(re.search(r"accuracy ([\d.]+)%", result.output).group(1)) / 100
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert abs(accuracy - metrics["test_accuracy"]) <= 0.03
+    rows = table.read_text().splitlines()
+    assert len(rows) == 41
+    assert rows[0].startswith("beat,sample,predicted,annotated,logit_N")
+
+
+def test_predict_classifies_a_record(trained, tmp_path):
+    import wfdb
+
+    signal = 0.05 * np.random.default_rng(0).normal(size=(7200, 2))
+    peaks = np.arange(300, 6900, 300)
+    wfdb.wrsamp(
+        "900",
+        fs=360,
+        units=["mV"] * 2,
+        sig_name=["MLII", "V1"],
+        p_signal=signal,
+        fmt=["212"] * 2,
+        write_dir=str(tmp_path),
+    )
+    wfdb.wrann("900", "atr", peaks, symbol=["N"] * len(peaks), write_dir=str(tmp_path))
+    result = run("predict", "--model", trained[0] / "model.safetensors", "--record", tmp_path / "900")
+    assert result.exit_code == 0, result.output
+    assert f"{len(peaks) - 4} beats" in result.output
+
+
+def test_info_shows_both_packings():
+    result = run("info")
+    assert result.exit_code == 0, result.output
+    for word in ("blocks", "slots", "128 bits", "error bound", "request", "decrypt"):
+        assert word in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--dataset", "mitbih", "--data-dir", "/nowhere"], "/nowhere, which is not a directory"),
+        (["train", "--protocol", "local", "--server", "x:1"], "local has no server"),
+        (["train", "--server", "127.0.0.1:9"], "start the server there first"),
+        (["train", "--server", "nonsense"], "host:port"),
+        (["predict", "--model", "/nowhere"], "does not exist"),
+    ],
+)
+def test_errors_are_one_readable_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_damaged_model_is_named(trained, tmp_path):
+    good = (trained[0] / "model.safetensors").read_bytes()
+    path = tmp_path / "model.safetensors"
+    for damaged in (b"", b"x" * 50, good[:100], good[: len(good) // 2]):
+        path.write_bytes(damaged)
+        result = run("predict", "--model", path)
+        assert result.exit_code == 1
+        assert "model.safetensors" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["train", "--protocol", "magic"], ["train", "--epochs", "0"], ["nothing"]])
+def test_usage_errors_exit_with_2(arguments):
+    assert run(*arguments).exit_code == 2
+
+
+def test_help_is_quick():
+    code = "import sys; sys.argv = ['x', '--help']\nfrom hesplit_native.cli import app\ntry: app()\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'matplotlib', 'wfdb', 'scipy') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("[]")
+    assert "train" in out
+
+
+COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()"]
+
+
+def wait_for(process, pattern):
+    for line in process.stdout:
+        found = re.search(pattern, line)
+        if found:
+            return found
+    raise AssertionError(f"{pattern} never appeared")
+
+
+def test_two_processes_and_what_is_left_when_one_is_killed_or_interrupted(tmp_path):
+    server = subprocess.Popen(
+        [*COMMAND, "serve", "--port", "0", "--output", str(tmp_path / "s")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        port = wait_for(server, r"listening on .*:(\d+)").group(1)
+        train = [*COMMAND, "train", "--server", f"127.0.0.1:{port}", "--output"]
+        done = subprocess.run([*train, str(tmp_path / "a"), *SMALL], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        wait_for(server, "client 1 done")
+        assert (tmp_path / "s" / "server-1.safetensors").is_file()
+
+        interrupted = subprocess.Popen([*train, str(tmp_path / "b"), "--limit-batches", "20", "--epochs", "10000"],
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        wait_for(interrupted, "epoch 1:")
+        interrupted.send_signal(signal.SIGINT)
+        _, errors = interrupted.communicate(timeout=60)
+        assert interrupted.returncode == 130
+        assert "interrupted by the user" in errors
+        assert json.loads((tmp_path / "b" / "metrics.json").read_text())["epochs"] >= 1
+
+        cut = subprocess.Popen([*train, str(tmp_path / "c"), "--limit-batches", "20", "--epochs", "10000"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        wait_for(cut, "epoch 1:")
+        time.sleep(0.1)
+        server.kill()
+        _, errors = cut.communicate(timeout=60)
+        assert cut.returncode == 1
+        assert "stopped early" in errors
+        assert json.loads((tmp_path / "c" / "metrics.json").read_text())["interrupted"]
+    finally:
+        server.kill()
+        server.communicate()

@@ -1,0 +1,149 @@
+"""The rooms below the layer: randomness, ring, threads."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hesplit_native as hn
+from hesplit_native import _core
+
+testing = _core.testing
+
+
+def test_chacha20_known_answer():
+    # RFC 8439, section 2.3.2.
+    key = bytes(range(32))
+    block = testing.chacha20(key, [0x09000000, 0x4A000000, 0x00000000], 1, 1)
+    assert block.hex() == (
+        "10f1e7e4d13b5915500fdd1fa32071c4c7d1f4c733c068030422aa9ac3d46c4e"
+        "d2826446079faa0914c2d705d98b02a2b5129cd1de164eb9cbd083e8a2503c4e"
+    )
+
+
+def test_chacha20_zero_key_known_answer():
+    # RFC 8439, appendix A.1, test vectors 1 and 2.
+    stream = testing.chacha20(bytes(32), [0, 0, 0], 0, 2)
+    assert stream[:16].hex() == "76b8e0ada0f13d90405d6ae55386bd28"
+    assert stream[64:80].hex() == "9f07e7be5551387a98ba977c732d080d"
+
+
+@given(blocks=st.integers(1, 40), counter=st.integers(0, 2**20))
+def test_chacha20_blocks_do_not_depend_on_how_many_are_drawn(blocks, counter):
+    key = bytes(range(32))
+    long = testing.chacha20(key, [1, 2, 3], counter, blocks)
+    single = b"".join(testing.chacha20(key, [1, 2, 3], counter + i, 1) for i in range(blocks))
+    assert long == single
+
+
+@pytest.mark.parametrize("modulus", [2, 3, 17, 2**20 - 3, 1125899906826241, 2**60 + 33])
+def test_uniform_residues_are_below_the_modulus_and_uniform(modulus):
+    values = testing.uniform(7, modulus, 20000)
+    assert int(values.max()) < modulus
+    mean = float((values / modulus).mean())
+    expected = 0.5 * (1 - 1 / modulus)
+    assert abs(mean - expected) < 5 * np.sqrt(1 / 12 / 20000)
+
+
+def test_noise_is_centred_binomial():
+    noise = testing.noise(3, 200_000).astype(np.float64)
+    assert np.abs(noise).max() <= 21
+    assert abs(noise.mean()) < 5 * np.sqrt(10.5 / 200_000)
+    assert abs(noise.var() / 10.5 - 1) < 0.03
+    # The share of zeros of Binomial(42, 1/2) at its centre.
+    assert abs((noise == 0).mean() - 0.12239) < 0.005
+
+
+def test_secrets_are_uniform_ternary():
+    values, counts = np.unique(testing.ternary(5, 90_000), return_counts=True)
+    assert values.tolist() == [-1, 0, 1]
+    assert (np.abs(counts / 30_000 - 1) < 0.03).all()
+
+
+def negacyclic(a, b, q):
+    n = len(a)
+    full = np.zeros(2 * n, dtype=object)
+    for i, value in enumerate(a):
+        full[i : i + n] += int(value) * b.astype(object)
+    return (full[:n] - full[n:]) % q
+
+
+@pytest.mark.parametrize("bits", [[30], [53], [60], [40, 40], [60, 50, 40]])
+def test_multiplication_is_negacyclic_convolution(bits):
+    n = 1024
+    primes = hn.Parameters(ring_degree=8192, modulus_bits=bits, scale=4.0)._native.primes
+    rng = np.random.default_rng(1)
+    a, b = (np.stack([rng.integers(0, q, n, dtype=np.uint64) for q in primes]) for _ in range(2))
+    a[:, 0], b[:, -1] = 0, [q - 1 for q in primes]
+    product = testing.multiply(primes, a, b)
+    for row, q in enumerate(primes):
+        np.testing.assert_array_equal(product[row].astype(object), negacyclic(a[row], b[row], q))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    primes=st.sampled_from([[53], [40, 41], [60, 50, 40]]),
+    bits=st.integers(1, 62),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_switching_to_a_power_of_two_rounds(primes, bits, seed):
+    q_rows = hn.Parameters(ring_degree=8192, modulus_bits=primes, scale=4.0)._native.primes
+    modulus = int(np.prod(np.array(q_rows, dtype=object)))
+    rng = np.random.default_rng(seed)
+    values = [int.from_bytes(rng.bytes(24), "little") % modulus for _ in range(1020)]
+    values += [0, 1, modulus - 1, modulus // 2]
+    a = np.array([[v % q for v in values] for q in q_rows], dtype=np.uint64)
+    switched = testing.switch_to_bits(q_rows, a, bits)
+    for value, got in zip(values, switched.tolist(), strict=True):
+        exact = value * 2**bits
+        distance = (got * modulus - exact) % (modulus * 2**bits)
+        distance = min(distance, modulus * 2**bits - distance)
+        # Half a unit, and one more in the last place of 64 bits per prime.
+        assert distance <= modulus // 2 + (len(q_rows) * 2 * modulus >> (64 - bits)) + 1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_loops_visit_every_index_once(threads):
+    try:
+        hn.set_num_threads(threads)
+        for count in (0, 1, 2, 7, 1000):
+            assert testing.parallel_for(count, count) == [1] * count
+        with pytest.raises(hn.RangeError, match="planned"):
+            testing.parallel_for(100, 50)
+        assert testing.parallel_for(100, 100) == [1] * 100
+    finally:
+        hn.set_num_threads(1)
+
+
+@pytest.mark.parametrize("count", [0, 1025])
+def test_absurd_numbers_of_threads(count):
+    with pytest.raises(hn.ParameterError):
+        hn.set_num_threads(count)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_threads_and_fresh_randomness_after_a_fork():
+    params = hn.Parameters.recommend(in_features=20, out_features=3, batch_size=4)
+    client = hn.LinearClient(hn.SecretKey.generate(params), 20, 3)
+    x = np.ones((4, 20))
+    hn.set_num_threads(2)
+    try:
+        testing.parallel_for(100, 100)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            hits = testing.parallel_for(1000, 1000)
+            seed = client.encrypt(x)[76:108]
+            os.write(write, seed if hits == [1] * 1000 else b"loop")
+            os._exit(0)
+        os.waitpid(child, 0)
+        from_child = os.read(read, 100)
+        assert len(from_child) == 32
+        assert from_child != client.encrypt(x)[76:108]
+    finally:
+        hn.set_num_threads(1)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import stat
+
+import numpy as np
+import pytest
+
+import hesplit_native as hn
+
+
+@pytest.fixture(scope="module")
+def params():
+    return hn.Parameters.recommend(in_features=20, out_features=3, batch_size=4)
+
+
+@pytest.mark.parametrize("passphrase", [None, "correct horse"])
+def test_a_saved_key_decrypts_what_the_original_encrypted(tmp_path, params, passphrase):
+    key = hn.SecretKey.generate(params)
+    path = tmp_path / "key"
+    key.save(path, passphrase)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    loaded = hn.SecretKey.load(path, passphrase)
+    assert loaded.id == key.id
+    assert loaded.parameters == params
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(4, 20)), rng.normal(size=(3, 20))
+    server = hn.LinearServer(hn.LinearClient(key, 20, 3).public_material(), w)
+    client = hn.LinearClient(loaded, 20, 3)
+    np.testing.assert_allclose(client.decrypt(server.forward(client.encrypt(x))), x @ w.T, atol=params.error_bound)
+    assert [p.name for p in tmp_path.iterdir()] == ["key"]
+
+
+def test_passphrases(tmp_path, params):
+    path = tmp_path / "key"
+    hn.SecretKey.generate(params).save(path, "correct horse")
+    with pytest.raises(hn.KeyMismatchError, match="wrong passphrase"):
+        hn.SecretKey.load(path, "battery staple")
+    with pytest.raises(hn.WireError, match="is encrypted"):
+        hn.SecretKey.load(path)
+
+
+@pytest.mark.parametrize("passphrase", [None, "correct horse"])
+def test_damaged_key_files(tmp_path, params, passphrase):
+    path = tmp_path / "key"
+    hn.SecretKey.generate(params).save(path, passphrase)
+    data = path.read_bytes()
+    damaged = [b"", b"x" * 100, data[:20], data[:-1], data + b"\0"]
+    for at in (0, 5, 10, 60, 100, len(data) // 2, len(data) - 1):
+        damaged.append(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    for changed in damaged:
+        path.write_bytes(changed)
+        with pytest.raises((hn.WireError, hn.KeyMismatchError)):
+            hn.SecretKey.load(path, passphrase)
+
+
+def test_a_key_cannot_be_pickled_or_copied(params):
+    key = hn.SecretKey.generate(params)
+    for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            attempt(key)
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            attempt(key._native)
+
+
+def test_a_key_shows_no_secret(params):
+    key = hn.SecretKey.generate(params)
+    text = repr(key)
+    assert key.id in text
+    assert len(text) < 600
+
+
+def test_keys_differ(params):
+    keys = [hn.SecretKey.generate(params) for _ in range(3)]
+    assert len({key.id for key in keys}) == 3
+    assert len({bytes(key._native.to_bytearray()[200:]) for key in keys}) == 3

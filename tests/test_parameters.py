@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+import hesplit_native as hn
+
+LIMITS = {1024: 26, 2048: 53, 4096: 106, 8192: 214, 16384: 430, 32768: 868}
+
+PUBLISHED = [
+    (8192, [60, 40, 40, 60], 2.0**40),
+    (8192, [40, 21, 21, 40], 2.0**21),
+    (4096, [40, 20, 20], 2.0**21),
+    (4096, [40, 20, 40], 2.0**20),
+    (8192, [40, 21, 21, 21, 40], 2.0**21),
+    (16384, [40, 21, 21, 21, 40], 2.0**21),
+]
+
+
+@pytest.mark.parametrize(("ring_degree", "limit"), LIMITS.items())
+def test_128_bits_by_the_2024_guideline(ring_degree, limit):
+    count = -(-limit // 50)
+    bits = [limit // count] * count
+    bits[0] += limit - sum(bits)
+    params = hn.Parameters(ring_degree=ring_degree, modulus_bits=bits, scale=2.0**10)
+    assert params.total_bits == params.max_bits == limit
+    bits[-1] += 1
+    with pytest.raises(hn.ParameterError, match=rf"only up to {limit} bits"):
+        hn.Parameters(ring_degree=ring_degree, modulus_bits=bits, scale=2.0**10)
+
+
+def test_a_published_set_below_128_bits_runs_only_when_asked_for():
+    options = {"ring_degree": 2048, "modulus_bits": [18, 18, 18], "scale": 2.0**16, "packing": "slots"}
+    with pytest.raises(hn.ParameterError, match="54 bits"):
+        hn.Parameters(**options)
+    assert hn.Parameters(**options, security="paper").security == "paper"
+
+
+@pytest.mark.parametrize(("ring_degree", "bits", "scale"), PUBLISHED)
+def test_published_sets_are_accepted_on_the_slot_path(ring_degree, bits, scale):
+    params = hn.Parameters(ring_degree=ring_degree, modulus_bits=bits, scale=scale, packing="slots")
+    assert params.modulus_bits == tuple(bits)
+    assert params.scale == scale
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ring_degree": 3000},
+        {"ring_degree": 512},
+        {"modulus_bits": []},
+        {"modulus_bits": [61]},
+        {"modulus_bits": [10]},
+        {"modulus_bits": [20] * 40, "ring_degree": 32768},
+        {"scale": 0.0},
+        {"scale": math.nan},
+        {"scale": 2.0**61},
+        {"packing": "diagonals"},
+        {"packing": "slots"},
+        {"security": "none"},
+        {"activation_bound": 0.0},
+        {"activation_norm": math.inf},
+        {"error_bound": -1.0},
+        {"batch_size": 0},
+        {"ring_degree": "2048"},
+    ],
+)
+def test_what_cannot_work_is_a_parameter_error(change):
+    options = {"ring_degree": 2048, "modulus_bits": [50], "scale": 2.0**20} | change
+    with pytest.raises(hn.ParameterError):
+        hn.Parameters(**options)
+
+
+@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("shape", [(256, 5, 4), (256, 5, 64), (512, 5, 4), (2000, 5, 32), (768, 768, 128), (1, 1, 1)])
+def test_recommended_sets_are_secure_and_keep_the_default_bound(packing, shape):
+    in_features, out_features, batch_size = shape
+    params = hn.Parameters.recommend(
+        in_features=in_features, out_features=out_features, batch_size=batch_size, packing=packing, weight_norm=4.0
+    )
+    assert params.total_bits <= params.max_bits == LIMITS[params.ring_degree]
+    assert params.error_bound <= 1e-3
+    step = params.estimate(in_features, out_features, batch_size, weight_norm=4.0)
+    assert step["error"] <= params.error_bound
+
+
+def test_impossible_wishes_say_what_to_change():
+    with pytest.raises(hn.ParameterError, match="raise error_bound or lower the ranges"):
+        hn.Parameters.recommend(in_features=256, out_features=5, batch_size=4, error_bound=1e-30)
+
+
+def test_the_hash_covers_every_field():
+    base = {"ring_degree": 4096, "modulus_bits": [40, 40], "scale": 2.0**20, "batch_size": 4}
+    changes = [
+        {"ring_degree": 8192},
+        {"modulus_bits": [40, 41]},
+        {"scale": 2.0**21},
+        {"packing": "slots"},
+        {"security": "paper"},
+        {"activation_bound": 65.0},
+        {"activation_norm": 129.0},
+        {"error_bound": 1e-2},
+        {"batch_size": 5},
+    ]
+    hashes = {hn.Parameters(**(base | change)).hash for change in [{}, *changes]}
+    assert len(hashes) == len(changes) + 1
+
+
+def test_dict_and_bytes_round_trip():
+    params = hn.Parameters.recommend(in_features=256, out_features=5, batch_size=4)
+    assert hn.Parameters.from_bytes(params.to_bytes()) == params
+    values = params.to_dict()
+    assert values.pop("hash") == params.hash
+    assert hn.Parameters(**values) == params
