@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 
@@ -100,10 +101,8 @@ def test_arbitrary_bytes_never_do_worse_than_an_error_of_ours(data, kind):
         lambda: messages.take_json(memoryview(data), "json"),
         lambda: messages.take_json(memoryview(messages.text(data.decode("latin-1"))), "json"),
     ):
-        try:
+        with contextlib.suppress(HESplitError):
             attempt()
-        except HESplitError:
-            pass
 
 
 @pytest.mark.parametrize(

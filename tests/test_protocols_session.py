@@ -19,8 +19,7 @@ def scripted(*replies):
 
     def conversation():
         yield b""
-        for reply in replies:
-            yield reply  # "yield from" would pass what is sent on to the tuple
+        yield from replies  # "yield from" would pass what is sent on to the tuple
 
     return InProcessChannel(conversation())
 
