@@ -146,3 +146,31 @@ def test_with_a_channel_the_server_holds_and_trains_the_weights():
     assert channel.bytes_up > 0
     with pytest.raises(TypeError, match="cannot be copied"):
         copy.deepcopy(layer)
+    layer.close()
+    with pytest.raises(hn.ProtocolError, match="ended"):
+        layer(torch.zeros(4, 20))
+
+
+def test_weights_changed_behind_the_version_counter_are_used():
+    layer, plain = pair()
+    x = torch.randn(4, 20)
+    optimizers = [torch.optim.SGD(module.parameters(), lr=1.0, fused=True) for module in (layer, plain)]
+    for module, optimizer in zip((layer, plain), optimizers, strict=True):
+        module(x).sum().backward()
+        optimizer.step()  # fused optimisers do not count their writes
+        module.weight.data.mul_(0.5)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), plain(x), atol=1.1e-3, rtol=0)
+
+
+def test_behind_a_channel_the_first_layer_of_a_network_learns_too():
+    state = ServerState()
+    layer = hn.nn.EncryptedLinear(20, 3, channel=InProcessChannel(converse(state)))
+    before = state.layer.linear.weight.detach().clone()
+    x = torch.randn(4, 20)
+    layer.eval()
+    assert not layer(x).requires_grad
+    assert torch.equal(state.layer.linear.weight, before)
+    layer.train()
+    layer(x).sum().backward()
+    assert not torch.equal(state.layer.linear.weight, before)

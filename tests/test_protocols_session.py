@@ -18,8 +18,9 @@ def scripted(*replies):
     """A channel to a server that answers with these, whatever it is asked."""
 
     def conversation():
-        yield b""
-        yield from replies  # "yield from" would pass what is sent on to the tuple
+        queue = [b"", *replies]
+        while queue:  # not "yield from": that would pass what is sent on to the list
+            yield queue.pop(0)
 
     return InProcessChannel(conversation())
 

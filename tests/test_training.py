@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -108,22 +109,15 @@ def test_interrupted_runs_keep_their_metrics(data):
     assert result.batches == 101
 
 
-def run_server(connection, sessions):
-    torch.set_num_threads(1)
-    serve("127.0.0.1", 0, on_listen=connection.send, sessions=sessions, timeout=20.0)
-
-
 @pytest.fixture
 def server():
     """A server in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=run_server, args=(theirs, 3), daemon=True)
-    process.start()
-    assert ours.poll(60)
-    yield f"127.0.0.1:{ours.recv()}", process
-    process.kill()
-    process.join()
+    code = "from hesplit_native.cli import app; app()"
+    command = [sys.executable, "-c", code, "serve", "--port", "0", "--sessions", "3", "--timeout", "20"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        port = process.stdout.readline().rpartition(":")[2].strip()
+        yield f"127.0.0.1:{port}", process
+        process.kill()
 
 
 def test_two_processes_train_as_one_does(data, server):

@@ -153,6 +153,12 @@ class EncryptedLinear(nn.Module):
         session = Session(channel, terms, client.public_material(), Phases())
         self._remote = SplitWaysClient(session, client)
 
+    def close(self) -> None:
+        """With a channel: end the session with the server, which then keeps its weights. The layer cannot be used afterwards."""
+        if self._remote is not None:
+            self._remote.session.end()
+            self._remote.session.channel.close()
+
     def reset_parameters(self) -> None:
         """Initialise as `nn.Linear` does."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -142,6 +143,11 @@ class Observer(Protocol):
         """After an epoch."""
 
 
+def _weight_seed(seed: int) -> int:
+    """The seed that the server is told: unrelated to the streams of the client's convolutions and of the order of the data."""
+    return int.from_bytes(hashlib.sha256(f"server's layer {seed}".encode()).digest()[:4], "little")
+
+
 def train(
     config: RunConfig, dataset: Dataset, *, channel: Channel | None = None, observer: Observer | None = None
 ) -> RunResult:
@@ -220,7 +226,7 @@ class _Run:
             epochs=config.epochs,
             learning_rate=config.learning_rate,
             server_optimizer=config.optimizer,
-            weight_seed=config.seed,
+            weight_seed=_weight_seed(config.seed),
             parameter_hash=parameters.hash if parameters else "",
         )
         if config.protocol == "local":

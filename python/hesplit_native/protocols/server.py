@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 
@@ -135,7 +136,7 @@ def serve(
                 except Exception as error:  # whatever one client causes, the next one is served
                     on_event(f"client {number} failed: internal error: {error!r}")
                 if output is not None and state.layer is not None and state.steps:
-                    _save(output / f"server-{number}.safetensors", state.layer)
+                    _save(output, state.layer)
 
 
 def _serve_one(channel: TcpChannel, state: ServerState) -> None:
@@ -155,8 +156,11 @@ def _serve_one(channel: TcpChannel, state: ServerState) -> None:
             raise ProtocolError(reason)
 
 
-def _save(path: Path, layer: ServerLayer) -> None:
+def _save(folder: Path, layer: ServerLayer) -> None:
+    """Write the layer beside those of earlier sessions, also of earlier servers."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = (folder / f"server-{number}.safetensors" for number in count(1))
+    path = next(path for path in numbers if not path.exists())
     save_file({name: value.contiguous() for name, value in layer.linear.state_dict().items()}, path)
