@@ -154,6 +154,17 @@ def test_help_is_quick():
 COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()"]
 
 
+def start(command):
+    """A process that takes Ctrl-C also where this one was started in the background, with SIGINT ignored."""
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def wait_for(process, pattern):
     for line in process.stdout:
         found = re.search(pattern, line)
@@ -174,8 +185,7 @@ def test_two_processes_and_what_is_left_when_one_is_killed_or_interrupted(tmp_pa
         wait_for(server, "client 1 done")
         assert (tmp_path / "s" / "server-1.safetensors").is_file()
 
-        interrupted = subprocess.Popen([*train, str(tmp_path / "b"), "--limit-batches", "20", "--epochs", "10000"],
-                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        interrupted = start([*train, str(tmp_path / "b"), "--limit-batches", "20", "--epochs", "10000"])
         wait_for(interrupted, "epoch 1:")
         interrupted.send_signal(signal.SIGINT)
         _, errors = interrupted.communicate(timeout=60)
@@ -183,8 +193,7 @@ def test_two_processes_and_what_is_left_when_one_is_killed_or_interrupted(tmp_pa
         assert "interrupted by the user" in errors
         assert json.loads((tmp_path / "b" / "metrics.json").read_text())["epochs"] >= 1
 
-        cut = subprocess.Popen([*train, str(tmp_path / "c"), "--limit-batches", "20", "--epochs", "10000"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        cut = start([*train, str(tmp_path / "c"), "--limit-batches", "20", "--epochs", "10000"])
         wait_for(cut, "epoch 1:")
         time.sleep(0.1)
         server.kill()
