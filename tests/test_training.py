@@ -72,6 +72,14 @@ def test_a_step_on_blocks_stays_below_45_kilobytes(data):
     assert result.parameters["error_bound"] <= 1e-3
 
 
+def test_ranges_follow_the_servers_optimiser(data):
+    # Under plain gradient descent activations grow well beyond what they reach with Adam.
+    results = [train(RunConfig(epochs=1, limit_batches=2, server_optimizer=name), data) for name in ("adam", "sgd")]
+    assert results[0].parameters["activation_norm"] == 128.0
+    assert results[1].parameters["activation_norm"] == 512.0
+    assert all(result.parameters["ring_degree"] == 2048 for result in results)
+
+
 def test_every_row_is_used_and_the_last_batch_is_short(data):
     recorder = Recorder()
     result = train(RunConfig(protocol="local", epochs=2), data, observer=recorder)
