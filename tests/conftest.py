@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 import hesplit_native as hn
 from hesplit_native.data import Dataset, synthetic_ecg
 from hesplit_native.protocols.terms import Terms
+
+# Speed is measured in benchmarks; on a busy machine a deadline only makes tests fail at random.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -84,7 +84,7 @@ def test_multiplication_is_negacyclic_convolution(bits):
         np.testing.assert_array_equal(product[row].astype(object), negacyclic(a[row], b[row], q))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     primes=st.sampled_from([[53], [40, 41], [60, 50, 40]]),
     bits=st.integers(1, 62),

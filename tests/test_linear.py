@@ -63,7 +63,7 @@ shapes = st.tuples(st.integers(1, 300), st.integers(1, 3000), st.integers(1, 200
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(shape=shapes, packing=st.sampled_from(["blocks", "slots"]), seed=st.integers(0, 2**32 - 1))
 @example(shape=(1, 1, 1), packing="blocks", seed=0)
 @example(shape=(1, 1, 1), packing="slots", seed=0)
@@ -83,7 +83,7 @@ def test_recommended_sets_keep_the_error_bound(shape, packing, seed):
     assert_close(y, x, w, b, params.error_bound)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(
     n=st.integers(1, 40),
     d=st.integers(1, 300),

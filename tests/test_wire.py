@@ -90,7 +90,7 @@ def test_extended(conversation, kind):
 def test_every_flipped_bit_is_noticed(conversation, kind):
     data, receive = conversation.receivers()[kind]
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(bit=st.integers(0, 8 * len(data) - 1))
     def check(bit):
         flipped = bytearray(data)
@@ -105,7 +105,7 @@ def test_every_flipped_bit_is_noticed(conversation, kind):
 def test_random_bytes_with_a_right_checksum_never_crash(conversation, kind):
     data, receive = conversation.receivers()[kind]
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         at=st.integers(HEADER, min(len(data) - FOOTER - 1, HEADER + 120)),
         patch=st.binary(min_size=1, max_size=16),
