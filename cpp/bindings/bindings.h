@@ -1,6 +1,7 @@
 // What the register_*.cpp files share.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -16,7 +17,27 @@ void register_runtime(pybind11::module_& module);
 void register_parameters(pybind11::module_& module);
 void register_keys(pybind11::module_& module);
 void register_linear(pybind11::module_& module);
+void register_sealed(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
+
+// [rows, columns] float64 or float32 in row-major order; anything else is refused, not converted.
+template <class T>
+using Matrix = pybind11::array_t<T, pybind11::array::c_style>;
+
+inline View<const double> view(const Matrix<double>& values) {
+    return {values.data(), static_cast<std::size_t>(values.size())};
+}
+
+// Calls `work`, which returns a std::string, without the GIL.
+template <class Work>
+pybind11::bytes released(const Work& work) {
+    std::string bytes;
+    {
+        pybind11::gil_scoped_release release;
+        bytes = work();
+    }
+    return {bytes};
+}
 
 // The bytes of anything with a contiguous buffer (bytes, bytearray, memoryview), held for as long as this lives.
 class Bytes {

@@ -8,5 +8,6 @@ PYBIND11_MODULE(_core, module) {
     hesplit::register_parameters(module);
     hesplit::register_keys(module);
     hesplit::register_linear(module);
+    hesplit::register_sealed(module);
     hesplit::register_testing(module);
 }

@@ -42,6 +42,7 @@ void register_keys(py::module_& module) {
                     [](const py::buffer& bytes) {
                         return std::const_pointer_cast<SecretKey>(SecretKey::parse(Bytes(bytes).view()));
                     })
+        .def("destroy", &SecretKey::destroy)
         .def("__reduce_ex__", &refuse)
         .def("__copy__", &refuse)
         .def("__deepcopy__", &refuse);

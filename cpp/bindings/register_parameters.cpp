@@ -10,6 +10,7 @@
 #include "linear/client.h"
 #include "linear/messages.h"
 #include "linear/precision.h"
+#include "linear/sealed.h"
 
 namespace py = pybind11;
 
@@ -33,9 +34,9 @@ Security security_of(const std::string& name) {
 
 Parameters make(std::size_t ring_degree, std::vector<int> modulus_bits, double scale, const std::string& packing,
                 const std::string& security, double activation_bound, double activation_norm, double error_bound,
-                std::size_t batch_size) {
+                std::size_t batch_size, std::uint32_t releases, std::uint32_t updates) {
     return Parameters({ring_degree, std::move(modulus_bits), scale, packing_of(packing), security_of(security),
-                       activation_bound, activation_norm, error_bound, batch_size});
+                       activation_bound, activation_norm, error_bound, batch_size, releases, updates});
 }
 
 // What planning needs of one choice of primes: layouts and scales, without a key.
@@ -55,7 +56,8 @@ class Planner {
         } else {
             slot_ring_ = std::make_unique<SlotRing>(parameters);
             codec_ = std::make_unique<RequestCodec>(slot_ring_->data(), dropped_bits(slot_ring_->data()));
-            slots_ = plan_slots(slot_ring_->slots(), features, outputs, choice_.batch_size, allow_babies(*slot_ring_));
+            slots_ = plan_slots(slot_ring_->slots(), features, outputs, choice_.batch_size, allow_babies(*slot_ring_),
+                                false);
             norms_.reach *= std::sqrt(2.0);
         }
     }
@@ -63,11 +65,25 @@ class Planner {
     Scaling scaling(double scale) const {
         ParameterChoice choice = choice_;
         choice.scale = scale;
-        return ring_ ? scale_blocks(choice, *ring_, norms_, features_, {})
+        return ring_ ? scale_blocks(choice, *ring_, norms_, features_, blocks_.per_product(), {})
                      : scale_slots(choice, *slot_ring_, norms_, slots_);
     }
 
-    // The power of two with the shortest reply, among those the one with the least error; 0 if none keeps the bound.
+    // The deviation of the noise that floods every logit of one batch, 0 without releases.
+    double flooding(double scale, const Scaling& found) const {
+        if (choice_.releases == 0 || !ring_ || scale == 0) {
+            return 0;
+        }
+        ParameterChoice choice = choice_;
+        choice.scale = scale;
+        const double l1 = agreed_weight_l1(choice, *ring_, features_, blocks_.per_product(), found.product_scale);
+        return flood_deviation(choice.releases, samples_ * blocks_.outputs,
+                               released_noise(*ring_, l1, found.reply_bits)) /
+               found.reply_scale;
+    }
+
+    // With releases the power of two with the least flooding that keeps the error bound; otherwise the one with the
+    // shortest reply, among those the one with the least error; 0 if none keeps the bound.
     double best_scale() const {
         double best = 0;
         Scaling found;
@@ -75,8 +91,11 @@ class Planner {
             const double scale = std::ldexp(1.0, bits);
             try {
                 const Scaling scaling_here = scaling(scale);
-                if (best == 0 || scaling_here.reply_bits < found.reply_bits ||
-                    (scaling_here.reply_bits == found.reply_bits && scaling_here.error < found.error)) {
+                const bool better = choice_.releases > 0 ? flooding(scale, scaling_here) < flooding(best, found)
+                                                         : scaling_here.reply_bits < found.reply_bits ||
+                                                               (scaling_here.reply_bits == found.reply_bits &&
+                                                                scaling_here.error < found.error);
+                if (best == 0 || better) {
                     best = scale;
                     found = scaling_here;
                 }
@@ -110,6 +129,7 @@ class Planner {
         result["layout"] = layout;
         result["error"] = found.error;
         result["reply_bits"] = found.reply_bits;
+        result["flooding_deviation"] = flooding(choice_.scale, found);
         result["request_bytes"] = groups * inputs * codec_->bytes();
         result["reply_bytes"] = groups * products * packed_bytes(coefficients, found.reply_bits);
         return result;
@@ -137,6 +157,38 @@ double best_scale(const Parameters& parameters, std::size_t features, std::size_
     return Planner(parameters, features, outputs, samples, weight_norm).best_scale();
 }
 
+// One training step of sealed weights; None when the parameters cannot keep their error bound.
+py::object estimate_sealed(const Parameters& parameters, std::size_t features, std::size_t outputs,
+                           double weight_norm) {
+    const Ring ring(parameters.ring_degree(), parameters.primes());
+    const RequestCodec codec(ring, dropped_bits(ring));
+    const ParameterChoice& choice = parameters.choice();
+    const BlockLayout layout =
+        plan_sealed(choice, features + 1, outputs, codec.bits_per_coefficient(), kTypicalReplyBits);
+    SealedScaling scaling;
+    try {
+        scaling = scale_sealed(choice, ring, layout, weight_norm);
+    } catch (const RangeError&) {
+        return py::none();
+    }
+    const std::size_t groups = (choice.batch_size + layout.rows - 1) / layout.rows;
+    const std::size_t inputs = layout.inputs(), products = layout.products();
+    py::dict result;
+    result["error"] = scaling.error;
+    result["reply_bits"] = scaling.logit_bits;
+    result["rows"] = layout.rows;
+    result["width"] = layout.width;
+    result["inputs"] = inputs;
+    result["products"] = products;
+    result["request_bytes"] = groups * inputs * codec.bytes();
+    result["update_bytes"] = (groups * products + products * inputs) * codec.bytes();
+    result["reply_bytes"] = groups * (products * 2 * packed_bytes(ring.degree(), scaling.logit_bits) +
+                                      inputs * 2 * packed_bytes(ring.degree(), kInputGradientBits)) +
+                            packed_bytes(choice.batch_size * outputs, scaling.logit_bits) +
+                            packed_bytes(choice.batch_size * features, kInputGradientBits);
+    return std::move(result);
+}
+
 py::bytes to_bytes(const std::vector<std::uint8_t>& bytes) {
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
@@ -148,7 +200,7 @@ void register_parameters(py::module_& module) {
     py::class_<Parameters>(module, "Parameters")
         .def(py::init(&make), py::kw_only(), py::arg("ring_degree"), py::arg("modulus_bits"), py::arg("scale"),
              py::arg("packing"), py::arg("security"), py::arg("activation_bound"), py::arg("activation_norm"),
-             py::arg("error_bound"), py::arg("batch_size"))
+             py::arg("error_bound"), py::arg("batch_size"), py::arg("releases"), py::arg("updates"))
         .def_property_readonly("ring_degree", &Parameters::ring_degree)
         .def_property_readonly("modulus_bits", [](const Parameters& p) { return p.choice().modulus_bits; })
         .def_property_readonly("scale", [](const Parameters& p) { return p.choice().scale; })
@@ -161,6 +213,8 @@ void register_parameters(py::module_& module) {
         .def_property_readonly("activation_norm", [](const Parameters& p) { return p.choice().activation_norm; })
         .def_property_readonly("error_bound", [](const Parameters& p) { return p.choice().error_bound; })
         .def_property_readonly("batch_size", [](const Parameters& p) { return p.choice().batch_size; })
+        .def_property_readonly("releases", [](const Parameters& p) { return p.choice().releases; })
+        .def_property_readonly("updates", [](const Parameters& p) { return p.choice().updates; })
         .def_property_readonly("primes", &Parameters::primes)
         .def_property_readonly("hash",
                                [](const Parameters& p) {
@@ -170,8 +224,8 @@ void register_parameters(py::module_& module) {
         .def_static("from_bytes", [](const py::buffer& bytes) { return Parameters::parse(Bytes(bytes).view()); })
         .def("best_scale", &best_scale, py::arg("features"), py::arg("outputs"), py::arg("samples"),
              py::arg("weight_norm"))
-        .def("estimate", &estimate, py::arg("features"), py::arg("outputs"), py::arg("samples"),
-             py::arg("weight_norm"));
+        .def("estimate", &estimate, py::arg("features"), py::arg("outputs"), py::arg("samples"), py::arg("weight_norm"))
+        .def("estimate_sealed", &estimate_sealed, py::arg("features"), py::arg("outputs"), py::arg("weight_norm"));
 }
 
 }  // namespace hesplit

@@ -15,7 +15,8 @@ namespace hesplit {
 namespace {
 
 constexpr std::size_t kMaxPrimes = 32;
-constexpr std::uint8_t kLayoutVersion = 1;
+constexpr std::uint32_t kMaxCount = std::uint32_t{1} << 30;
+constexpr std::uint8_t kLayoutVersion = 2;
 
 std::string join(const std::vector<int>& values) {
     std::string text = "[";
@@ -67,6 +68,14 @@ void check_ranges(const ParameterChoice& choice) {
     if (choice.activation_bound * choice.scale > std::ldexp(1.0, 62)) {
         throw ParameterError("activation_bound * scale must stay below 2^62; choose a smaller scale");
     }
+    if (choice.releases > kMaxCount || choice.updates > kMaxCount) {
+        throw ParameterError("releases and updates must be at most 2^30");
+    }
+    if ((choice.releases != 0 || choice.updates != 0) && choice.packing != Packing::blocks) {
+        throw ParameterError(
+            "flooded releases and sealed weights need packing=\"blocks\": a bound on the worst-case noise of rotations "
+            "would take a modulus several times as long");
+    }
     if (choice.batch_size < 1 || choice.batch_size > 65536) {
         throw ParameterError("batch_size must be between 1 and 65536, got " + std::to_string(choice.batch_size));
     }
@@ -87,7 +96,7 @@ std::vector<std::uint64_t> find_primes(const ParameterChoice& choice) {
 }
 
 // The canonical layout: version, packing, security, prime count (1 byte each), prime sizes (1 byte each), then ring
-// degree, batch size (8 bytes each) and four doubles.
+// degree, batch size, releases, updates (8 bytes each) and four doubles.
 struct Writer {
     std::vector<std::uint8_t> bytes;
     void u8(std::uint8_t value) { bytes.push_back(value); }
@@ -183,6 +192,8 @@ std::vector<std::uint8_t> Parameters::bytes() const {
     }
     writer.u64(choice_.ring_degree);
     writer.u64(choice_.batch_size);
+    writer.u64(choice_.releases);
+    writer.u64(choice_.updates);
     writer.f64(choice_.scale);
     writer.f64(choice_.activation_bound);
     writer.f64(choice_.activation_norm);
@@ -192,7 +203,7 @@ std::vector<std::uint8_t> Parameters::bytes() const {
 
 Parameters Parameters::parse(View<const std::uint8_t> bytes) {
     if (bytes.size < 4 || bytes[0] != kLayoutVersion || bytes[3] < 1 || bytes[3] > kMaxPrimes ||
-        bytes.size != 4 + std::size_t{bytes[3]} + 6 * 8) {
+        bytes.size != 4 + std::size_t{bytes[3]} + 8 * 8) {
         throw WireError("these bytes are not a description of parameters, or of another version");
     }
     if (bytes[1] < 1 || bytes[1] > 2 || bytes[2] < 1 || bytes[2] > 2) {
@@ -209,10 +220,17 @@ Parameters Parameters::parse(View<const std::uint8_t> bytes) {
     const std::uint64_t batch_size = read_u64(in + 8);
     choice.ring_degree = static_cast<std::size_t>(ring_degree);
     choice.batch_size = static_cast<std::size_t>(batch_size);
-    choice.scale = read_f64(in + 16);
-    choice.activation_bound = read_f64(in + 24);
-    choice.activation_norm = read_f64(in + 32);
-    choice.error_bound = read_f64(in + 40);
+    const std::uint64_t releases = read_u64(in + 16);
+    const std::uint64_t updates = read_u64(in + 24);
+    if (releases > kMaxCount || updates > kMaxCount) {
+        throw WireError("parameters with an impossible number of releases or updates");
+    }
+    choice.releases = static_cast<std::uint32_t>(releases);
+    choice.updates = static_cast<std::uint32_t>(updates);
+    choice.scale = read_f64(in + 32);
+    choice.activation_bound = read_f64(in + 40);
+    choice.activation_norm = read_f64(in + 48);
+    choice.error_bound = read_f64(in + 56);
     try {
         return Parameters(std::move(choice));
     } catch (const ParameterError& error) {

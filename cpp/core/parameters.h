@@ -29,7 +29,9 @@ struct ParameterChoice {
     double activation_bound = 0;  // largest |activation|
     double activation_norm = 0;   // largest l2 norm of one sample's activations
     double error_bound = 0;       // largest |decrypted logit - exact logit|, except with probability 2^-39 per logit
-    std::size_t batch_size = 1;   // what slot packing is laid out for
+    std::size_t batch_size = 1;   // what slot packing and sealed weights are laid out for
+    std::uint32_t releases = 0;   // decryptions that may be released under one key, each flooded; 0: none is flooded
+    std::uint32_t updates = 0;    // encrypted updates that sealed weights take before they are refreshed; 0: not sealed
 };
 
 class Parameters {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 
 #include "core/error.h"
@@ -229,6 +230,28 @@ void sample_ternary(ChaCha20& stream, std::int8_t* out, std::size_t count) {
     Words words(stream);
     for (std::size_t i = 0; i < count; ++i) {
         out[i] = static_cast<std::int8_t>(static_cast<int>(words.next() % 3) - 1);
+    }
+}
+
+void sample_gaussian(ChaCha20& stream, double deviation, std::int64_t* out, std::size_t count) {
+    constexpr double kTwoPi = 6.283185307179586476925;
+    Words words(stream);
+    for (std::size_t i = 0; i < count; i += 2) {
+        // In (0, 1]: the logarithm stays finite.
+        const double u = std::ldexp(static_cast<double>((words.next() >> 11) + 1), -53);
+        const double angle = kTwoPi * std::ldexp(static_cast<double>(words.next() >> 11), -53);
+        const double radius = deviation * std::sqrt(-2 * std::log(u));
+        out[i] = std::llrint(radius * std::cos(angle));
+        if (i + 1 < count) {
+            out[i + 1] = std::llrint(radius * std::sin(angle));
+        }
+    }
+}
+
+void sample_bits(ChaCha20& stream, int bits, std::uint64_t* out, std::size_t count) {
+    Words words(stream);
+    for (std::size_t i = 0; i < count; ++i) {
+        out[i] = words.next() >> (64 - bits);
     }
 }
 

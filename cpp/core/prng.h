@@ -24,7 +24,7 @@ Seed random_seed();
 Id random_id();
 
 // Separates the streams that are expanded from one seed.
-enum class Domain : std::uint32_t { uniform = 1, noise = 2, secret = 3 };
+enum class Domain : std::uint32_t { uniform = 1, noise = 2, secret = 3, flood = 4, mask = 5 };
 
 // The ChaCha20 key stream of RFC 8439 section 2.4 (block counter from 0) under the nonce (domain, index, row), little
 // endian.
@@ -48,9 +48,17 @@ void sample_uniform(ChaCha20& stream, std::uint64_t modulus, std::uint64_t* out,
 
 // `count` values of the centred binomial distribution with 21 + 21 coins: |e| <= 21, variance 10.5. Constant time.
 void sample_noise(ChaCha20& stream, std::int8_t* out, std::size_t count);
+inline constexpr double kNoiseBound = 21;
 inline constexpr double kNoiseVariance = 10.5;
 
 // `count` values, uniform in {-1, 0, 1}.
 void sample_ternary(ChaCha20& stream, std::int8_t* out, std::size_t count);
+
+// `count` normally distributed values of that deviation, rounded to integers: what floods a released decryption
+// (Box-Muller in double precision; |value| <= 8.6 deviations). deviation < 2^55.
+void sample_gaussian(ChaCha20& stream, double deviation, std::int64_t* out, std::size_t count);
+
+// `count` values, uniform in [0, 2^bits): masks; 1 <= bits <= 62.
+void sample_bits(ChaCha20& stream, int bits, std::uint64_t* out, std::size_t count);
 
 }  // namespace hesplit

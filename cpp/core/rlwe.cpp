@@ -18,10 +18,6 @@ constexpr int kAuxiliaryBits = 60;
 // Below this many coefficients a direct inner product is cheaper than two transforms.
 constexpr std::size_t kDirectPositions = 48;
 
-std::vector<std::uint64_t> auxiliary_prime(std::size_t degree) {
-    return {seal::CoeffModulus::Create(degree, {kAuxiliaryBits}).front().value()};
-}
-
 }  // namespace
 
 SecretKey::SecretKey(Parameters parameters, const Id& id, SecretBuffer<std::int8_t> coefficients)
@@ -36,10 +32,23 @@ std::shared_ptr<const SecretKey> SecretKey::generate(const Parameters& parameter
     return std::shared_ptr<const SecretKey>(new SecretKey(parameters, random_id(), std::move(coefficients)));
 }
 
+View<const std::int8_t> SecretKey::coefficients() const {
+    if (destroyed_) {
+        throw KeyMismatchError("this secret key was destroyed and cannot be used again");
+    }
+    return {coefficients_.data(), coefficients_.size()};
+}
+
+void SecretKey::destroy() const {
+    destroyed_ = true;
+    secure_zero(coefficients_.data(), coefficients_.size());
+}
+
 SecretBuffer<std::uint8_t> SecretKey::bytes() const {
+    const View<const std::int8_t> coefficients = this->coefficients();
     const std::vector<std::uint8_t> parameters = parameters_.bytes();
-    SecretBuffer<std::uint64_t> digits(coefficients_.size());
-    std::transform(coefficients_.begin(), coefficients_.end(), digits.begin(),
+    SecretBuffer<std::uint64_t> digits(coefficients.size);
+    std::transform(coefficients.begin(), coefficients.end(), digits.begin(),
                    [](std::int8_t s) { return static_cast<std::uint64_t>(s + 1); });
     const std::size_t body = 2 + parameters.size() + packed_bytes(digits.size(), 2);
     WireWriter writer({MessageType::secret_key, parameters_.hash(), id_, Id{}}, body);
@@ -101,17 +110,33 @@ void encrypt(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const 
     ring.add_small({noise.data(), noise.size()}, c0);
 }
 
-PhaseDecryptor::PhaseDecryptor(const SecretKey& key)
-    : degree_(key.parameters().ring_degree()),
-      reversed_sign_(degree_),
-      reversed_nonzero_(degree_),
-      auxiliary_(degree_, auxiliary_prime(degree_)),
-      secret_(secret_in_ring(key, auxiliary_)) {
+Ring auxiliary_ring(std::size_t degree) {
+    return Ring(degree, {seal::CoeffModulus::Create(degree, {kAuxiliaryBits}).front().value()});
+}
+
+PhaseDecryptor::PhaseDecryptor(const SecretKey& key, const Ring& auxiliary)
+    : degree_(auxiliary.degree()), reversed_sign_(degree_), reversed_nonzero_(degree_), auxiliary_(&auxiliary) {
+    const View<const std::int8_t> secret = key.coefficients();
     for (std::size_t i = 0; i < degree_; ++i) {
-        const auto s = static_cast<std::uint64_t>(std::int64_t{key.coefficients()[degree_ - 1 - i]});
+        const auto s = static_cast<std::uint64_t>(std::int64_t{secret[degree_ - 1 - i]});
         reversed_sign_[i] = std::uint64_t{0} - (s >> 63);
         reversed_nonzero_[i] = std::uint64_t{0} - (s & 1);
     }
+}
+
+const SecretBuffer<std::uint64_t>& PhaseDecryptor::secret() const {
+    std::call_once(once_, [this] {
+        SecretBuffer<std::int8_t> coefficients(degree_);
+        for (std::size_t i = 0; i < degree_; ++i) {
+            // 0, 1 or, with the sign's all ones, -1.
+            coefficients[degree_ - 1 - i] =
+                static_cast<std::int8_t>(static_cast<std::int64_t>((reversed_nonzero_[i] & 1) | reversed_sign_[i]));
+        }
+        secret_.resize(degree_);
+        auxiliary_->lift(View<const std::int8_t>{coefficients.data(), degree_}, secret_.data());
+        auxiliary_->to_ntt(secret_.data());
+    });
+    return secret_;
 }
 
 void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std::uint32_t> positions,
@@ -134,20 +159,34 @@ void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std
     }
 }
 
-void PhaseDecryptor::product_ntt(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits,
-                                 std::uint64_t* out) const {
-    // With centred c1 the integer product is below N * 2^(bits-1) in absolute value, less than half the auxiliary
-    // prime.
-    SecretBuffer<std::uint64_t> product(degree_);
-    const std::uint64_t q = auxiliary_.prime(0);
+void PhaseDecryptor::to_auxiliary(View<const std::uint64_t> values, int bits, std::uint64_t* out) const {
+    const std::uint64_t q = auxiliary_->prime(0);
     const std::uint64_t half = std::uint64_t{1} << (bits - 1);
     for (std::size_t i = 0; i < degree_; ++i) {
-        const std::uint64_t negative = std::uint64_t{0} - static_cast<std::uint64_t>(c1[i] >= half);
-        product[i] = c1[i] + (negative & (q - 2 * half));
+        const std::uint64_t negative = std::uint64_t{0} - static_cast<std::uint64_t>(values[i] >= half);
+        out[i] = values[i] + (negative & (q - 2 * half));
     }
-    auxiliary_.to_ntt(product.data());
-    auxiliary_.multiply(product.data(), secret_.data(), product.data());
-    auxiliary_.to_coefficients(product.data());
+    auxiliary_->to_ntt(out);
+}
+
+void PhaseDecryptor::product_ntt(View<const std::uint64_t> c1, View<const std::uint64_t> c2,
+                                 View<const std::uint32_t> positions, int bits, std::uint64_t* out) const {
+    // With centred c1 the integer product is below N * 2^(bits-1) in absolute value, with c2 below N^2 * 2^(bits-1):
+    // less than half the auxiliary prime.
+    const SecretBuffer<std::uint64_t>& s = secret();
+    SecretBuffer<std::uint64_t> product(degree_);
+    if (c2.size != 0) {  // (c2 * s + c1) * s
+        SecretBuffer<std::uint64_t> first(degree_);
+        to_auxiliary(c2, bits, product.data());
+        auxiliary_->multiply(product.data(), s.data(), product.data());
+        to_auxiliary(c1, bits, first.data());
+        auxiliary_->add(product.data(), first.data());
+    } else {
+        to_auxiliary(c1, bits, product.data());
+    }
+    auxiliary_->multiply(product.data(), s.data(), product.data());
+    auxiliary_->to_coefficients(product.data());
+    const std::uint64_t q = auxiliary_->prime(0);
     for (std::size_t p = 0; p < positions.size; ++p) {
         const std::uint64_t value = product[positions[p]];
         const std::uint64_t negative = std::uint64_t{0} - static_cast<std::uint64_t>(value > q / 2);
@@ -155,26 +194,94 @@ void PhaseDecryptor::product_ntt(View<const std::uint64_t> c1, View<const std::u
     }
 }
 
-void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_t> c0,
-                           View<const std::uint32_t> positions, int bits, std::int64_t* out) const {
-    SecretBuffer<std::uint64_t> product(positions.size);
-    const bool fits_auxiliary = bits + static_cast<int>(std::lround(std::log2(degree_))) < kAuxiliaryBits;
-    if (positions.size <= kDirectPositions || !fits_auxiliary) {
-        product_direct(c1, positions, product.data());
-    } else {
-        product_ntt(c1, positions, bits, product.data());
-    }
-    for (std::size_t i = 0; i < positions.size; ++i) {
+namespace {
+
+// out[i] = product[i] + c0[i] mod 2^bits, centred.
+void add_and_center(const SecretBuffer<std::uint64_t>& product, View<const std::uint64_t> c0, int bits,
+                    std::int64_t* out) {
+    for (std::size_t i = 0; i < c0.size; ++i) {
         // Shifting the sign bit of the b-bit number to the top and back extends it.
         const std::uint64_t shifted = (product[i] + c0[i]) << (64 - bits);
         out[i] = static_cast<std::int64_t>(shifted) >> (64 - bits);
     }
 }
 
-double reply_rounding_deviation(std::size_t ring_degree) {
+}  // namespace
+
+void PhaseDecryptor::product_wide(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits,
+                                  std::uint64_t* out) const {
+    // c1 = low + 2^30 * high, each of which fits the auxiliary prime.
+    constexpr int kLow = 30;
+    SecretBuffer<std::uint64_t> half(degree_);
+    SecretBuffer<std::uint64_t> high(positions.size);
+    std::transform(c1.begin(), c1.end(), half.begin(), [](std::uint64_t value) { return value >> kLow; });
+    product_ntt({half.data(), degree_}, {}, positions, bits - kLow, high.data());
+    // Unsigned, so one bit more than it has: nothing of it counts as negative.
+    std::transform(c1.begin(), c1.end(), half.begin(),
+                   [](std::uint64_t value) { return value & ((std::uint64_t{1} << kLow) - 1); });
+    product_ntt({half.data(), degree_}, {}, positions, kLow + 1, out);
+    for (std::size_t p = 0; p < positions.size; ++p) {
+        out[p] += high[p] << kLow;
+    }
+}
+
+void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_t> c0,
+                           View<const std::uint32_t> positions, int bits, std::int64_t* out) const {
+    SecretBuffer<std::uint64_t> product(positions.size);
+    if (positions.size <= kDirectPositions) {
+        product_direct(c1, positions, product.data());
+    } else if (bits + static_cast<int>(std::lround(std::log2(degree_))) < kAuxiliaryBits) {
+        product_ntt(c1, {}, positions, bits, product.data());
+    } else {
+        product_wide(c1, positions, bits, product.data());
+    }
+    add_and_center(product, c0, bits, out);
+}
+
+void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint64_t> c0,
+                           View<const std::uint32_t> positions, int bits, std::int64_t* out) const {
+    SecretBuffer<std::uint64_t> product(positions.size);
+    product_ntt(c1, c2, positions, bits, product.data());
+    add_and_center(product, c0, bits, out);
+}
+
+SecretBuffer<std::int64_t> flood(double deviation, std::size_t count) {
+    if (!(deviation < std::ldexp(1.0, 54))) {
+        throw WireError("a reply with a scale that leads to absurdly large noise");
+    }
+    SecretBuffer<std::uint8_t> seed(32);
+    os_random(seed.data(), seed.size());
+    ChaCha20 stream(seed.data(), Domain::flood, 0, 0);
+    SecretBuffer<std::int64_t> noise(count);
+    sample_gaussian(stream, deviation, noise.data(), count);
+    return noise;
+}
+
+int max_degree_2_bits(std::size_t ring_degree) {
+    return kAuxiliaryBits - 1 - 2 * static_cast<int>(std::lround(std::log2(ring_degree)));
+}
+
+namespace {
+
+double most_nonzero(std::size_t ring_degree) {
     const auto n = static_cast<double>(ring_degree);
-    const double nonzero = 2 * n / 3 + 6 * std::sqrt(2 * n / 9);
-    return std::sqrt((nonzero + 1) / 12);
+    return 2 * n / 3 + 6 * std::sqrt(2 * n / 9);
+}
+
+}  // namespace
+
+double reply_rounding_deviation(std::size_t ring_degree) {
+    return std::sqrt((most_nonzero(ring_degree) + 1) / 12);
+}
+
+double degree_2_rounding_deviation(std::size_t ring_degree) {
+    const double nonzero = most_nonzero(ring_degree);
+    return std::sqrt((3 * nonzero * nonzero + nonzero + 1) / 12);
+}
+
+double reply_rounding_bound(std::size_t ring_degree, std::size_t rows, int bits) {
+    const double each = 0.5 + static_cast<double>(rows) * std::ldexp(1.0, bits - 63);
+    return (static_cast<double>(ring_degree) + 1) * each;
 }
 
 }  // namespace hesplit

@@ -54,6 +54,20 @@ std::string name(MessageType type) {
             return "reply";
         case MessageType::secret_key:
             return "secret key";
+        case MessageType::weight_gradient:
+            return "encrypted weight gradient";
+        case MessageType::opened_gradient:
+            return "opened weight gradient";
+        case MessageType::sealed_weight:
+            return "sealed weight";
+        case MessageType::sealed_request:
+            return "sealed request";
+        case MessageType::sealed_reply:
+            return "sealed reply";
+        case MessageType::sealed_update:
+            return "sealed update";
+        case MessageType::sealed_state:
+            return "sealed state";
     }
     return "message of unknown type";
 }

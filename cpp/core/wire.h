@@ -19,9 +19,21 @@
 
 namespace hesplit {
 
-enum class MessageType : std::uint8_t { public_material = 1, request = 2, reply = 3, secret_key = 4 };
+enum class MessageType : std::uint8_t {
+    public_material = 1,
+    request = 2,
+    reply = 3,
+    secret_key = 4,
+    weight_gradient = 5,  // masked, encrypted dJ/dW, to the client
+    opened_gradient = 6,  // decrypted, still masked, back to the server
+    sealed_weight = 7,    // encrypted weights
+    sealed_request = 8,   // encrypted activations for them
+    sealed_reply = 9,     // encrypted logits or dJ/da, of degree 2
+    sealed_update = 10,   // encrypted dJ/dY and weight updates
+    sealed_state = 11,    // what a server holds, saved
+};
 
-inline constexpr std::uint8_t kWireVersion = 1;
+inline constexpr std::uint8_t kWireVersion = 2;
 inline constexpr std::size_t kHeaderBytes = 64;
 inline constexpr std::size_t kFooterBytes = 8;
 

@@ -28,7 +28,7 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
       scaling_(
           scale_blocks(parameters.choice(), ring,
                        weight_norms(parameters.choice(), weight, bias, layout.features, layout.per_product(), false),
-                       layout.features, weight)),
+                       layout.features, layout.per_product(), weight)),
       weight_(weight),
       bias_(bias) {
     const std::size_t products = layout_.products();

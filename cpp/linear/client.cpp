@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/parallel.h"
 #include "linear/precision.h"
+#include "linear/ranges.h"
 
 namespace hesplit {
 
@@ -15,90 +16,83 @@ namespace {
 // Requests whose replies have not come; beyond this many the oldest is forgotten.
 constexpr std::size_t kMaxOutstanding = 4096;
 
-struct Inspection {
-    bool finite = true;
-    std::vector<std::size_t> beyond;  // samples beyond the ranges
-};
-
-template <class T>
-Inspection inspect(const T* x, std::size_t samples, std::size_t features, const ParameterChoice& choice) {
-    constexpr double kSlack = 1 + 5e-6;  // clipped float32 rows must pass
-    Inspection inspection;
-    for (std::size_t s = 0; s < samples; ++s) {
-        const T* row = x + s * features;
-        double square = 0, largest = 0;
-        for (std::size_t i = 0; i < features; ++i) {
-            const double value = std::abs(static_cast<double>(row[i]));
-            square += value * value;
-            largest = std::max(largest, value);
-        }
-        if (!std::isfinite(square)) {
-            inspection.finite = false;
-        } else if (largest > choice.activation_bound * kSlack || std::sqrt(square) > choice.activation_norm * kSlack) {
-            inspection.beyond.push_back(s);
-        }
-    }
-    return inspection;
-}
-
-template <class T>
-void clip_row(T* row, std::size_t features, const ParameterChoice& choice) {
-    const auto bound = static_cast<T>(choice.activation_bound);
-    double square = 0;
-    for (std::size_t i = 0; i < features; ++i) {
-        row[i] = std::clamp(row[i], -bound, bound);
-        square += static_cast<double>(row[i]) * static_cast<double>(row[i]);
-    }
-    const double norm = std::sqrt(square);
-    if (norm > choice.activation_norm) {
-        const auto factor = static_cast<T>(choice.activation_norm / norm);
-        for (std::size_t i = 0; i < features; ++i) {
-            row[i] *= factor;
-        }
-    }
-}
-
 }  // namespace
 
 BlockLayout block_layout(const Ring& ring, std::size_t features, std::size_t outputs, const BatchShape& shape) {
     return BlockLayout{ring.degree(), features, outputs, shape.rows, shape.width};
 }
 
-LinearClient::LinearClient(std::shared_ptr<const SecretKey> key, std::size_t features, std::size_t outputs)
-    : key_(std::move(key)),
+ClientKey::ClientKey(std::shared_ptr<const SecretKey> secret_key, const Ring& ring, const Ring& auxiliary)
+    : key(std::move(secret_key)), secret(secret_in_ring(*key, ring)), phase(*key, auxiliary) {}
+
+LinearClient::LinearClient(std::shared_ptr<const SecretKey> key, std::size_t features, std::size_t outputs,
+                           bool fresh_keys, std::uint32_t released, bool weight_gradients)
+    : parameters_(key->parameters()),
       features_(features),
       outputs_(outputs),
-      slot_ring_(key_->parameters().packing() == Packing::slots ? std::make_unique<SlotRing>(key_->parameters())
-                                                                : nullptr),
-      own_ring_(slot_ring_ ? nullptr
-                           : std::make_unique<Ring>(key_->parameters().ring_degree(), key_->parameters().primes())),
+      fresh_keys_(fresh_keys),
+      weight_gradients_(weight_gradients),
+      slot_ring_(parameters_.packing() == Packing::slots ? std::make_unique<SlotRing>(parameters_) : nullptr),
+      own_ring_(slot_ring_ ? nullptr : std::make_unique<Ring>(parameters_.ring_degree(), parameters_.primes())),
       ring_(slot_ring_ ? slot_ring_->data() : *own_ring_),
-      secret_(secret_in_ring(*key_, ring_)),
-      phase_(*key_),
-      codec_(ring_, dropped_bits(ring_)) {
+      auxiliary_(auxiliary_ring(parameters_.ring_degree())),
+      codec_(ring_, dropped_bits(ring_)),
+      key_(std::make_shared<ClientKey>(std::move(key), ring_, auxiliary_)) {
+    key_->released = released;
     if (features < 1 || outputs < 1 || features > kMaxFeatures || outputs > kMaxFeatures) {
         throw ParameterError("in_features and out_features must be between 1 and 65536, got " +
                              std::to_string(features) + " and " + std::to_string(outputs));
     }
     if (slot_ring_) {
-        slots_ = plan_slots(slot_ring_->slots(), features, outputs, key_->parameters().choice().batch_size,
-                            allow_babies(*slot_ring_));
+        if (fresh_keys_) {
+            throw ParameterError("a fresh key for every request needs packing=\"blocks\": slots need rotation keys");
+        }
+        slots_ = plan_slots(slot_ring_->slots(), features, outputs, parameters_.choice().batch_size,
+                            allow_babies(*slot_ring_), weight_gradients);
+    }
+}
+
+std::shared_ptr<ClientKey> LinearClient::current_key() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!key_) {
+        throw KeyMismatchError("this client's key was destroyed; begin a new session with a new key");
+    }
+    return key_;
+}
+
+void LinearClient::destroy() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [message, entry] : outstanding_) {
+        entry.key->key->destroy();
+    }
+    outstanding_.clear();
+    order_.clear();
+    if (key_) {
+        key_->key->destroy();
+        key_.reset();
     }
 }
 
 std::string LinearClient::public_material() const {
-    const std::vector<std::uint8_t> parameters = key_->parameters().bytes();
-    const std::vector<int> steps = slot_ring_ ? rotation_steps(slots_) : std::vector<int>{};
+    const std::shared_ptr<ClientKey> key = current_key();
+    const std::vector<std::uint8_t> parameters = parameters_.bytes();
+    std::vector<int> steps;
+    if (slot_ring_) {
+        steps = server_rotations(slots_, parameters_.choice().batch_size, weight_gradients_);
+    }
     std::size_t key_bytes = 0;
     if (slot_ring_) {
         key_bytes = ring_.rows() * RequestCodec(slot_ring_->key(), 0).bytes();
     }
-    const std::size_t body = 2 + parameters.size() + 8 + (steps.empty() ? 0 : 32 + steps.size() * key_bytes);
-    WireWriter writer({MessageType::public_material, key_->parameters().hash(), key_->id(), random_id()}, body);
+    const std::size_t body = 2 + parameters.size() + 9 + (steps.empty() ? 0 : 32 + steps.size() * key_bytes);
+    // Without a key id of its own the server takes requests under any key.
+    const Id key_id = fresh_keys_ ? Id{} : key->key->id();
+    WireWriter writer({MessageType::public_material, parameters_.hash(), key_id, random_id()}, body);
     writer.u16(static_cast<std::uint16_t>(parameters.size()));
     writer.raw({parameters.data(), parameters.size()});
     writer.u32(static_cast<std::uint32_t>(features_));
     writer.u32(static_cast<std::uint32_t>(outputs_));
+    writer.u8(weight_gradients_ ? 1 : 0);
     if (!steps.empty()) {
         const EncryptionRandomness randomness = EncryptionRandomness::fresh();
         writer.raw({randomness.seed.data(), randomness.seed.size()});
@@ -107,7 +101,7 @@ std::string LinearClient::public_material() const {
         parallel_for(steps.size(), [&](std::size_t k) {
             Buffer<std::uint64_t> c0(slot_ring_->rotation_key_size());
             Buffer<std::uint64_t> scratch;
-            slot_ring_->make_rotation_key(*key_, steps[k], randomness, static_cast<std::uint32_t>(k * ring_.rows()),
+            slot_ring_->make_rotation_key(*key->key, steps[k], randomness, static_cast<std::uint32_t>(k * ring_.rows()),
                                           c0.data());
             for (std::size_t digit = 0; digit < ring_.rows(); ++digit) {
                 codec.pack(c0.data() + digit * slot_ring_->key().size(), out + k * key_bytes + digit * codec.bytes(),
@@ -142,7 +136,7 @@ std::size_t LinearClient::inputs(const BatchShape& shape) const {
 
 void LinearClient::encode(const BatchShape& shape, const void* x, bool is_float, std::size_t group, std::size_t input,
                           std::uint64_t* message) const {
-    const double scale = key_->parameters().choice().scale;
+    const double scale = parameters_.choice().scale;
     const std::size_t first = group * shape.rows * features_;
     const std::size_t count = shape.rows_of(group);
     const auto* x32 = static_cast<const float*>(x) + first;
@@ -166,7 +160,7 @@ void LinearClient::encode(const BatchShape& shape, const void* x, bool is_float,
 
 template <class T>
 LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, bool clip) const {
-    const ParameterChoice& choice = key_->parameters().choice();
+    const ParameterChoice& choice = parameters_.choice();
     const BatchShape shape = plan(samples);
     Request request;
 
@@ -191,10 +185,14 @@ LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, boo
         request.clipped = inspection.beyond.size();
     }
 
+    std::shared_ptr<ClientKey> key = current_key();
+    if (fresh_keys_) {
+        key = std::make_shared<ClientKey>(SecretKey::generate(parameters_), ring_, auxiliary_);
+    }
     const std::size_t per_group = inputs(shape);
     const std::size_t ciphertexts = shape.groups() * per_group;
     const Id message = random_id();
-    WireWriter writer({MessageType::request, key_->parameters().hash(), key_->id(), message},
+    WireWriter writer({MessageType::request, parameters_.hash(), key->key->id(), message},
                       kRequestPrefix + ciphertexts * codec_.bytes());
     write_shape(writer, shape);
     const EncryptionRandomness randomness = EncryptionRandomness::fresh();
@@ -204,7 +202,8 @@ LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, boo
         Buffer<std::uint64_t> c0(ring_.size());
         Buffer<std::uint64_t> scratch;
         encode(shape, x, std::is_same_v<T, float>, index / per_group, index % per_group, c0.data());
-        hesplit::encrypt(ring_, secret_, randomness, static_cast<std::uint32_t>(index), c0.data(), c0.data(), scratch);
+        hesplit::encrypt(ring_, key->secret, randomness, static_cast<std::uint32_t>(index), c0.data(), c0.data(),
+                         scratch);
         codec_.pack(c0.data(), out + index * codec_.bytes(), scratch);
     });
     request.bytes = writer.finish();
@@ -214,7 +213,7 @@ LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, boo
         outstanding_.erase(order_.front());
         order_.erase(order_.begin());
     }
-    outstanding_.emplace(message, shape);
+    outstanding_.emplace(message, Outstanding{shape, std::move(key)});
     order_.push_back(message);
     return request;
 }
@@ -225,6 +224,7 @@ template LinearClient::Request LinearClient::encrypt<double>(const double*, std:
 // A reply whose every length and number has been checked.
 struct LinearClient::Reply {
     BatchShape shape;
+    std::shared_ptr<ClientKey> key;
     int bits = 0;
     double scale = 1;
     std::size_t products = 0;
@@ -232,38 +232,65 @@ struct LinearClient::Reply {
     View<const std::uint8_t> payload;
 };
 
-BatchShape LinearClient::outstanding(const Id& message) const {
+LinearClient::Outstanding LinearClient::outstanding(const Header& header) const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = outstanding_.find(message);
+    const auto found = outstanding_.find(header.message);
     if (found == outstanding_.end()) {
         throw KeyMismatchError("a reply to a request that this client did not make, or that was answered already");
+    }
+    if (found->second.key->key->id() != header.key) {
+        throw KeyMismatchError("a reply made under another key");
     }
     return found->second;
 }
 
-std::size_t LinearClient::samples_of(View<const std::uint8_t> reply) const {
-    WireReader reader(reply, MessageType::reply);
-    reader.require(key_->parameters().hash(), key_->id());
-    return outstanding(reader.header().message).samples;
+void LinearClient::forget(const Id& message) const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    outstanding_.erase(message);
+    order_.erase(std::remove(order_.begin(), order_.end(), message), order_.end());
 }
 
-void LinearClient::decrypt(View<const std::uint8_t> bytes, double* y) const {
+void LinearClient::count_release(ClientKey& key) const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (key.released >= parameters_.choice().releases) {
+        throw ParameterError("the parameters allow " + std::to_string(parameters_.choice().releases) +
+                             " flooded releases under one key, and that many were made; generate a new key");
+    }
+    ++key.released;
+}
+
+std::size_t LinearClient::samples_of(View<const std::uint8_t> reply) const {
+    WireReader reader(reply, MessageType::reply);
+    reader.require(parameters_.hash(), reader.header().key);
+    return outstanding(reader.header()).shape.samples;
+}
+
+void LinearClient::check_scale(int bits, double scale) const {
+    const int most_bits = static_cast<int>(std::floor(std::log2(ring_.modulus_value())));
+    if (bits < 1 || bits > std::min(62, most_bits) || !std::isfinite(scale) || scale <= 0) {
+        throw WireError("a reply with an impossible number of bits or scale");
+    }
+}
+
+double LinearClient::decrypt(View<const std::uint8_t> bytes, Purpose purpose, bool weight_gradient_follows,
+                             double* y) const {
     WireReader reader(bytes, MessageType::reply);
-    reader.require(key_->parameters().hash(), key_->id());
+    reader.require(parameters_.hash(), reader.header().key);
+    const Outstanding entry = outstanding(reader.header());
+    if (entry.logits_decrypted) {
+        throw KeyMismatchError("a reply to a request that was answered already");
+    }
     Reply reply;
-    reply.shape = outstanding(reader.header().message);
+    reply.shape = entry.shape;
+    reply.key = entry.key;
     if (!(read_shape(reader) == reply.shape)) {
         throw WireError("a reply for a batch of another shape");
     }
     reply.bits = reader.u8();
     reply.scale = reader.f64();
-    const int most_bits = static_cast<int>(std::floor(std::log2(ring_.modulus_value())));
-    if (reply.bits < 1 || reply.bits > std::min(62, most_bits) || !std::isfinite(reply.scale) || reply.scale <= 0) {
-        throw WireError("a reply with an impossible number of bits or scale");
-    }
+    check_scale(reply.bits, reply.scale);
     const double embedding = slot_ring_ ? std::sqrt(static_cast<double>(ring_.degree()) / 2) : 1;
-    if (kTail * embedding * reply_rounding_deviation(ring_.degree()) / reply.scale >
-        key_->parameters().choice().error_bound) {
+    if (kTail * embedding * reply_rounding_deviation(ring_.degree()) / reply.scale > parameters_.choice().error_bound) {
         throw WireError("a reply that is too coarse for the agreed error bound");
     }
 
@@ -285,10 +312,34 @@ void LinearClient::decrypt(View<const std::uint8_t> bytes, double* y) const {
     reply.payload = reader.raw(total);
     parallel_for(reply.shape.groups(), [&](std::size_t group) { decrypt_group(reply, group, y); });
 
+    const double flood = purpose == Purpose::release ? release(reply, y) : 0;
+
     const Id message = reader.header().message;
+    if (!weight_gradient_follows) {
+        forget(message);
+        return flood;
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
-    outstanding_.erase(message);
-    order_.erase(std::remove(order_.begin(), order_.end(), message), order_.end());
+    const auto found = outstanding_.find(message);
+    if (found != outstanding_.end()) {
+        found->second.logits_decrypted = true;
+    }
+    return flood;
+}
+
+double LinearClient::release(const Reply& reply, double* y) const {
+    count_release(*reply.key);
+    const BlockLayout layout = block_layout(ring_, features_, outputs_, reply.shape);
+    const double product_scale = reply.scale * std::ldexp(ring_.modulus_value(), -reply.bits);
+    const double l1 = agreed_weight_l1(parameters_.choice(), ring_, features_, layout.per_product(), product_scale);
+    const std::size_t released = reply.shape.samples * outputs_;
+    const double deviation =
+        flood_deviation(parameters_.choice().releases, released, released_noise(ring_, l1, reply.bits));
+    const SecretBuffer<std::int64_t> noise = flood(deviation, released);
+    for (std::size_t i = 0; i < released; ++i) {
+        y[i] += static_cast<double>(noise[i]) / reply.scale;
+    }
+    return deviation / reply.scale;
 }
 
 void LinearClient::decrypt_group(const Reply& reply, std::size_t group, double* y) const {
@@ -317,8 +368,8 @@ void LinearClient::decrypt_group(const Reply& reply, std::size_t group, double* 
         in += packed_bytes(n, reply.bits);
 
         SecretBuffer<std::int64_t> values(positions.size());
-        phase_.phase({c1.data(), n}, {c0.data(), c0.size()}, {positions.data(), positions.size()}, reply.bits,
-                     values.data());
+        reply.key->phase.phase({c1.data(), n}, {c0.data(), c0.size()}, {positions.data(), positions.size()}, reply.bits,
+                               values.data());
         if (std::any_of(values.begin(), values.end(),
                         [&](std::int64_t v) { return std::abs(static_cast<double>(v)) > largest; })) {
             throw RangeError(

@@ -1,4 +1,4 @@
-// The client's half of the encrypted linear layer: encrypt activations, decrypt logits.
+// The client's half of the encrypted linear layer: encrypt activations, decrypt logits and weight gradients.
 #pragma once
 
 #include <cstddef>
@@ -18,10 +18,30 @@
 
 namespace hesplit {
 
+BlockLayout block_layout(const Ring& ring, std::size_t features, std::size_t outputs, const BatchShape& shape);
+
+// A secret key made ready for one ring, with the number of decryptions released under it.
+struct ClientKey {
+    ClientKey(std::shared_ptr<const SecretKey> key, const Ring& ring, const Ring& auxiliary);
+
+    std::shared_ptr<const SecretKey> key;
+    SecretBuffer<std::uint64_t> secret;  // in NTT form
+    PhaseDecryptor phase;
+    std::uint32_t released = 0;  // guarded by LinearClient's mutex
+};
+
+// Decryption for local use and for release are two calls: whoever sees ciphertexts and values computed from their
+// decryptions learns about the key unless these are flooded with noise (docs/security.md).
+enum class Purpose { local, release };
+
 // Safe to use from several threads.
 class LinearClient {
   public:
-    LinearClient(std::shared_ptr<const SecretKey> key, std::size_t features, std::size_t outputs);
+    // `fresh_keys`: every request under a key of its own, `key` then only names the parameters (blocks only).
+    // `released`: how many decryptions were released under `key` before. `weight_gradients`: the server shall compute
+    // them, from public_material() made for that.
+    LinearClient(std::shared_ptr<const SecretKey> key, std::size_t features, std::size_t outputs,
+                 bool fresh_keys = false, std::uint32_t released = 0, bool weight_gradients = false);
 
     std::size_t features() const { return features_; }
     std::size_t outputs() const { return outputs_; }
@@ -40,37 +60,54 @@ class LinearClient {
 
     // The samples of the request that a reply answers. Throws WireError or KeyMismatchError.
     std::size_t samples_of(View<const std::uint8_t> reply) const;
-    // y is row-major [samples, outputs]. Each request is answered once.
-    void decrypt(View<const std::uint8_t> reply, double* y) const;
+    // y is row-major [samples, outputs]. Each request is answered once, and with `weight_gradient_follows` once more by
+    // open_weight_gradient. Returns the deviation of the noise added to each y: 0 for local use.
+    double decrypt(View<const std::uint8_t> reply, Purpose purpose, bool weight_gradient_follows, double* y) const;
+
+    // The opened, still masked weight gradient for the server: a release. `gradient` is dJ/dY, row-major [samples,
+    // outputs], as the server got it.
+    std::string open_weight_gradient(View<const std::uint8_t> message, View<const double> gradient) const;
+
+    // Zeroes every key; every later call throws KeyMismatchError.
+    void destroy() const;
 
   private:
+    struct Outstanding {
+        BatchShape shape;
+        std::shared_ptr<ClientKey> key;
+        bool logits_decrypted = false;
+    };
     struct Reply;
     BatchShape plan(std::size_t samples) const;
     void encode(const BatchShape& shape, const void* x, bool is_float, std::size_t group, std::size_t input,
                 std::uint64_t* message) const;
     void decrypt_group(const Reply& reply, std::size_t group, double* y) const;
-    BatchShape outstanding(const Id& message) const;
+    double release(const Reply& reply, double* y) const;
+    std::vector<GradientRun> gradient_runs(const BatchShape& shape) const;
+    double gradient_flood(const BatchShape& shape, View<const double> gradient, int bits, double scale) const;
+    void check_scale(int bits, double scale) const;
+    Outstanding outstanding(const Header& header) const;
+    void forget(const Id& message) const;
+    std::shared_ptr<ClientKey> current_key() const;
+    void count_release(ClientKey& key) const;
     std::size_t inputs(const BatchShape& shape) const;
 
-    std::shared_ptr<const SecretKey> key_;
+    Parameters parameters_;
     std::size_t features_;
     std::size_t outputs_;
+    bool fresh_keys_;
+    bool weight_gradients_;
     std::unique_ptr<SlotRing> slot_ring_;  // slots only
     SlotLayout slots_;
     std::unique_ptr<Ring> own_ring_;  // blocks only
     const Ring& ring_;
-    SecretBuffer<std::uint64_t> secret_;
-    PhaseDecryptor phase_;
+    Ring auxiliary_;
     RequestCodec codec_;
 
     mutable std::mutex mutex_;
-    mutable std::map<Id, BatchShape> outstanding_;
+    mutable std::shared_ptr<ClientKey> key_;  // null once destroyed
+    mutable std::map<Id, Outstanding> outstanding_;
     mutable std::vector<Id> order_;
 };
-
-// The bits per coefficient of a reply, for planning, before any weights are known.
-inline constexpr double kTypicalReplyBits = 30;
-
-BlockLayout block_layout(const Ring& ring, std::size_t features, std::size_t outputs, const BatchShape& shape);
 
 }  // namespace hesplit

@@ -16,6 +16,26 @@ BatchShape read_shape(WireReader& reader) {
     return shape;
 }
 
+std::vector<GradientRun> weight_gradient_runs(const BlockLayout& layout) {
+    std::vector<GradientRun> runs;
+    for (std::size_t p = 0; p < layout.products(); ++p) {
+        for (std::size_t j = 0; j < layout.inputs(); ++j) {
+            runs.push_back({p, j, layout.outputs_of(p) * layout.features_of(j)});
+        }
+    }
+    return runs;
+}
+
+std::vector<GradientRun> weight_gradient_runs(const SlotLayout& layout, std::size_t degree) {
+    std::vector<GradientRun> runs;
+    for (std::size_t p = 0; p < gradient_products(layout); ++p) {
+        for (std::size_t j = 0; j < layout.inputs(); ++j) {
+            runs.push_back({p, j, degree});
+        }
+    }
+    return runs;
+}
+
 RequestCodec::RequestCodec(const Ring& ring, int dropped) : ring_(ring), dropped_(dropped) {
     for (std::size_t row = 0; row < ring_.rows(); ++row) {
         bytes_ += packed_bytes(ring_.degree(), bits(row));

@@ -4,15 +4,21 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "core/ring.h"
 #include "core/wire.h"
+#include "packing/blocks.h"
+#include "packing/slots.h"
 
 namespace hesplit {
 
 // Size limits, for both sides.
 inline constexpr std::size_t kMaxFeatures = 65536;
 inline constexpr std::size_t kMaxSamples = 65536;
+
+// The bits per coefficient of a reply, for planning, before any weights are known.
+inline constexpr double kTypicalReplyBits = 30;
 
 // How a batch is laid out. `rows` samples form a group; the last group may be short.
 struct BatchShape {
@@ -30,6 +36,16 @@ struct BatchShape {
 inline constexpr std::size_t kShapeBytes = 12;
 void write_shape(WireWriter& writer, const BatchShape& shape);
 BatchShape read_shape(WireReader& reader);
+
+// One ciphertext of an encrypted weight gradient: product p of input j, of which `coefficients` are sent.
+struct GradientRun {
+    std::size_t p = 0;
+    std::size_t j = 0;
+    std::size_t coefficients = 0;
+};
+
+std::vector<GradientRun> weight_gradient_runs(const BlockLayout& layout);
+std::vector<GradientRun> weight_gradient_runs(const SlotLayout& layout, std::size_t degree);
 
 // c0 of a request, in coefficient form: each residue rounded to a multiple of 2^dropped and bit-packed row by row.
 class RequestCodec {

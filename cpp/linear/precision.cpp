@@ -32,6 +32,7 @@ struct Budget {
     int weight_shift = 0;
     double fixed_error = 0;      // everything but the rounding of the reply
     double reply_deviation = 0;  // standard deviation of that, in units of the reply's last bit
+    int least_reply_bits = 1;
     int max_reply_bits = 0;
 };
 
@@ -48,7 +49,8 @@ Scaling finish(const ParameterChoice& choice, const WeightNorms& norms, const Bu
     scaling.weight_shift = budget.weight_shift;
     scaling.product_scale = std::ldexp(budget.weight_scale * choice.scale, budget.weight_shift);
     const int most = std::min(budget.max_reply_bits, static_cast<int>(std::floor(std::log2(budget.modulus))));
-    for (scaling.reply_bits = 1; scaling.reply_bits <= most; ++scaling.reply_bits) {
+    for (scaling.reply_bits = std::min(budget.least_reply_bits, most); scaling.reply_bits <= most;
+         ++scaling.reply_bits) {
         scaling.reply_scale = scaling.product_scale / budget.modulus * std::ldexp(1.0, scaling.reply_bits);
         scaling.error = budget.fixed_error + kTail * budget.reply_deviation / scaling.reply_scale;
         if (scaling.error <= target) {
@@ -111,6 +113,11 @@ double rounding_norm(View<const double> weight, std::size_t features, double sca
     return std::sqrt(largest);
 }
 
+// The worst case of a fresh ciphertext's noise, with the dropped bits of its c0.
+double request_noise_bound(const Ring& ring) {
+    return kNoiseBound + std::ldexp(1.0, dropped_bits(ring)) / 2;
+}
+
 double request_noise_variance(const Ring& ring) {
     const int dropped = dropped_bits(ring);
     const double rounding = dropped ? std::ldexp(1.0, 2 * dropped) / 12 : 0;
@@ -119,8 +126,40 @@ double request_noise_variance(const Ring& ring) {
 
 }  // namespace
 
+double flood_deviation(std::uint32_t releases, std::size_t released, double noise) {
+    constexpr double kHalfSecurityBits = 15;  // s / 2
+    return std::sqrt(12.0 * releases) * std::ldexp(noise, kHalfSecurityBits) * std::sqrt(static_cast<double>(released));
+}
+
+double released_noise(const Ring& ring, double plaintext_l1, int bits) {
+    const double unit = ring.modulus_value() / std::ldexp(1.0, bits);
+    return request_noise_bound(ring) * plaintext_l1 / unit + reply_rounding_bound(ring.degree(), ring.rows(), bits);
+}
+
+int flooded_bits(const Ring& ring, double plaintext_l1) {
+    int bits = 1;
+    while (bits < kMaxBlockReplyBits &&
+           reply_rounding_bound(ring.degree(), ring.rows(), bits) >
+               0.5 * request_noise_bound(ring) * plaintext_l1 / (ring.modulus_value() / std::ldexp(1.0, bits))) {
+        ++bits;
+    }
+    return bits;
+}
+
+double agreed_weight_l1(const ParameterChoice& choice, const Ring& ring, std::size_t features, std::size_t per_product,
+                        double product_scale) {
+    // Either B ||W_o||_1 or X ||W_o||_2 fits half the modulus, and ||W_o||_1 <= sqrt(d) ||W_o||_2. The rounding of
+    // encoded weights adds at most 1/2 each, or 2^-60 of the largest where they are shifted (scale_blocks).
+    const auto d = static_cast<double>(features);
+    const double reach = ring.modulus_value() / (2 * product_scale);
+    const double weight_scale = product_scale / choice.scale;
+    const double l1 = reach * std::max(1 / choice.activation_bound, std::sqrt(d) / choice.activation_norm);
+    const double rounding = d * (0.5 + std::ldexp(l1 * weight_scale, -60));
+    return static_cast<double>(per_product) * (l1 * weight_scale + rounding);
+}
+
 Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
-                     View<const double> weight) {
+                     std::size_t per_product, View<const double> weight) {
     Budget budget;
     budget.modulus = ring.modulus_value();
     // Rounded weights are 64-bit integers; what the modulus holds beyond that is a power of two.
@@ -137,6 +176,11 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
     budget.fixed_error = kTail * noise / choice.scale + weights + 1 / (budget.weight_scale * choice.scale);
     budget.reply_deviation = reply_rounding_deviation(ring.degree());
     budget.max_reply_bits = kMaxBlockReplyBits;
+    if (choice.releases > 0) {
+        const double product_scale = std::ldexp(budget.weight_scale * choice.scale, budget.weight_shift);
+        budget.least_reply_bits =
+            flooded_bits(ring, agreed_weight_l1(choice, ring, features, per_product, product_scale));
+    }
     return finish(choice, norms, budget);
 }
 

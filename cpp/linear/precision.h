@@ -46,9 +46,27 @@ struct Scaling {
 // RangeError when the parameters cannot hold these weights, and says what would. `weight` gives the exact rounding
 // errors; empty while planning, when they are taken as uniform.
 Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
-                     View<const double> weight);
+                     std::size_t per_product, View<const double> weight);
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
                     const SlotLayout& layout);
+
+// Noise flooding of released decryptions (Li, Micciancio, Schultz, Sorrell 2022; docs/security.md), in units of a
+// reply's last bit. `noise` bounds the noise of every released coefficient in the worst case.
+
+// sqrt(12 tau) * 2^(s/2) * B with s = 30 and the l2 bound B = noise * sqrt(released).
+double flood_deviation(std::uint32_t releases, std::size_t released, double noise);
+
+// A bound on the noise of every coefficient of a product of fresh ciphertexts with plaintexts whose l1 norms (in units
+// of the plaintexts' scale) sum to `plaintext_l1`, after its modulus was switched to `bits`.
+double released_noise(const Ring& ring, double plaintext_l1, int bits);
+
+// The fewest bits with which rounding adds no more than half of what the rest of that noise is.
+int flooded_bits(const Ring& ring, double plaintext_l1);
+
+// A bound on the l1 norm of what a product is multiplied by, encoded weights of `per_product` rows, that follows from
+// the agreed ranges and the scale of a reply: it holds for every W that the server may hold.
+double agreed_weight_l1(const ParameterChoice& choice, const Ring& ring, std::size_t features, std::size_t per_product,
+                        double product_scale);
 
 // Babies rotate fresh ciphertexts: allowed when that does not make their noise much larger.
 bool allow_babies(const SlotRing& ring);

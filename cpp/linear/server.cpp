@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/parallel.h"
 #include "linear/block_layer.h"
+#include "linear/kept.h"
 #include "linear/slot_layer.h"
 
 namespace hesplit {
@@ -75,6 +76,7 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples)
     : parameters_(parse_parameters(reader)), key_id_(reader.header().key), max_samples_(max_samples) {
     features_ = reader.u32();
     outputs_ = reader.u32();
+    weight_gradients_ = reader.u8() == 1;
     if (features_ < 1 || outputs_ < 1 || features_ > kMaxFeatures || outputs_ > kMaxFeatures) {
         throw WireError("public material for an impossible layer of " + std::to_string(features_) + " -> " +
                         std::to_string(outputs_));
@@ -86,7 +88,7 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples)
         slot_ring_ = std::make_unique<SlotRing>(parameters_);
         ring_ = &slot_ring_->data();
         slots_ = plan_slots(slot_ring_->slots(), features_, outputs_, parameters_.choice().batch_size,
-                            allow_babies(*slot_ring_));
+                            allow_babies(*slot_ring_), weight_gradients_);
         load_rotation_keys(reader);
     }
     reader.require_remaining(0);
@@ -96,7 +98,7 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples)
 LinearServer::~LinearServer() = default;
 
 void LinearServer::load_rotation_keys(WireReader& reader) {
-    const std::vector<int> steps = rotation_steps(slots_);
+    const std::vector<int> steps = server_rotations(slots_, parameters_.choice().batch_size, weight_gradients_);
     if (steps.empty()) {
         return;
     }
@@ -136,15 +138,16 @@ void LinearServer::set_weight(View<const double> weight, View<const double> bias
     } else {
         // One output per product is the layout with the least noise: weights that fail here fail in every layout.
         scale_blocks(parameters_.choice(), *ring_,
-                     weight_norms(parameters_.choice(), weight, bias, features_, 1, false), features_, weight);
+                     weight_norms(parameters_.choice(), weight, bias, features_, 1, false), features_, 1, weight);
     }
     const std::lock_guard<std::mutex> lock(mutex_);
     weights_ = std::move(fresh);
 }
 
-std::string LinearServer::forward(View<const std::uint8_t> request) const {
+std::string LinearServer::forward(View<const std::uint8_t> request, std::shared_ptr<const Kept>* kept) const {
     WireReader reader(request, MessageType::request);
-    reader.require(parameters_.hash(), key_id_);
+    // Without rotation keys the server has no need to know the key: a client may take a fresh one for every request.
+    reader.require(parameters_.hash(), key_id_ == Id{} ? reader.header().key : key_id_);
     ForwardJob job;
     job.header = reader.header();
     job.shape = read_shape(reader);
@@ -177,10 +180,17 @@ std::string LinearServer::forward(View<const std::uint8_t> request) const {
     if (!job.weights) {
         throw ParameterError("set_weight must be called before forward");
     }
-    return slot_ring_ ? forward_slots(job) : forward_blocks(job);
+    const std::shared_ptr<Kept> keep = kept ? std::make_shared<Kept>() : nullptr;
+    std::string reply = slot_ring_ ? forward_slots(job, keep.get()) : forward_blocks(job, keep.get());
+    if (keep) {
+        keep->header = job.header;
+        keep->shape = job.shape;
+        *kept = keep;
+    }
+    return reply;
 }
 
-std::string LinearServer::forward_blocks(const ForwardJob& job) const {
+std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) const {
     const BlockLayout layout{ring_->degree(), features_, outputs_, job.shape.rows, job.shape.width};
     const std::shared_ptr<const BlockWeights> weights = job.weights->for_layout(parameters_, *ring_, layout, job.shape);
     const int bits = weights->scaling().reply_bits;
@@ -220,11 +230,19 @@ std::string LinearServer::forward_blocks(const ForwardJob& job) const {
             ring_->switch_to_bits(c1.data(), bits, switched.data());
             pack_bits({switched.data(), switched.size()}, bits, to + packed_bytes(positions.size(), bits));
         });
+        if (kept) {
+            if (layout.scalar()) {
+                for (std::size_t j = 0; j < inputs.count; ++j) {
+                    ring_->to_ntt(inputs.c0.data() + j * ring_->size());
+                }
+            }
+            kept->blocks.push_back(std::move(inputs));
+        }
     }
     return writer.finish();
 }
 
-std::string LinearServer::forward_slots(const ForwardJob& job) const {
+std::string LinearServer::forward_slots(const ForwardJob& job, Kept* kept) const {
     const SlotWeights& weights = *job.weights->slots;
     const int bits = weights.scaling().reply_bits;
     const std::size_t run = packed_bytes(ring_->degree(), bits);
@@ -232,8 +250,11 @@ std::string LinearServer::forward_slots(const ForwardJob& job) const {
     WireWriter writer = job.reply(weights.scaling(), job.shape.groups() * group_bytes);
     std::uint8_t* out = writer.reserve(job.shape.groups() * group_bytes);
 
+    if (kept) {
+        kept->slots.resize(job.shape.groups());
+    }
     parallel_for(job.shape.groups(), [&](std::size_t group) {
-        std::vector<seal::Ciphertext> inputs;
+        SlotGroupInputs inputs;
         for (std::size_t j = 0; j < slots_.inputs(); ++j) {
             const std::size_t index = group * slots_.inputs() + j;
             inputs.push_back(slot_ring_->zero_ciphertext());
@@ -249,6 +270,9 @@ std::string LinearServer::forward_slots(const ForwardJob& job) const {
                 pack_bits({switched.data(), switched.size()}, bits, to);
                 to += run;
             }
+        }
+        if (kept) {
+            kept->slots[group] = std::move(inputs);
         }
     });
     return writer.finish();

@@ -32,8 +32,19 @@ class LinearServer {
     // hold them.
     void set_weight(View<const double> weight, View<const double> bias);
 
-    // A reply of as many samples as the request has. Throws WireError or KeyMismatchError.
-    std::string forward(View<const std::uint8_t> request) const;
+    // The ciphertexts of a request, kept for its weight gradient, and the masks of that gradient until it is opened.
+    struct Kept;
+    struct Masked;
+
+    // A reply of as many samples as the request has. Throws WireError or KeyMismatchError. `kept`, if not null,
+    // receives what weight_gradient needs.
+    std::string forward(View<const std::uint8_t> request, std::shared_ptr<const Kept>* kept = nullptr) const;
+
+    // Enc(dJ/dW) under uniform masks, for the client to open. `gradient` is dJ/dY, row-major [samples, outputs].
+    std::string weight_gradient(const Kept& kept, View<const double> gradient,
+                                std::shared_ptr<const Masked>& masked) const;
+    // dJ/dW, row-major [outputs, features], from what the client sent back. Throws WireError or KeyMismatchError.
+    void unmask(const Masked& masked, View<const std::uint8_t> opened, double* weight_gradient) const;
 
   private:
     struct Weights;  // what set_weight was given, and its encodings by layout
@@ -41,14 +52,15 @@ class LinearServer {
     struct ForwardJob;
     LinearServer(WireReader reader, std::size_t max_samples);
     void load_rotation_keys(WireReader& reader);
-    std::string forward_blocks(const ForwardJob& job) const;
-    std::string forward_slots(const ForwardJob& job) const;
+    std::string forward_blocks(const ForwardJob& job, Kept* kept) const;
+    std::string forward_slots(const ForwardJob& job, Kept* kept) const;
 
     Parameters parameters_;
     Id key_id_{};
     std::size_t features_ = 0;
     std::size_t outputs_ = 0;
     std::size_t max_samples_;
+    bool weight_gradients_ = false;        // the client sent what they need
     std::unique_ptr<SlotRing> slot_ring_;  // slots only
     SlotLayout slots_;
     seal::GaloisKeys rotation_keys_;

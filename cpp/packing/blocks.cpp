@@ -17,6 +17,10 @@ std::size_t BlockLayout::outputs_of(std::size_t p) const {
     return std::min(per_product(), outputs - p * per_product());
 }
 
+std::size_t BlockLayout::features_of(std::size_t j) const {
+    return std::min(width, features - j * width);
+}
+
 bool BlockLayout::operator==(const BlockLayout& other) const {
     return degree == other.degree && features == other.features && outputs == other.outputs && rows == other.rows &&
            width == other.width;
@@ -66,7 +70,7 @@ void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::
                  View<std::int64_t> out) {
     std::fill(out.begin(), out.end(), 0);
     const std::size_t first = j * layout.width;
-    const std::size_t used = std::min(layout.width, layout.features - first);
+    const std::size_t used = layout.features_of(j);
     for (std::size_t s = 0; s < count; ++s) {
         const T* row = x + s * layout.features + first;
         for (std::size_t i = 0; i < used; ++i) {
@@ -84,7 +88,7 @@ void place_weight(const BlockLayout& layout, const double* weight, std::size_t p
                   View<std::int64_t> out) {
     std::fill(out.begin(), out.end(), 0);
     const std::size_t first = j * layout.width;
-    const std::size_t used = std::min(layout.width, layout.features - first);
+    const std::size_t used = layout.features_of(j);
     for (std::size_t u = 0; u < layout.outputs_of(p); ++u) {
         const double* row = weight + (p * layout.per_product() + u) * layout.features + first;
         const std::size_t origin = u * layout.rows * layout.width;
@@ -106,6 +110,69 @@ std::vector<std::uint32_t> output_positions(const BlockLayout& layout, std::size
     for (std::size_t u = 0; u < layout.outputs_of(p); ++u) {
         for (std::size_t s = 0; s < count; ++s) {
             positions.push_back(static_cast<std::uint32_t>((u * layout.rows + s) * layout.width));
+        }
+    }
+    return positions;
+}
+
+namespace {
+
+// Adds value * x^exponent, -N < exponent < N.
+void add_term(View<std::int64_t> poly, std::int64_t exponent, std::int64_t value) {
+    if (exponent >= 0) {
+        poly[static_cast<std::size_t>(exponent)] += value;
+    } else {
+        poly[poly.size - static_cast<std::size_t>(-exponent)] -= value;
+    }
+}
+
+// offset(u, s) is the exponent of G[s, p*per_product+u].
+template <class Offset>
+void place_gradient(const BlockLayout& layout, const double* gradient, std::size_t count, std::size_t p, double scale,
+                    View<std::int64_t> out, const Offset& offset) {
+    std::fill(out.begin(), out.end(), 0);
+    for (std::size_t s = 0; s < count; ++s) {
+        const double* row = gradient + s * layout.outputs + p * layout.per_product();
+        for (std::size_t u = 0; u < layout.outputs_of(p); ++u) {
+            add_term(out, offset(static_cast<std::int64_t>(u), static_cast<std::int64_t>(s)),
+                     std::llrint(row[u] * scale));
+        }
+    }
+}
+
+}  // namespace
+
+void place_gradient_for_weight(const BlockLayout& layout, const double* gradient, std::size_t count, std::size_t p,
+                               double scale, View<std::int64_t> out) {
+    const auto k = static_cast<std::int64_t>(layout.width);
+    const std::int64_t block = static_cast<std::int64_t>(layout.rows) * k;
+    place_gradient(layout, gradient, count, p, scale, out,
+                   [&](std::int64_t u, std::int64_t s) { return u * block - s * k; });
+}
+
+void place_gradient_for_input(const BlockLayout& layout, const double* gradient, std::size_t count, std::size_t p,
+                              double scale, View<std::int64_t> out) {
+    const auto k = static_cast<std::int64_t>(layout.width);
+    const std::int64_t block = static_cast<std::int64_t>(layout.rows) * k;
+    place_gradient(layout, gradient, count, p, scale, out,
+                   [&](std::int64_t u, std::int64_t s) { return s * k + k - 1 - u * block; });
+}
+
+std::vector<std::uint32_t> weight_gradient_positions(const BlockLayout& layout, std::size_t p, std::size_t j) {
+    std::vector<std::uint32_t> positions;
+    for (std::size_t u = 0; u < layout.outputs_of(p); ++u) {
+        for (std::size_t i = 0; i < layout.features_of(j); ++i) {
+            positions.push_back(static_cast<std::uint32_t>(u * layout.rows * layout.width + i));
+        }
+    }
+    return positions;
+}
+
+std::vector<std::uint32_t> input_gradient_positions(const BlockLayout& layout, std::size_t j, std::size_t count) {
+    std::vector<std::uint32_t> positions;
+    for (std::size_t s = 0; s < count; ++s) {
+        for (std::size_t i = 0; i < layout.features_of(j); ++i) {
+            positions.push_back(static_cast<std::uint32_t>((s + 1) * layout.width - 1 - i));
         }
     }
     return positions;

@@ -8,6 +8,12 @@
 //   input j       sum_{s<rows, i<width}     X[s, j*width+i]          x^(s*width + i)
 //   weights p, j  sum_{u<per_product, i<width} W[p*per_product+u, j*width+i] x^(u*rows*width - i)      (x^N = -1)
 //   Y[s, p*per_product+u] is coefficient (u*rows + s)*width of sum_j input_j * weights_{p,j}
+//
+// The same inputs and weights, multiplied by polynomials of the gradient G = dJ/dY, hold the other two gradients:
+//   for the weight p  sum_{u,s} G[s, p*per_product+u] x^(u*rows*width - s*width);       times input_j:
+//                     dW[p*per_product+u, j*width+i] is coefficient u*rows*width + i
+//   for the input p   sum_{u,s} G[s, p*per_product+u] x^(s*width + width-1 - u*rows*width);  summed with weights_{p,j}:
+//                     dX[s, j*width+i] is coefficient s*width + width-1 - i
 #pragma once
 
 #include <cstddef>
@@ -30,6 +36,8 @@ struct BlockLayout {
     std::size_t products() const { return (outputs + per_product() - 1) / per_product(); }  // P
     // Outputs of product p: per_product(), fewer in the last one.
     std::size_t outputs_of(std::size_t p) const;
+    // Features of a sample in input j: width, fewer in the last one.
+    std::size_t features_of(std::size_t j) const;
     // Every weight polynomial is a constant: a product is a multiplication by scalars and needs no NTT.
     bool scalar() const { return width == 1 && per_product() == 1; }
     bool operator==(const BlockLayout& other) const;
@@ -55,5 +63,16 @@ void place_weight(const BlockLayout& layout, const double* weight, std::size_t p
 
 // The coefficients of product p that hold outputs of the first `count` samples, ordered by output, then sample.
 std::vector<std::uint32_t> output_positions(const BlockLayout& layout, std::size_t p, std::size_t count);
+
+// The gradient polynomials of product p: round(g * scale). `gradient` is row-major [count, outputs].
+void place_gradient_for_weight(const BlockLayout& layout, const double* gradient, std::size_t count, std::size_t p,
+                               double scale, View<std::int64_t> out);
+void place_gradient_for_input(const BlockLayout& layout, const double* gradient, std::size_t count, std::size_t p,
+                              double scale, View<std::int64_t> out);
+
+// The coefficients that hold dW of product p and input j, ordered by output, then feature; and those that hold dX of
+// input j for the first `count` samples, ordered by sample, then feature.
+std::vector<std::uint32_t> weight_gradient_positions(const BlockLayout& layout, std::size_t p, std::size_t j);
+std::vector<std::uint32_t> input_gradient_positions(const BlockLayout& layout, std::size_t j, std::size_t count);
 
 }  // namespace hesplit

@@ -1,8 +1,10 @@
 #include "packing/slots.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "core/error.h"
 
@@ -11,18 +13,25 @@ namespace hesplit {
 namespace {
 
 // Relative costs of a rotation, a multiplication by a plaintext, an input and a product (encryption, transport,
-// decryption).
-constexpr double kRotate = 10, kMultiply = 0.5, kInput = 6, kProduct = 6;
+// decryption), and of encoding a plaintext.
+constexpr double kRotate = 10, kMultiply = 0.5, kInput = 6, kProduct = 6, kEncode = 3;
 
-double cost(const SlotLayout& layout, std::size_t samples) {
+double cost(const SlotLayout& layout, std::size_t samples, bool weight_gradients) {
     const auto groups = static_cast<double>((samples + layout.rows() - 1) / layout.rows());
     const auto j = static_cast<double>(layout.inputs());
     const auto p = static_cast<double>(layout.products());
     const auto giants = static_cast<double>(layout.giants());
     const double rotations =
         j * static_cast<double>(layout.babies - 1) + p * (giants - 1 + static_cast<double>(layout.folds));
-    return groups * (rotations * kRotate + j * p * static_cast<double>(layout.offsets()) * kMultiply + j * kInput +
-                     p * kProduct);
+    const double forward = groups * (rotations * kRotate + j * p * static_cast<double>(layout.offsets()) * kMultiply +
+                                     j * kInput + p * kProduct);
+    if (!weight_gradients) {
+        return forward;
+    }
+    const auto rows = static_cast<double>(std::min(layout.rows(), samples));
+    const auto blocks = static_cast<double>(std::min(layout.outputs, layout.rows()));
+    const double products = j * std::ceil(static_cast<double>(layout.outputs) / blocks);
+    return forward + products * ((rows + blocks - 1) * (kRotate + groups * (kMultiply + kEncode)) + kProduct);
 }
 
 std::int64_t modulo(std::int64_t value, std::size_t size) {
@@ -30,14 +39,26 @@ std::int64_t modulo(std::int64_t value, std::size_t size) {
     return ((value % m) + m) % m;
 }
 
+// Each step once, none 0.
+std::vector<int> distinct(std::vector<int> steps) {
+    std::sort(steps.begin(), steps.end());
+    steps.erase(std::unique(steps.begin(), steps.end()), steps.end());
+    steps.erase(std::remove(steps.begin(), steps.end(), 0), steps.end());
+    return steps;
+}
+
 }  // namespace
+
+std::size_t SlotLayout::features_of(std::size_t j) const {
+    return std::min(width, features - j * width);
+}
 
 std::size_t SlotLayout::outputs_of(std::size_t p) const {
     return std::min(outputs_per_product(), outputs - p * outputs_per_product());
 }
 
 SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outputs, std::size_t samples,
-                      bool allow_babies) {
+                      bool allow_babies, bool weight_gradients) {
     SlotLayout best;
     double best_cost = std::numeric_limits<double>::infinity();
     SlotLayout candidate;
@@ -57,7 +78,7 @@ SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outpu
                 }
                 const std::size_t most_babies = allow_babies ? std::min<std::size_t>(candidate.offsets(), 64) : 1;
                 for (candidate.babies = 1; candidate.babies <= most_babies; ++candidate.babies) {
-                    const double found = cost(candidate, samples);
+                    const double found = cost(candidate, samples, weight_gradients);
                     if (found < best_cost) {
                         best_cost = found;
                         best = candidate;
@@ -88,17 +109,14 @@ std::vector<int> rotation_steps(const SlotLayout& layout) {
     for (std::size_t f = 0; f < layout.folds; ++f) {
         steps.push_back(static_cast<int>(layout.period << f));
     }
-    std::sort(steps.begin(), steps.end());
-    steps.erase(std::unique(steps.begin(), steps.end()), steps.end());
-    steps.erase(std::remove(steps.begin(), steps.end(), 0), steps.end());
-    return steps;
+    return distinct(std::move(steps));
 }
 
 template <class T>
 std::vector<double> place_slot_input(const SlotLayout& layout, const T* x, std::size_t count, std::size_t j) {
     std::vector<double> values(layout.slots, 0.0);
     const std::size_t first = j * layout.width;
-    const std::size_t used = std::min(layout.width, layout.features - first);
+    const std::size_t used = layout.features_of(j);
     for (std::size_t s = 0; s < count; ++s) {
         double* block = values.data() + s * layout.stride();
         const T* row = x + s * layout.features + first;
@@ -123,7 +141,7 @@ std::vector<double> place_slot_weight(const SlotLayout& layout, const double* we
     const auto block = static_cast<std::int64_t>(layout.block());
     const auto period = static_cast<std::int64_t>(layout.period);
     const std::size_t first = j * layout.width;
-    const std::size_t used = std::min(layout.width, layout.features - first);
+    const std::size_t used = layout.features_of(j);
 
     std::vector<double> values(layout.slots, 0.0);
     bool zero = true;
@@ -155,6 +173,75 @@ std::vector<std::uint32_t> output_slots(const SlotLayout& layout, std::size_t p,
     for (std::size_t t = 0; t < layout.outputs_of(p); ++t) {
         for (std::size_t s = 0; s < count; ++s) {
             positions.push_back(static_cast<std::uint32_t>(s * layout.stride() + t));
+        }
+    }
+    return positions;
+}
+
+std::size_t gradient_outputs(const SlotLayout& layout) {
+    return std::min(layout.outputs, layout.rows());
+}
+
+std::size_t gradient_products(const SlotLayout& layout) {
+    return (layout.outputs + gradient_outputs(layout) - 1) / gradient_outputs(layout);
+}
+
+std::vector<std::int64_t> gradient_shifts(const SlotLayout& layout, std::size_t samples) {
+    const auto rows = static_cast<std::int64_t>(std::min(layout.rows(), samples));
+    std::vector<std::int64_t> shifts;
+    for (std::int64_t shift = 1 - static_cast<std::int64_t>(gradient_outputs(layout)); shift < rows; ++shift) {
+        shifts.push_back(shift);
+    }
+    return shifts;
+}
+
+int gradient_step(const SlotLayout& layout, std::int64_t shift) {
+    return static_cast<int>(modulo(shift * static_cast<std::int64_t>(layout.stride()), layout.slots));
+}
+
+std::vector<int> gradient_steps(const SlotLayout& layout, std::size_t samples) {
+    std::vector<int> steps;
+    for (const std::int64_t shift : gradient_shifts(layout, samples)) {
+        steps.push_back(gradient_step(layout, shift));
+    }
+    return distinct(std::move(steps));
+}
+
+std::vector<int> server_rotations(const SlotLayout& layout, std::size_t samples, bool weight_gradients) {
+    std::vector<int> steps = rotation_steps(layout);
+    if (weight_gradients) {
+        const std::vector<int> more = gradient_steps(layout, samples);
+        steps.insert(steps.end(), more.begin(), more.end());
+    }
+    return distinct(std::move(steps));
+}
+
+std::vector<double> place_slot_gradient(const SlotLayout& layout, const double* gradient, std::size_t count,
+                                        std::size_t p, std::int64_t shift) {
+    std::vector<double> values;
+    const std::size_t per_product = gradient_outputs(layout);
+    const std::size_t here = std::min(per_product, layout.outputs - p * per_product);
+    for (std::size_t s = 0; s < count; ++s) {
+        const std::int64_t output = static_cast<std::int64_t>(s) - shift;
+        if (output < 0 || output >= static_cast<std::int64_t>(here)) {
+            continue;
+        }
+        const double value = gradient[s * layout.outputs + p * per_product + static_cast<std::size_t>(output)];
+        if (value != 0) {
+            values.resize(layout.slots, 0.0);
+            std::fill_n(values.begin() + static_cast<std::ptrdiff_t>(s * layout.stride()), layout.width, value);
+        }
+    }
+    return values;
+}
+
+std::vector<std::uint32_t> weight_gradient_slots(const SlotLayout& layout, std::size_t p, std::size_t j) {
+    std::vector<std::uint32_t> positions;
+    const std::size_t per_product = gradient_outputs(layout);
+    const std::size_t here = std::min(per_product, layout.outputs - p * per_product);
+    for (std::size_t t = 0; t < here; ++t) {
+        for (std::size_t i = 0; i < layout.features_of(j); ++i) {
+            positions.push_back(static_cast<std::uint32_t>(t * layout.stride() + i));
         }
     }
     return positions;

@@ -31,6 +31,7 @@ struct SlotLayout {
     std::size_t outputs_per_product() const { return outputs < slots ? outputs : slots; }
     std::size_t products() const { return (outputs + outputs_per_product() - 1) / outputs_per_product(); }
     std::size_t outputs_of(std::size_t p) const;
+    std::size_t features_of(std::size_t j) const;
     std::size_t block() const { return period << folds; }  // D
     std::size_t stride() const { return block() + (repeated ? period - 1 : 0); }
     std::size_t rows() const { return slots / stride(); }  // samples of one group
@@ -43,9 +44,9 @@ struct SlotLayout {
 
 // The layout with the fewest estimated milliseconds for batches of `samples`; depends on nothing but its arguments, so
 // client and server find the same one. Babies rotate fresh ciphertexts, whose noise then counts; `allow_babies` says
-// whether it may.
+// whether it may. `weight_gradients`: their rotations count too.
 SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outputs, std::size_t samples,
-                      bool allow_babies);
+                      bool allow_babies, bool weight_gradients);
 
 // Every rotation that the server makes, each once, none 0: what Galois keys are made for.
 std::vector<int> rotation_steps(const SlotLayout& layout);
@@ -58,6 +59,23 @@ std::vector<double> place_slot_input(const SlotLayout& layout, const T* x, std::
 // is all zero. `weight` is row-major [outputs, features].
 std::vector<double> place_slot_weight(const SlotLayout& layout, const double* weight, std::size_t p, std::size_t j,
                                       std::size_t g, std::size_t b);
+
+// The gradient of W from the same input ciphertexts: with G[s, t] in the slots of sample s, rotated by (s - t) strides,
+// row t of dW gathers in block t. Blocks of one ciphertext hold up to gradient_outputs() rows.
+std::size_t gradient_outputs(const SlotLayout& layout);
+std::size_t gradient_products(const SlotLayout& layout);
+// The shifts r = s - t that batches of `samples` need, and their rotations (each once, none 0).
+std::vector<std::int64_t> gradient_shifts(const SlotLayout& layout, std::size_t samples);
+int gradient_step(const SlotLayout& layout, std::int64_t shift);
+std::vector<int> gradient_steps(const SlotLayout& layout, std::size_t samples);
+// All rotations of a server: rotation_steps and, if it computes weight gradients, theirs.
+std::vector<int> server_rotations(const SlotLayout& layout, std::size_t samples, bool weight_gradients);
+// What a group's inputs are multiplied by before the rotation of that shift; empty when all zero. `gradient` is
+// row-major [count, outputs].
+std::vector<double> place_slot_gradient(const SlotLayout& layout, const double* gradient, std::size_t count,
+                                        std::size_t p, std::int64_t shift);
+// The slots that hold dW of product p and input j, ordered by output, then feature.
+std::vector<std::uint32_t> weight_gradient_slots(const SlotLayout& layout, std::size_t p, std::size_t j);
 
 // The slots of product p that hold outputs of the first `count` samples, ordered by output, then sample.
 std::vector<std::uint32_t> output_slots(const SlotLayout& layout, std::size_t p, std::size_t count);

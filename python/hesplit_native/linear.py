@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hesplit_native import _core
 from hesplit_native.errors import ParameterError
 from hesplit_native.keys import SecretKey
-from hesplit_native.parameters import Parameters
+from hesplit_native.parameters import WEIGHT_NORM, Parameters
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +35,25 @@ class LinearClient:
         Shape of the layer.
     on_overflow
         ``"clip"``: samples beyond the agreed ranges are clipped and counted in `clipped`; ``"raise"``: RangeError.
+    fresh_keys
+        Encrypt every request under a key of its own; `key` then only names the parameters. Packing ``"blocks"`` only.
+    released
+        How many decryptions were released under `key` before, in other processes.
+    weight_gradients
+        The server shall compute them too (`LinearServer.weight_gradient`).
     """
 
-    def __init__(self, key: SecretKey, in_features: int, out_features: int, *, on_overflow: Overflow = "clip") -> None:
+    def __init__(
+        self,
+        key: SecretKey,
+        in_features: int,
+        out_features: int,
+        *,
+        on_overflow: Overflow = "clip",
+        fresh_keys: bool = False,
+        released: int = 0,
+        weight_gradients: bool = False,
+    ) -> None:
         if on_overflow not in ("clip", "raise"):
             raise ParameterError(f'on_overflow must be "clip" or "raise", got {on_overflow!r}')
         if in_features < 1 or out_features < 1:
@@ -48,7 +64,9 @@ class LinearClient:
         self.on_overflow = on_overflow
         self.clipped = 0
         """Samples that were beyond the agreed ranges so far."""
-        self._native = _core.LinearClient(key._native, in_features, out_features)
+        self.flooding_deviation = 0.0
+        """The largest standard deviation so far of the noise that flooded a released logit."""
+        self._native = _core.LinearClient(key._native, in_features, out_features, fresh_keys, released, weight_gradients)
 
     def public_material(self) -> bytes:
         """What a server needs: parameters, shape and, for slots, the rotation keys. Holds no secret."""
@@ -73,11 +91,12 @@ class LinearClient:
         self.clipped += clipped
         return request
 
-    def decrypt(self, reply: bytes) -> npt.NDArray[np.float64]:
+    def decrypt(self, reply: bytes, *, weight_gradient_follows: bool = False) -> npt.NDArray[np.float64]:
         """Decrypt the server's reply to logits [n, out_features], for local use only.
 
         Decrypted values carry the noise, and the noise carries the key: sending anything computed from them to the server is a
-        release and needs flooding (docs/security.md). Each request is answered once.
+        release, for which there is `decrypt_for_release`. Each request is answered once; with ``weight_gradient_follows``
+        `open_weight_gradient` may come after it.
 
         Raises
         ------
@@ -86,7 +105,34 @@ class LinearClient:
         KeyMismatchError
             A reply for another key, other parameters or another request.
         """
-        return self._native.decrypt(reply)
+        return self._native.decrypt(reply, False, weight_gradient_follows)[0]
+
+    def decrypt_for_release(self, reply: bytes, *, weight_gradient_follows: bool = False) -> npt.NDArray[np.float64]:
+        """Decrypt to logits [n, out_features] flooded with noise, so that what is computed from them may be sent.
+
+        Gaussian noise of ``sqrt(12 tau) 2^15 B``: tau is `Parameters.releases`, B bounds the l2 norm of the noise of all
+        decrypted coefficients in the worst case, rounding of the reply included (Li et al. 2022; docs/security.md).
+
+        Raises
+        ------
+        ParameterError
+            When tau decryptions were released under this key already; errors otherwise as for `decrypt`.
+        """
+        y, deviation = self._native.decrypt(reply, True, weight_gradient_follows)
+        self.flooding_deviation = max(self.flooding_deviation, deviation)
+        return y
+
+    def open_weight_gradient(self, message: bytes, gradient: Array) -> bytes:
+        """Decrypt the server's masked dJ/dW for it (*Split Without a Leak*): a release, flooded if the parameters allow releases.
+
+        ``gradient`` is dJ/dy [n, out_features], as it was sent to the server.
+        """
+        g = _matrix(gradient, "gradient", (None, self.out_features)).astype(np.float64, copy=False)
+        return self._native.open_weight_gradient(message, g)
+
+    def destroy(self) -> None:
+        """Zero every key of this client; it cannot be used again. What a client does that was answered with nonsense."""
+        self._native.destroy()
 
     def clip_counted(self, x: ArrayT) -> ArrayT:
         """`clip`, with the rows counted in `clipped`; x itself when `encrypt` is to refuse it."""
@@ -97,25 +143,8 @@ class LinearClient:
         return inside
 
     def clip(self, x: ArrayT) -> tuple[ArrayT, int]:
-        """X within the agreed ranges, and how many of its rows had to change; x itself when none had to.
-
-        Tensors are clipped by differentiable operations. `encrypt` applies the same clip.
-        """
-        bound, norm = self.parameters.activation_bound, self.parameters.activation_norm
-        values = _numpy(x)
-        square = np.einsum("ij,ij->i", values, values, dtype=np.float64)
-        beyond = square > norm**2
-        if not beyond.any() and float(np.abs(values).max(initial=0.0)) <= bound:
-            return x, 0
-        count = int(np.count_nonzero(beyond | (np.abs(values) > bound).any(axis=1)))
-        if isinstance(x, np.ndarray):
-            inside = np.clip(x, -bound, bound)
-            norms = np.sqrt(np.einsum("ij,ij->i", inside, inside, dtype=np.float64))
-            factor = np.minimum(1.0, norm / np.maximum(norms, 1e-300))
-            return cast(ArrayT, (inside * factor[:, None]).astype(x.dtype)), count
-        tensor = cast("torch.Tensor", x).clamp(-bound, bound)
-        scale = (norm / tensor.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
-        return cast(ArrayT, tensor * scale), count
+        """X within the agreed ranges, as `encrypt` clips it, and how many of its rows had to change."""
+        return clip(x, self.parameters)
 
 
 class LinearServer:
@@ -164,6 +193,163 @@ class LinearServer:
             A request made under another key or other parameters.
         """
         return self._native.forward(request)
+
+    def forward_keeping(self, request: bytes) -> tuple[bytes, _core.KeptRequest]:
+        """`forward`, and the request's ciphertexts for `weight_gradient`."""
+        return self._native.forward_keeping(request)
+
+    def weight_gradient(self, kept: _core.KeptRequest, gradient: Array) -> tuple[bytes, _core.MaskedGradient]:
+        """Enc(dJ/dW) from a request's own ciphertexts and dJ/dy [n, out_features], uniformly masked for the client to open."""
+        g = _matrix(gradient, "gradient", (None, self.out_features)).astype(np.float64, copy=False)
+        return self._native.weight_gradient(kept, g)
+
+    def unmask(self, masked: _core.MaskedGradient, opened: bytes) -> npt.NDArray[np.float64]:
+        """dJ/dW [out_features, in_features] from what the client opened.
+
+        Raises
+        ------
+        WireError, KeyMismatchError
+            Damaged bytes, or those of another request.
+        """
+        return self._native.unmask(masked, opened)
+
+
+class SealedClient:
+    """The client of a layer whose weights the server holds only as ciphertexts. Updates are made one after the other.
+
+    Parameters
+    ----------
+    key
+        The secret key; its parameters must allow ``updates``.
+    in_features, out_features
+        Shape of the layer.
+    weight_norm
+        The largest l2 norm of a row of the weight that fits the scale; larger ones are sealed at a coarser one.
+
+    Raises
+    ------
+    RangeError
+        When the parameters cannot keep their error bound with such weights.
+    """
+
+    def __init__(
+        self, key: SecretKey, in_features: int, out_features: int, *, weight_norm: float = WEIGHT_NORM
+    ) -> None:
+        self.parameters = key.parameters
+        self.in_features, self.out_features = in_features, out_features
+        self.clipped = 0
+        """Samples that were beyond the agreed ranges so far."""
+        self._native = _core.SealedClient(key._native, in_features, out_features, weight_norm)
+
+    @property
+    def error(self) -> float:
+        """The bound on ``decrypted - exact`` for logits, at the present scale and after all allowed updates."""
+        return self._native.error
+
+    def seal(self, weight: Array, bias: Array) -> bytes:
+        """All weights [out_features, in_features] and biases [out_features], encrypted anew: to begin, and to refresh."""
+        return self._native.seal(*self._weights(weight, bias))
+
+    def refresh_due(self, weight: Array, bias: Array) -> bool:
+        """Whether these weights need `seal` before the next `update`: they outgrew the scale, or the noise its bound."""
+        return self._native.refresh_due(*self._weights(weight, bias))
+
+    def clip_counted(self, x: ArrayT) -> ArrayT:
+        """X within the agreed ranges; rows that had to change are counted in `clipped`."""
+        inside, count = clip(x, self.parameters)
+        self.clipped += count
+        return inside
+
+    def encrypt(self, x: Array) -> bytes:
+        """Encrypt activations [n, in_features] within the agreed ranges; RangeError beyond them."""
+        return self._native.encrypt(_float64(_matrix(x, "x", (None, self.in_features))))
+
+    def decrypt(self, reply: bytes) -> npt.NDArray[np.float64]:
+        """Logits [n, out_features], for local use. WireError, KeyMismatchError or RangeError for anything not genuine."""
+        return self._native.decrypt(reply)
+
+    def update(self, gradient: Array, weight: Array, bias: Array) -> bytes:
+        """Encrypt dJ/dy [n, out_features] and the step from the weights sent last to these."""
+        g = _float64(_matrix(gradient, "gradient", (None, self.out_features)))
+        return self._native.update(g, *self._weights(weight, bias))
+
+    def decrypt_input_gradient(self, reply: bytes) -> npt.NDArray[np.float64]:
+        """dJ/da [n, in_features] by the weights before the update, for local use."""
+        return self._native.decrypt_input_gradient(reply)
+
+    def destroy(self) -> None:
+        """Zero the key; this client cannot be used again."""
+        self._native.destroy()
+
+    def _weights(self, weight: Array, bias: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        return _float64(_matrix(weight, "weight", (self.out_features, self.in_features))), _vector(
+            bias, self.out_features
+        )
+
+
+class SealedServer:
+    """The server of a layer whose weights it holds only as ciphertexts. Safe to use from several threads.
+
+    Parameters
+    ----------
+    sealed
+        The bytes of `SealedClient.seal`, or of `saved`.
+    max_batch
+        Requests of more samples are refused.
+
+    Raises
+    ------
+    WireError
+        For other bytes.
+    """
+
+    def __init__(self, sealed: bytes, *, max_batch: int = 65536) -> None:
+        self._native = _core.SealedServer(sealed, max_batch)
+        self.in_features: int = self._native.features
+        self.out_features: int = self._native.outputs
+        self.parameters = Parameters._wrap(self._native.parameters)
+
+    def refresh(self, sealed: bytes) -> None:
+        """Replace the weights by newly encrypted ones."""
+        self._native.refresh(sealed)
+
+    def forward(self, request: bytes) -> bytes:
+        """Encrypted logits for the bytes of `SealedClient.encrypt`."""
+        return self._native.forward(request)
+
+    def update(self, update: bytes) -> bytes:
+        """Encrypted dJ/da for the bytes of `SealedClient.update`, which is then added to the weights."""
+        return self._native.update(update)
+
+    def saved(self) -> bytes:
+        """Everything that this server holds: ciphertexts."""
+        return self._native.saved()
+
+
+def clip(x: ArrayT, parameters: Parameters) -> tuple[ArrayT, int]:
+    """X within the agreed ranges, and how many of its rows had to change; x itself when none had to.
+
+    Tensors are clipped by differentiable operations.
+    """
+    bound, norm = parameters.activation_bound, parameters.activation_norm
+    values = _numpy(x)
+    square = np.einsum("ij,ij->i", values, values, dtype=np.float64)
+    beyond = square > norm**2
+    if not beyond.any() and float(np.abs(values).max(initial=0.0)) <= bound:
+        return x, 0
+    count = int(np.count_nonzero(beyond | (np.abs(values) > bound).any(axis=1)))
+    if isinstance(x, np.ndarray):
+        inside = np.clip(x, -bound, bound)
+        norms = np.sqrt(np.einsum("ij,ij->i", inside, inside, dtype=np.float64))
+        factor = np.minimum(1.0, norm / np.maximum(norms, 1e-300))
+        return cast(ArrayT, (inside * factor[:, None]).astype(x.dtype)), count
+    tensor = cast("torch.Tensor", x).clamp(-bound, bound)
+    scale = (norm / tensor.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
+    return cast(ArrayT, tensor * scale), count
+
+
+def _float64(values: Float) -> npt.NDArray[np.float64]:
+    return values.astype(np.float64, copy=False)
 
 
 def _numpy(x: Array) -> npt.NDArray[Any]:

@@ -1,0 +1,124 @@
+#include <memory>
+
+#include "bindings/bindings.h"
+#include "linear/sealed.h"
+
+namespace py = pybind11;
+
+namespace hesplit {
+
+namespace {
+
+using Open = void (SealedClient::*)(View<const std::uint8_t>, double*) const;
+
+template <Open open>
+Matrix<double> decrypt(const SealedClient& client, const py::buffer& object) {
+    const Bytes reply(object);
+    const std::size_t columns = open == &SealedClient::decrypt ? client.outputs() : client.features();
+    Matrix<double> values(
+        {static_cast<py::ssize_t>(client.samples_of(reply.view())), static_cast<py::ssize_t>(columns)});
+    double* out = values.mutable_data();
+    py::gil_scoped_release release;
+    (client.*open)(reply.view(), out);
+    return values;
+}
+
+void check(const SealedClient& client, const Matrix<double>& weight, const Matrix<double>& bias) {
+    const auto size = static_cast<std::size_t>(weight.size());
+    if (size != client.features() * client.outputs() || static_cast<std::size_t>(bias.size()) != client.outputs()) {
+        throw ParameterError("expected weight [" + std::to_string(client.outputs()) + ", " +
+                             std::to_string(client.features()) + "] and bias [" + std::to_string(client.outputs()) +
+                             "]");
+    }
+}
+
+}  // namespace
+
+void register_sealed(py::module_& module) {
+    py::class_<SealedClient>(module, "SealedClient")
+        .def(py::init([](const std::shared_ptr<SecretKey>& key, std::size_t features, std::size_t outputs,
+                         double weight_norm) {
+                 py::gil_scoped_release release;
+                 return std::make_unique<SealedClient>(key, features, outputs, weight_norm);
+             }),
+             py::arg("key"), py::arg("features"), py::arg("outputs"), py::arg("weight_norm"))
+        .def_property_readonly("error", [](const SealedClient& client) { return client.scaling().error; })
+        .def_property_readonly("weight_scale", [](const SealedClient& client) { return client.scaling().weight_scale; })
+        .def(
+            "seal",
+            [](SealedClient& client, const Matrix<double>& weight, const Matrix<double>& bias) {
+                check(client, weight, bias);
+                const View<const double> w = view(weight), b = view(bias);
+                return released([&] { return client.seal(w, b); });
+            },
+            py::arg("weight"), py::arg("bias"))
+        .def(
+            "refresh_due",
+            [](const SealedClient& client, const Matrix<double>& weight, const Matrix<double>& bias) {
+                check(client, weight, bias);
+                return client.refresh_due(view(weight), view(bias));
+            },
+            py::arg("weight"), py::arg("bias"))
+        .def(
+            "encrypt",
+            [](const SealedClient& client, const Matrix<double>& x) {
+                if (x.ndim() != 2 || static_cast<std::size_t>(x.shape(1)) != client.features()) {
+                    throw ParameterError("expected x of shape [n, " + std::to_string(client.features()) + "]");
+                }
+                const View<const double> values = view(x);
+                return released([&] { return client.encrypt(values); });
+            },
+            py::arg("x"))
+        .def("decrypt", &decrypt<&SealedClient::decrypt>, py::arg("reply"))
+        .def(
+            "update",
+            [](SealedClient& client, const Matrix<double>& gradient, const Matrix<double>& weight,
+               const Matrix<double>& bias) {
+                check(client, weight, bias);
+                if (gradient.ndim() != 2 || static_cast<std::size_t>(gradient.shape(1)) != client.outputs()) {
+                    throw ParameterError("expected the gradient of the logits as [n, " +
+                                         std::to_string(client.outputs()) + "]");
+                }
+                const View<const double> g = view(gradient), w = view(weight), b = view(bias);
+                return released([&] { return client.update(g, w, b); });
+            },
+            py::arg("gradient"), py::arg("weight"), py::arg("bias"))
+        .def("decrypt_input_gradient", &decrypt<&SealedClient::decrypt_input_gradient>, py::arg("reply"))
+        .def("destroy", &SealedClient::destroy);
+
+    py::class_<SealedServer>(module, "SealedServer")
+        .def(py::init([](const py::buffer& object, std::size_t max_samples) {
+                 const Bytes bytes(object);
+                 py::gil_scoped_release release;
+                 return std::make_unique<SealedServer>(bytes.view(), max_samples);
+             }),
+             py::arg("sealed"), py::arg("max_samples"))
+        .def_property_readonly("features", &SealedServer::features)
+        .def_property_readonly("outputs", &SealedServer::outputs)
+        .def_property_readonly("parameters", &SealedServer::parameters)
+        .def(
+            "refresh",
+            [](SealedServer& server, const py::buffer& object) {
+                const Bytes sealed(object);
+                py::gil_scoped_release release;
+                server.refresh(sealed.view());
+            },
+            py::arg("sealed"))
+        .def(
+            "forward",
+            [](const SealedServer& server, const py::buffer& object) {
+                const Bytes request(object);
+                return released([&] { return server.forward(request.view()); });
+            },
+            py::arg("request"))
+        .def(
+            "update",
+            [](SealedServer& server, const py::buffer& object) {
+                const Bytes update(object);
+                return released([&] { return server.update(update.view()); });
+            },
+            py::arg("update"))
+        .def("saved", [](const SealedServer& server) { return released([&] { return server.saved(); }); });
+}
+
+}  // namespace hesplit

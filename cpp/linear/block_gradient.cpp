@@ -1,0 +1,42 @@
+#include "linear/block_gradient.h"
+
+#include <algorithm>
+
+#include "core/parallel.h"
+
+namespace hesplit {
+
+BlockGradient::BlockGradient(const Ring& ring, const BlockLayout& layout, View<const double> gradient, double scale)
+    : ring_(ring), layout_(layout) {
+    const std::size_t samples = gradient.size / layout.outputs;
+    groups_ = (samples + layout.rows - 1) / layout.rows;
+    encoded_.resize(layout.products() * groups_);
+    parallel_for(encoded_.size(), [&](std::size_t index) {
+        const std::size_t p = index / groups_;
+        const std::size_t first = (index % groups_) * layout_.rows;
+        Buffer<std::int64_t> coefficients(ring_.degree());
+        place_gradient_for_weight(layout_, gradient.data + first * layout_.outputs,
+                                  std::min(layout_.rows, samples - first), p, scale,
+                                  {coefficients.data(), coefficients.size()});
+        encoded_[index].resize(ring_.size());
+        ring_.lift(View<const std::int64_t>{coefficients.data(), coefficients.size()}, encoded_[index].data());
+        ring_.to_ntt(encoded_[index].data());
+    });
+}
+
+void BlockGradient::product(const std::vector<GroupInputs>& inputs, std::size_t p, std::size_t j, std::uint64_t* c0,
+                            std::uint64_t* c1) const {
+    std::vector<const std::uint64_t*> in0, in1, gradients;
+    for (std::size_t group = 0; group < groups_; ++group) {
+        in0.push_back(inputs[group].c0.data() + j * ring_.size());
+        in1.push_back(inputs[group].c1.data() + j * ring_.size());
+        gradients.push_back(encoded_[p * groups_ + group].data());
+    }
+    const View<const std::uint64_t* const> view{gradients.data(), gradients.size()};
+    ring_.dot({in0.data(), in0.size()}, view, c0);
+    ring_.dot({in1.data(), in1.size()}, view, c1);
+    ring_.to_coefficients(c0);
+    ring_.to_coefficients(c1);
+}
+
+}  // namespace hesplit

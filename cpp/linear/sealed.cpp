@@ -1,0 +1,80 @@
+#include "linear/sealed.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/error.h"
+#include "linear/precision.h"
+
+namespace hesplit {
+
+BlockLayout plan_sealed(const ParameterChoice& choice, std::size_t features, std::size_t outputs, double request_bits,
+                        double reply_bits) {
+    BlockLayout best{choice.ring_degree, features, outputs, 0, 0};
+    double best_cost = std::numeric_limits<double>::infinity();
+    BlockLayout candidate = best;
+    for (std::size_t groups = 1; groups <= choice.batch_size; ++groups) {
+        candidate.rows = (choice.batch_size + groups - 1) / groups;
+        if ((choice.batch_size + candidate.rows - 1) / candidate.rows != groups) {
+            continue;
+        }
+        for (std::size_t inputs = 1; inputs <= features; ++inputs) {
+            candidate.width = (features + inputs - 1) / inputs;
+            if (candidate.rows * candidate.width > candidate.degree || candidate.inputs() != inputs) {
+                continue;
+            }
+            const auto g = static_cast<double>(groups);
+            const auto j = static_cast<double>(inputs);
+            const auto p = static_cast<double>(candidate.products());
+            // Up: activations, gradients, updates. Down: two polynomials for every product and input.
+            const double cost = (g * (j + p) + p * j) * request_bits + g * (j + p) * 2 * reply_bits;
+            if (cost < best_cost) {
+                best_cost = cost;
+                best = candidate;
+            }
+        }
+    }
+    check(best);
+    return best;
+}
+
+SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, const BlockLayout& layout,
+                           double weight_norm) {
+    constexpr double kSlack = 1.002;
+    constexpr double kLargestScale = 1ULL << 45;
+    const double v = kNoiseVariance + (dropped_bits(ring) ? std::ldexp(1.0, 2 * dropped_bits(ring)) / 12 : 0);
+    const double norm = std::sqrt(choice.activation_norm * choice.activation_norm + 1);  // with the bias' 1
+    const auto n = static_cast<double>(ring.degree());
+    const auto rows = static_cast<double>(layout.rows);
+    const auto per_product = static_cast<double>(layout.per_product());
+    const double noise_of_weights = std::sqrt(v * (1.0 + choice.updates));
+
+    SealedScaling scaling;
+    scaling.reach = norm * weight_norm;
+    const double product_scale = ring.modulus_value() / (2 * (scaling.reach * kSlack + 2 * choice.error_bound));
+    scaling.weight_scale = std::min(product_scale / choice.scale, kLargestScale);
+    const double used_scale = scaling.weight_scale * choice.scale;
+    // The noise of the request meets all weights of a product; that of the weights all samples of a group.
+    const double request = std::sqrt(v * per_product + 1.0 / 12) * weight_norm / choice.scale;
+    const double weights = noise_of_weights * norm * std::sqrt(rows) / scaling.weight_scale;
+    const double both = std::sqrt(n * static_cast<double>(layout.inputs()) * v) * noise_of_weights / used_scale;
+    const double rounding = norm * std::sqrt(static_cast<double>(layout.features)) / (2 * scaling.weight_scale);
+    const double fixed = kTail * std::sqrt(request * request + weights * weights + both * both) + rounding;
+    const double reply = kTail * degree_2_rounding_deviation(ring.degree());
+    const int most =
+        std::min(max_degree_2_bits(ring.degree()), static_cast<int>(std::floor(std::log2(ring.modulus_value()))));
+    for (scaling.logit_bits = 8; scaling.logit_bits <= most; ++scaling.logit_bits) {
+        scaling.error = fixed + reply * ring.modulus_value() / std::ldexp(used_scale, scaling.logit_bits);
+        if (scaling.error <= choice.error_bound) {
+            return scaling;
+        }
+    }
+    throw RangeError("sealed weights with rows of l2 norm up to " + std::to_string(weight_norm) +
+                     " keep logits only to +-" + std::to_string(scaling.error) + " over " +
+                     std::to_string(choice.updates) + " updates, not to the agreed error bound of " +
+                     std::to_string(choice.error_bound) +
+                     ". Choose a larger modulus or error_bound, fewer updates between refreshes, or smaller ranges");
+}
+
+}  // namespace hesplit
