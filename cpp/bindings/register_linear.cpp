@@ -101,7 +101,9 @@ void register_linear(py::module_& module) {
             py::arg("message"), py::arg("gradient"))
         .def("destroy", &LinearClient::destroy);
 
-    py::class_<KeptRequest>(module, "KeptRequest");
+    py::class_<KeptRequest>(module, "KeptRequest").def_property_readonly("samples", [](const KeptRequest& kept) {
+        return kept_samples(*kept.kept);
+    });
     py::class_<MaskedGradient>(module, "MaskedGradient");
     py::class_<LinearServer>(module, "LinearServer")
         .def(py::init([](const py::buffer& object, std::size_t max_samples) {

@@ -306,24 +306,26 @@ void SealedClient::open(View<const std::uint8_t> bytes, bool input_gradient, dou
         SecretBuffer<std::int64_t> values(positions.size());
         phase_->phase({c1.data(), n}, {c2.data(), n}, {c0.data(), c0.size()}, {positions.data(), positions.size()},
                       bits, values.data());
+        const std::size_t first = group * layout_.rows, count = shape.rows_of(group);
         for (std::size_t i = 0; i < values.size(); ++i) {
+            double* to = nullptr;
+            if (input_gradient) {
+                const std::size_t width = layout_.features_of(run);
+                const std::size_t feature = run * layout_.width + i % width;
+                if (feature == features()) {
+                    continue;  // the gradient of the bias' constant 1, for which the scale leaves no room
+                }
+                to = out + (first + i / width) * features() + feature;
+            } else {
+                to = out + (first + i % count) * outputs() + run * layout_.per_product() + i / count;
+            }
             const auto value = static_cast<double>(values[i]);
             if (std::abs(value) > largest) {
                 throw RangeError(
                     "a decrypted reply is at the edge of its range: the agreed ranges were exceeded, or the reply is "
                     "not genuine");
             }
-            const std::size_t first = group * layout_.rows;
-            if (input_gradient) {
-                const std::size_t width = layout_.features_of(run);
-                const std::size_t feature = run * layout_.width + i % width;
-                if (feature < features()) {  // the last one is the bias
-                    out[(first + i / width) * features() + feature] = value / scale;
-                }
-            } else {
-                const std::size_t count = shape.rows_of(group);
-                out[(first + i % count) * outputs() + run * layout_.per_product() + i / count] = value / scale;
-            }
+            *to = value / scale;
         }
     });
     const std::lock_guard<std::mutex> lock(mutex_);

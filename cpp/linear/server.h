@@ -72,4 +72,7 @@ class LinearServer {
     std::shared_ptr<Weights> weights_;
 };
 
+// The samples of a request that was kept.
+std::size_t kept_samples(const LinearServer::Kept& kept);
+
 }  // namespace hesplit

@@ -32,5 +32,9 @@ class ProtocolError(HESplitError, RuntimeError):
     """A peer that broke the agreed order of messages, refused the handshake or went away."""
 
 
+class ConnectionLost(ProtocolError):
+    """The connection broke or nobody answers: trying again may help."""
+
+
 class DataError(HESplitError, RuntimeError):
     """A data set that is missing, incomplete or not what it claims to be."""

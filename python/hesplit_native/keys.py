@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from pathlib import Path
@@ -95,6 +96,59 @@ class SecretKey:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a secret key cannot be pickled or copied; use SecretKey.save(path, passphrase)")
+
+
+class ReleaseLedger:
+    """How many decryptions were released under one key, in a file that never counts backwards.
+
+    The flooding of every release is sized for `Parameters.releases` of them (docs/security.md), so a count that a crash forgets
+    would void it. Releases are reserved in the file before they are made, many at a time; what a crash leaves unused is lost.
+
+    Raises
+    ------
+    WireError
+        When the file is damaged.
+    KeyMismatchError
+        When it counts for another key.
+    """
+
+    _RESERVED = 1024
+
+    def __init__(self, path: str | os.PathLike[str], key: SecretKey) -> None:
+        self._path = Path(path)
+        self._key = key.id
+        self.released = self._read()
+        self._written = self.released
+
+    def _read(self) -> int:
+        if not self._path.exists():
+            return 0
+        try:
+            values = json.loads(self._path.read_text())
+            key, released = values["key"], values["released"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise WireError(f"{self._path} is not a count of releases, or is damaged") from error
+        if key != self._key:
+            raise KeyMismatchError(f"{self._path} counts the releases under another key")
+        if type(released) is not int or released < 0:
+            raise WireError(f"{self._path} is damaged")
+        return released
+
+    def take(self) -> None:
+        """Count one release, durably, before it is made."""
+        if self.released >= self._written:
+            self._write(self.released + self._RESERVED)
+        self.released += 1
+
+    def _write(self, released: int) -> None:
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as file:
+            json.dump({"key": self._key, "released": released}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)
+        self._written = released
 
 
 def _cipher(passphrase: str, salt: bytes, log_n: int, r: int, p: int) -> Any:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hesplit_native import _core
 from hesplit_native.errors import ParameterError
-from hesplit_native.keys import SecretKey
+from hesplit_native.keys import ReleaseLedger, SecretKey
 from hesplit_native.parameters import WEIGHT_NORM, Parameters
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class LinearClient:
         ``"clip"``: samples beyond the agreed ranges are clipped and counted in `clipped`; ``"raise"``: RangeError.
     fresh_keys
         Encrypt every request under a key of its own; `key` then only names the parameters. Packing ``"blocks"`` only.
-    released
-        How many decryptions were released under `key` before, in other processes.
+    ledger
+        Counts the releases under `key` in a file, for a key that outlives the process.
     weight_gradients
         The server shall compute them too (`LinearServer.weight_gradient`).
     """
@@ -51,7 +51,7 @@ class LinearClient:
         *,
         on_overflow: Overflow = "clip",
         fresh_keys: bool = False,
-        released: int = 0,
+        ledger: ReleaseLedger | None = None,
         weight_gradients: bool = False,
     ) -> None:
         if on_overflow not in ("clip", "raise"):
@@ -66,7 +66,11 @@ class LinearClient:
         """Samples that were beyond the agreed ranges so far."""
         self.flooding_deviation = 0.0
         """The largest standard deviation so far of the noise that flooded a released logit."""
-        self._native = _core.LinearClient(key._native, in_features, out_features, fresh_keys, released, weight_gradients)
+        self._ledger = ledger
+        released = ledger.released if ledger is not None else 0
+        self._native = _core.LinearClient(
+            key._native, in_features, out_features, fresh_keys, released, weight_gradients
+        )
 
     def public_material(self) -> bytes:
         """What a server needs: parameters, shape and, for slots, the rotation keys. Holds no secret."""
@@ -118,6 +122,8 @@ class LinearClient:
         ParameterError
             When tau decryptions were released under this key already; errors otherwise as for `decrypt`.
         """
+        if self._ledger is not None:
+            self._ledger.take()
         y, deviation = self._native.decrypt(reply, True, weight_gradient_follows)
         self.flooding_deviation = max(self.flooding_deviation, deviation)
         return y
@@ -128,6 +134,8 @@ class LinearClient:
         ``gradient`` is dJ/dy [n, out_features], as it was sent to the server.
         """
         g = _matrix(gradient, "gradient", (None, self.out_features)).astype(np.float64, copy=False)
+        if self._ledger is not None and self.parameters.releases:
+            self._ledger.take()
         return self._native.open_weight_gradient(message, g)
 
     def destroy(self) -> None:

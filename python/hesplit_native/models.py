@@ -2,20 +2,81 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
 from torch import nn
 
-ACTIVATIONS = 256
-CLASSES = 5
+from hesplit_native.errors import ParameterError
+
+Model = Literal["m1", "m2", "base"]
+
+_HIDDEN = 128
 
 
-def m1_client() -> nn.Sequential:
-    """The convolutions of M1: signals [n, 1, 128] to activations [n, 256] (Split Ways, section 3.1 and figure 1)."""
-    return nn.Sequential(
-        nn.Conv1d(1, 16, kernel_size=7, padding=3),
-        nn.LeakyReLU(),
-        nn.MaxPool1d(2),
-        nn.Conv1d(16, 8, kernel_size=5, padding=2),
-        nn.LeakyReLU(),
-        nn.MaxPool1d(2),
-        nn.Flatten(),
-    )
+@dataclass(frozen=True)
+class Architecture:
+    """A network of convolutions at the client, one linear layer at the server and, in the base paper's, another one after it.
+
+    `activations` is what the client sends per sample, `outputs` what the server's layer answers; `hidden` is whether that is
+    the first of two fully connected layers, the second of which then maps `outputs` to `classes`.
+    """
+
+    in_channels: int
+    samples: int
+    channels: int
+    convolutions: int
+    classes: int
+    hidden: bool
+
+    @property
+    def activations(self) -> int:
+        """Activations per sample: two poolings divide the length by four."""
+        return self.channels * (self.samples // 2 // 2)
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the server's layer."""
+        return _HIDDEN if self.hidden else self.classes
+
+    def body(self, seed: int) -> nn.Sequential:
+        """Signals [n, in_channels, samples] to activations [n, activations] (Split Ways, section 3.1 and figure 1).
+
+        Convolutions beyond the second, up to eight, keep the size (Abuadbba et al., who vary their number from 2 to 8).
+        The global generator is left alone.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            more: list[nn.Module] = []
+            for _ in range(self.convolutions - 2):
+                more += [nn.Conv1d(self.channels, self.channels, kernel_size=5, padding=2), nn.LeakyReLU()]
+            return nn.Sequential(
+                nn.Conv1d(self.in_channels, 16, kernel_size=7, padding=3),
+                nn.LeakyReLU(),
+                nn.MaxPool1d(2),
+                nn.Conv1d(16, self.channels, kernel_size=5, padding=2),
+                nn.LeakyReLU(),
+                nn.MaxPool1d(2),
+                *more,
+                nn.Flatten(),
+            )
+
+    def head(self, seed: int) -> nn.Sequential:
+        """What follows the server's layer: nothing, or the second fully connected layer."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return nn.Sequential(nn.LeakyReLU(), nn.Linear(_HIDDEN, self.classes)) if self.hidden else nn.Sequential()
+
+
+def architecture(model: Model, in_channels: int, samples: int, classes: int, convolutions: int = 2) -> Architecture:
+    """A model for signals of that shape.
+
+    ``"m1"``: 256 activations for a heartbeat of 128 samples (Split Ways), 2000 for 12 leads of 1000 samples (HESplit's PTB-XL
+    model); ``"m2"``: twice as many channels, 512 activations; ``"base"``: m1 with two fully connected layers (Abuadbba et al.).
+    """
+    if not 2 <= convolutions <= 8:
+        raise ParameterError(f"convolutions must be 2 to 8, got {convolutions}")
+    if samples < 4:
+        raise ParameterError(f"signals must have at least 4 samples, got {samples}")
+    return Architecture(in_channels, samples, 16 if model == "m2" else 8, convolutions, classes, model == "base")

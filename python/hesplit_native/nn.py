@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hesplit_native.errors import ParameterError
 from hesplit_native.keys import SecretKey
 from hesplit_native.linear import LinearClient, LinearServer, Overflow
-from hesplit_native.parameters import Parameters
+from hesplit_native.parameters import ACTIVATION_BOUND, Parameters
 from hesplit_native.protocols.phases import Phases
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.splitways import SplitWaysClient
@@ -92,7 +92,8 @@ class EncryptedLinear(nn.Module):
     channel
         A connection to ``hesplit-native serve``, e.g. ``hesplit_native.transport.connect("host:port")``.
     parameters
-        CKKS parameters; None: `Parameters.recommend` for ``batch_size``.
+        CKKS parameters; None: `Parameters.recommend` for ``batch_size``, with a channel for flooded releases. Those with
+        ``releases=0`` switch flooding off (docs/security.md).
     batch_size
         The usual number of rows; with a channel, the most in a training step.
     on_overflow
@@ -125,8 +126,13 @@ class EncryptedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.on_overflow: Overflow = on_overflow
+        # With a channel gradients are released: flooded, under a fresh key in every step.
         self.parameters_ckks = parameters or Parameters.recommend(
-            in_features=in_features, out_features=out_features, batch_size=batch_size
+            in_features=in_features,
+            out_features=out_features,
+            batch_size=batch_size,
+            releases=0 if channel is None else 1,
+            activation_bound=ACTIVATION_BOUND if channel is None else ACTIVATION_BOUND / 2,
         )
         self._engine: _Engine | None = None
         self._remote: SplitWaysClient | None = None
@@ -207,7 +213,8 @@ class EncryptedLinear(nn.Module):
 
     def _new_client(self) -> LinearClient:
         key = SecretKey.generate(self.parameters_ckks)
-        return LinearClient(key, self.in_features, self.out_features, on_overflow=self.on_overflow)
+        fresh = self.parameters_ckks.releases == 1
+        return LinearClient(key, self.in_features, self.out_features, on_overflow=self.on_overflow, fresh_keys=fresh)
 
     def _local_engine(self) -> _Engine:
         if self._engine is None:

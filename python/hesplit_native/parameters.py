@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from hesplit_native import _core
-from hesplit_native.errors import ParameterError
+from hesplit_native.errors import ParameterError, RangeError
 
 Packing = Literal["blocks", "slots"]
 Security = Literal["standard", "paper"]
@@ -149,6 +149,59 @@ class Parameters:
                 f"{weight_norm:g}; raise error_bound or lower the ranges"
             )
         return best
+
+    @classmethod
+    def published(
+        cls,
+        name: str,
+        *,
+        in_features: int,
+        out_features: int,
+        batch_size: int,
+        activation_bound: float = ACTIVATION_BOUND,
+        activation_norm: float | None = None,
+        weight_norm: float = WEIGHT_NORM,
+    ) -> Parameters:
+        """A published set (`hesplit_native.published.PARAMETER_SETS`) with the smallest error bound that it keeps for these ranges.
+
+        The published scale is that of the activations; weights are encoded at whatever scale fills the modulus, instead of
+        the published one, so that no logit within the ranges wraps around and scales stay exact.
+
+        Raises
+        ------
+        ParameterError
+            For another name, or when the set cannot hold these ranges at any useful precision; with the range that it can.
+        """
+        from hesplit_native.published import PARAMETER_SETS
+
+        if name not in PARAMETER_SETS:
+            raise ParameterError(f"unknown parameter set {name!r}; there are {', '.join(PARAMETER_SETS)}")
+        chosen = PARAMETER_SETS[name]
+        if activation_norm is None:
+            activation_norm = max(activation_bound, activation_bound / 8 * math.sqrt(max(in_features, 1)))
+        for error_bound in (1e-3 * 2**k for k in range(12)):
+            candidate = cls(
+                ring_degree=chosen.ring_degree,
+                modulus_bits=chosen.modulus_bits,
+                scale=chosen.scale,
+                packing="slots",
+                security=chosen.security,
+                activation_bound=activation_bound,
+                activation_norm=activation_norm,
+                error_bound=error_bound,
+                batch_size=batch_size,
+            )
+            try:
+                candidate.estimate(in_features, out_features, batch_size, weight_norm=weight_norm)
+            except RangeError:
+                continue
+            return candidate
+        bits = sum(chosen.modulus_bits[:-1]) - math.log2(chosen.scale)
+        raise ParameterError(
+            f"the set {name} cannot hold logits up to {activation_norm * weight_norm:g} to better than +-2: beside activations at "
+            f"2^{math.log2(chosen.scale):g} its modulus has {bits:.0f} bits for weights and range. Lower activation_norm or "
+            "weight_norm"
+        )
 
     @classmethod
     def recommend_sealed(

@@ -1,74 +1,32 @@
-"""One training run of the client: the same loop for every protocol."""
+"""One training run: the same loop for every protocol, with checkpoints from which it resumes."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hesplit_native.client import Client
+from hesplit_native.config import RunConfig
 from hesplit_native.data.dataset import Dataset
-from hesplit_native.errors import ParameterError, ProtocolError
-from hesplit_native.keys import SecretKey
-from hesplit_native.linear import LinearClient, Overflow
-from hesplit_native.models import ACTIVATIONS, m1_client
-from hesplit_native.nn import RemoteLayer, remote_linear
-from hesplit_native.parameters import Packing, Parameters
-from hesplit_native.protocols import terms as protocol_terms
-from hesplit_native.protocols.local import LocalLayer
-from hesplit_native.protocols.phases import Phases
-from hesplit_native.protocols.plain import PlainClient
-from hesplit_native.protocols.server import ServerState, converse
-from hesplit_native.protocols.session import Session
-from hesplit_native.protocols.splitways import SplitWaysClient
-from hesplit_native.protocols.terms import ServerOptimizer, Terms
-from hesplit_native.transport.channel import Channel
+from hesplit_native.errors import ConnectionLost, DataError, ProtocolError
+from hesplit_native.models import Architecture, architecture
+from hesplit_native.protocols.server import Server
+from hesplit_native.protocols.session import RolledBack, resumable
+from hesplit_native.protocols.storage import read_tensors, write_tensors
+from hesplit_native.transport.channel import Channel, ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
-
-Recipe = Literal["default", "paper"]
 
 EVALUATION_ROWS = 1024
 _REPORT_SECONDS = 0.1  # between two calls of Observer.on_batch: reading the loss costs a few microseconds
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What distinguishes one run from another.
-
-    `recipe` ``"default"`` is plain cross-entropy with Adam on both sides; ``"paper"`` is what the papers' code does: softmax before
-    a cross-entropy that applies it again, and plain gradient descent at the server of the encrypted protocol.
-    `server_optimizer` overrides the recipe's. `limit_batches` shortens every epoch.
-    """
-
-    protocol: protocol_terms.Protocol = "splitways"
-    packing: Packing = "blocks"
-    batch_size: int = 4
-    epochs: int = 10
-    seed: int = 0
-    recipe: Recipe = "default"
-    server_optimizer: ServerOptimizer | None = None
-    learning_rate: float = 1e-3
-    limit_batches: int | None = None
-    on_overflow: Overflow = "clip"
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "limit_batches"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ParameterError(f"{name} must be at least 1, got {value}")
-        if self.seed < 0:
-            raise ParameterError(f"seed must not be negative, got {self.seed}")
-
-    @property
-    def optimizer(self) -> ServerOptimizer:
-        """The optimiser of the server's layer."""
-        if self.server_optimizer is not None:
-            return self.server_optimizer
-        return "sgd" if self.recipe == "paper" and self.protocol == "splitways" else "adam"
+_FORMAT = "hesplit_native-client-1"
+_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -100,31 +58,34 @@ class RunResult:
     batches: int = 0
     parameters: dict[str, Any] | None = None
     clipped: int = 0
+    flooding_deviation: float = 0.0
+    participants: int = 1
     notes: tuple[str, ...] = ()
     interrupted: str | None = None
+    architecture: Architecture | None = None
     client_state: dict[str, Tensor] = field(default_factory=dict)
     server_weight: Tensor | None = None
     server_bias: Tensor | None = None
 
     @property
     def protocol(self) -> str:
-        """The protocol that was run."""
+        """The protocol's name."""
         return self.config.protocol
 
     @property
     def epochs(self) -> int:
-        """Epochs that were completed."""
+        """Finished epochs."""
         return len(self.history)
 
     @property
     def test_accuracy(self) -> float | None:
-        """Accuracy on the test set after the last completed epoch, 0..1; None when there was none."""
+        """After the last finished epoch."""
         return self.history[-1].test_accuracy if self.history else None
 
     @property
     def flooding(self) -> str:
-        """Whether released decryptions were flooded with noise: not yet ("off")."""
-        return "off" if self.config.protocol == "splitways" else "not needed"
+        """How released decryptions were flooded: with a fresh key per step, with one per run, or not at all."""
+        return self.config.flooding if self.config.releases else "not needed"
 
 
 class Observer(Protocol):
@@ -143,28 +104,31 @@ class Observer(Protocol):
         """After an epoch."""
 
 
-# What activations and weights stay within on MIT-BIH (docs/precision.md): under plain gradient descent the server's weights hardly
-# grow, and the client's activations make up for it.
-_RANGES: dict[ServerOptimizer, dict[str, float]] = {
-    "adam": {},
-    "sgd": {"activation_bound": 128.0, "activation_norm": 512.0, "weight_norm": 4.0},
-}
-
-
-def _weight_seed(seed: int) -> int:
-    """The seed that the server is told: unrelated to the streams of the client's convolutions and of the order of the data."""
-    return int.from_bytes(hashlib.sha256(f"server's layer {seed}".encode()).digest()[:4], "little")
+def dataset_architecture(config: RunConfig, dataset: Dataset) -> Architecture:
+    """The network for a data set's signals."""
+    _, channels, samples = dataset.train_x.shape
+    return architecture(config.model, channels, samples, len(dataset.classes), config.convolutions)
 
 
 def train(
-    config: RunConfig, dataset: Dataset, *, channel: Channel | None = None, observer: Observer | None = None
+    config: RunConfig,
+    dataset: Dataset,
+    *,
+    connect: Callable[[], Channel] | None = None,
+    observer: Observer | None = None,
+    checkpoints: Path | None = None,
+    resume: bool = False,
 ) -> RunResult:
     """Train the client's convolutions and the server's layer.
 
     Parameters
     ----------
-    channel
-        A connection to a server; None: a server in this process.
+    connect
+        Opens a connection to a server; called again when one is lost. None: a server in this process.
+    checkpoints
+        Directory for the state of client (and of a server in this process), from which a killed run resumes; None: none is kept.
+    resume
+        Go on from the last checkpoint in that directory.
 
     Returns
     -------
@@ -175,183 +139,324 @@ def train(
     ------
     ProtocolError
         When the handshake fails.
+    DataError
+        When there is nothing to resume, or it belongs to another run.
     """
-    run = _Run(config, dataset, channel)
+    run = _Run(config, dataset, connect, checkpoints)
+    run.begin(resume=resume)
     interrupted = None
     try:
-        for epoch in range(1, config.epochs + 1):
-            run.epoch(epoch, observer)
+        run.train(observer)
         run.finish()
     except ProtocolError as error:
         interrupted = str(error)
     except KeyboardInterrupt:
         interrupted = "interrupted by the user"
-    run.phases.enter(None)
+    run.client.phases.enter(None)
     return run.result(interrupted)
 
 
-class _Run:
-    """The state of a run: model, optimiser, remote layer, order of the data, and what has been counted."""
+@dataclass
+class Progress:
+    """How far a run is, beside what its client has learnt. `order` is the state of the generator before this epoch's permutation."""
 
-    def __init__(self, config: RunConfig, dataset: Dataset, channel: Channel | None) -> None:
+    order: Tensor
+    epoch: int = 1
+    batch: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    seconds: float = 0.0  # of this epoch
+    counts: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, **amounts: float) -> None:
+        """Add to the counts of the whole run."""
+        for name, value in amounts.items():
+            self.counts[name] = self.counts.get(name, 0) + value
+
+    @property
+    def records(self) -> tuple[EpochRecord, ...]:
+        """The finished epochs."""
+        return tuple(EpochRecord(**record) for record in self.history)
+
+
+class _Run:
+    """Data, client, server if it is in this process, and progress."""
+
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, connect: Callable[[], Channel] | None, checkpoints: Path | None
+    ) -> None:
         self.config = config
-        self.phases = Phases()
+        self.folder = checkpoints
         self.train_x, self.train_y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y)
         self.test_x, self.test_y = torch.from_numpy(dataset.test_x), torch.from_numpy(dataset.test_y)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.model = m1_client()
-        # Independent of the protocol: the same data in the same order for one seed.
-        self.order = torch.Generator().manual_seed(config.seed)
-        self.optimizer = protocol_terms.make_optimizer("adam", self.model.parameters(), config.learning_rate)
-        self.criterion = nn.CrossEntropyLoss()
         whole = -(-len(self.train_x) // config.batch_size)
         self.batches_per_epoch = min(whole, config.limit_batches or whole)
-        self.result_so_far = RunResult(config)
-        self.linear_client: LinearClient | None = None
-        self.server = ServerState() if channel is None and config.protocol != "local" else None
-        self.session: Session | None = None
-        self.layer = self._connect(channel, len(dataset.classes))
-        self.phases.seconds.clear()  # the handshake is not training
-
-    def _connect(self, channel: Channel | None, classes: int) -> RemoteLayer:
-        config = self.config
-        parameters = None
-        material = b""
-        if config.protocol == "splitways":
-            parameters = Parameters.recommend(
-                in_features=ACTIVATIONS,
-                out_features=classes,
-                batch_size=config.batch_size,
-                packing=config.packing,
-                **_RANGES[config.optimizer],
-            )
-            key = SecretKey.generate(parameters)
-            self.linear_client = LinearClient(key, ACTIVATIONS, classes, on_overflow=config.on_overflow)
-            material = self.linear_client.public_material()
-        terms = Terms(
-            protocol=config.protocol,
-            in_features=ACTIVATIONS,
-            out_features=classes,
-            batch_size=config.batch_size,
+        self.server: Server | None = None
+        self.reconnects = connect is not None
+        if connect is None and config.protocol != "local":
+            self.server = Server(checkpoints=checkpoints / "server" if checkpoints else None)
+            connect = in_process(self.server)
+        self.client = Client(
+            config,
+            dataset_architecture(config, dataset),
             batches=self.batches_per_epoch,
-            epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            server_optimizer=config.optimizer,
-            weight_seed=_weight_seed(config.seed),
-            parameter_hash=parameters.hash if parameters else "",
+            connect=connect,
+            ledger=checkpoints / "releases.json" if checkpoints else None,
         )
-        if config.protocol == "local":
-            self.channel = None
-            return LocalLayer(terms, self.phases)
-        self.channel = InProcessChannel(converse(self.server)) if self.server is not None else channel
-        assert self.channel is not None
-        self.session = Session(self.channel, terms, material, self.phases)
-        notes: tuple[str, ...] = ()
-        if parameters is not None:
-            notes = ("noise flooding is off: gradients computed from decrypted logits are released as they are",)
-        self.result_so_far = replace(
-            self.result_so_far,
-            parameters=parameters.to_dict() if parameters else None,
-            notes=notes,
-            setup_bytes_up=self.channel.bytes_up,
-            setup_bytes_down=self.channel.bytes_down,
-        )
-        if self.linear_client is not None:
-            return SplitWaysClient(self.session, self.linear_client)
-        return PlainClient(self.session)
+        self.connect = connect
+        # Independent of the protocol: the same data in the same order for one seed.
+        self.order = torch.Generator().manual_seed(config.seed)
+        self.progress = Progress(self.order.get_state())
+        self.server_seconds: dict[str, float] = {}
 
-    def _bytes(self) -> tuple[int, int]:
-        return (self.channel.bytes_up, self.channel.bytes_down) if self.channel is not None else (0, 0)
+    # Checkpoints
 
-    def _add(self, **amounts: float) -> None:
-        current = {name: getattr(self.result_so_far, name) + value for name, value in amounts.items()}
-        self.result_so_far = replace(self.result_so_far, **current)
+    @property
+    def step(self) -> int:
+        """Training steps so far."""
+        return (self.progress.epoch - 1) * self.batches_per_epoch + self.progress.batch
 
-    def epoch(self, epoch: int, observer: Observer | None) -> None:
-        """Train on every batch once, then evaluate."""
-        if observer and epoch == 1:
-            observer.on_start(self.batches_per_epoch, self.config.epochs)
-        up, down = self._bytes()
-        start = perf_counter()
-        done, loss, correct, seen = 0, torch.zeros(()), torch.zeros((), dtype=torch.int64), 0
-        reported = start
+    def begin(self, *, resume: bool) -> None:
+        """Connect; with `resume` go on from the last checkpoint that client and server both have."""
+        if not resume:
+            if self.folder is not None:
+                for old in self._checkpoints():
+                    self._path(old).unlink()
+            self.client.begin(reconnect=self.reconnects and self.folder is not None)
+            self.progress.add(setup_bytes_up=self.client.bytes[0], setup_bytes_down=self.client.bytes[1])
+            self._checkpoint()
+        else:
+            if self.folder is None or not self._checkpoints():
+                raise DataError(f"there is no checkpoint in {self.folder} to resume from; start without --resume")
+            if self.config.protocol == "local":
+                self._load(self._checkpoints()[-1])
+                self.client.begin()
+            else:
+                assert self.connect is not None
+                run = self._load(self._checkpoints()[-1])
+                channel = self.connect()
+                found = resumable(channel, run)
+                channel.close()
+                step = self._common(found or [])
+                self._load(step)
+                before = self.client.bytes
+                self.client.begin(resume=(run, step), reconnect=self.reconnects)
+                self._count("setup", before)
+        self.client.phases.seconds.clear()  # the handshake is not training
+
+    def _common(self, found: list[int]) -> int:
+        both = [step for step in self._checkpoints() if step in found]
+        if not both:
+            raise DataError("client and server have no checkpoint of this run in common; start without --resume")
+        return both[-1]
+
+    def _roll_back(self, found: list[int]) -> None:
+        """The server was restarted: go back with it to its last checkpoint."""
+        step = self._common(found)
+        self._load(step)
+        before = self.client.bytes
+        assert self.client.session is not None
+        self.client.begin(resume=(self.client.session.run, step))
+        self._count("setup", before)
+
+    def _checkpoints(self) -> list[int]:
+        assert self.folder is not None
+        names = (path.stem.removeprefix("client-") for path in self.folder.glob("client-*.safetensors"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _path(self, step: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"client-{step}.safetensors"
+
+    def _checkpoint(self) -> None:
+        """Store this state at both ends: here first, so that the server never has one that the client lacks."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        back = self.client.phases.enter("checkpoint")
+        progress = asdict(self.progress)
+        order = progress.pop("order")
+        session = self.client.session
+        values = {
+            "progress": progress,
+            "config": asdict(self.config),
+            "run": session.run if session else "",
+            "phases": dict(self.client.phases.seconds),
+            "clipped": self.client.linear.clipped if self.client.linear else 0,
+        }
+        tensors = self.client.tensors() | {"order": order}
+        write_tensors(self._path(self.step), {n: t.contiguous() for n, t in tensors.items()}, _FORMAT, values)
+        if session is not None:
+            before = self.client.bytes
+            session.checkpoint(self.step)
+            self._count("setup", before)
+        for old in self._checkpoints()[:-_KEPT]:
+            self._path(old).unlink(missing_ok=True)
+        self.client.phases.enter(back)
+
+    def _load(self, step: int) -> str:
+        """Put a checkpoint's state into this run; the name of the run."""
+        tensors, values = read_tensors(self._path(step), _FORMAT)
+        ours = json.loads(json.dumps(asdict(self.config)))
+        for name, value in values.get("config", {}).items():
+            if name != "epochs" and ours.get(name) != value:
+                raise DataError(
+                    f"{self._path(step)} belongs to a run with {name}={value!r}, this one has {ours.get(name)!r}"
+                )
         try:
-            for done, (batch_loss, batch_correct, rows) in enumerate(self._steps(), 1):
+            self.client.load(tensors)
+            self.progress = Progress(order=tensors["order"], **values["progress"])
+            self.client.phases.seconds.clear()
+            self.client.phases.seconds.update(values["phases"])
+            if self.client.linear is not None:
+                self.client.linear.clipped = values["clipped"]
+            return str(values["run"])
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{self._path(step)} is damaged or of another version: {error}") from error
+
+    # Training
+
+    def train(self, observer: Observer | None) -> None:
+        """All epochs that are left."""
+        if observer:
+            observer.on_start(self.batches_per_epoch, self.config.epochs)
+        while self.progress.epoch <= self.config.epochs:
+            try:
+                self._epoch(observer)
+            except RolledBack as error:
+                self._roll_back(error.checkpoints)
+
+    def _epoch(self, observer: Observer | None) -> None:
+        """What is left of an epoch, then the test set."""
+        progress = self.progress
+        self.order.set_state(progress.order)
+        order = torch.randperm(len(self.train_x), generator=self.order)
+        batches = torch.split(order, self.config.batch_size)[: self.batches_per_epoch]
+        loss, correct = torch.tensor(progress.loss, dtype=torch.float64), torch.tensor(progress.correct)
+        start = reported = perf_counter()
+        before = self.client.bytes
+        first = progress.batch
+
+        def settle() -> None:
+            nonlocal start, before, first
+            now = perf_counter()
+            progress.loss, progress.correct = loss.item(), int(correct.item())
+            progress.seconds += now - start
+            progress.add(train_seconds=now - start, batches=progress.batch - first)
+            self._count("", before)
+            start, before, first = now, self.client.bytes, progress.batch
+
+        try:
+            for indices in batches[progress.batch :]:
+                batch_loss, batch_correct = self.client.learn(self.train_x[indices], self.train_y[indices])
                 loss += batch_loss
                 correct += batch_correct
-                seen += rows
+                progress.seen += len(indices)
+                progress.batch += 1
+                if self.folder is not None and self.step % self.config.checkpoint_every == 0:
+                    settle()
+                    self._checkpoint()
+                    start, before = perf_counter(), self.client.bytes
                 if observer and perf_counter() - reported > _REPORT_SECONDS:
-                    observer.on_batch(epoch, done, loss.item() / done, correct.item() / seen)
+                    observer.on_batch(
+                        progress.epoch, progress.batch, loss.item() / progress.batch, correct.item() / progress.seen
+                    )
                     reported = perf_counter()
         finally:
-            self.phases.enter(None)
-            seconds = perf_counter() - start
-            up_now, down_now = self._bytes()
-            self._add(train_seconds=seconds, batches=done, bytes_up=up_now - up, bytes_down=down_now - down)
+            self.client.phases.enter(None)
+            settle()
+        mean, accuracy = progress.loss / progress.batch, progress.correct / progress.seen
         if observer:
-            observer.on_batch(epoch, done, loss.item() / done, correct.item() / seen)
-            observer.on_evaluate(epoch)
-        test_accuracy = self.evaluate()
-        record = EpochRecord(epoch, loss.item() / done, correct.item() / seen, test_accuracy, seconds)
-        self.result_so_far = replace(self.result_so_far, history=(*self.result_so_far.history, record))
+            observer.on_batch(progress.epoch, progress.batch, mean, accuracy)
+            observer.on_evaluate(progress.epoch)
+        record = EpochRecord(progress.epoch, mean, accuracy, self._evaluate(), progress.seconds)
+        progress.history.append(asdict(record))
+        progress.order = self.order.get_state()
+        progress.epoch, progress.batch, progress.loss, progress.correct = progress.epoch + 1, 0, 0.0, 0
+        progress.seen, progress.seconds = 0, 0.0
         if observer:
             observer.on_epoch(record)
+        self._checkpoint()
+        self.client.phases.enter(None)
 
-    def _steps(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """One epoch, a step at a time: loss and number of correct predictions of each batch."""
-        phases = self.phases
-        order = torch.randperm(len(self.train_x), generator=self.order)
-        for indices in torch.split(order, self.config.batch_size)[: self.batches_per_epoch]:
-            phases.enter("convolutions")
-            x, labels = self.train_x[indices], self.train_y[indices]
-            activations = self.model(x)
-            phases.enter("activations and loss")
-            logits = remote_linear(activations, self.layer)
-            # The papers' code applies softmax twice: once here, once inside the criterion.
-            loss = self.criterion(logits.softmax(1) if self.config.recipe == "paper" else logits, labels)
-            phases.enter("backward")
-            self.optimizer.zero_grad()
-            loss.backward()
-            phases.enter("optimizer")
-            self.optimizer.step()
-            phases.enter("accounting")
-            yield loss.detach(), (logits.detach().argmax(1) == labels).sum(), len(labels)
-
-    @torch.no_grad()
-    def evaluate(self) -> float:
+    def _evaluate(self) -> float:
         """Accuracy on the test set through the protocol, in large batches."""
-        up, down = self._bytes()
-        counted = dict(self.phases.seconds)
-        correct = 0
-        batches = zip(torch.split(self.test_x, EVALUATION_ROWS), torch.split(self.test_y, EVALUATION_ROWS), strict=True)
-        for x, y in batches:
-            correct += int((remote_linear(self.model(x), self.layer).argmax(1) == y).sum())
-        self.phases.enter(None)
-        # Phases are those of training.
-        self.phases.seconds.clear()
-        self.phases.seconds.update(counted)
-        up_now, down_now = self._bytes()
-        self._add(evaluation_bytes_up=up_now - up, evaluation_bytes_down=down_now - down)
-        return correct / len(self.test_y)
+        before = self.client.bytes
+        accuracy = evaluate(self.client, self.test_x, self.test_y)
+        self._count("evaluation", before)
+        return accuracy
+
+    def _count(self, what: str, before: tuple[int, int]) -> None:
+        up, down = self.client.bytes
+        prefix = f"{what}_" if what else ""
+        self.progress.add(**{f"{prefix}bytes_up": up - before[0], f"{prefix}bytes_down": down - before[1]})
 
     def finish(self) -> None:
         """End the session and take the server's account of its time."""
-        if self.session is not None:
-            seconds = self.session.end()
-            self.result_so_far = replace(self.result_so_far, server_seconds_by_phase=seconds)
-            self.phases.enter(None)
+        self.server_seconds = self.client.end()
 
     def result(self, interrupted: str | None) -> RunResult:
-        layer = self.layer.linear if isinstance(self.layer, LocalLayer) else None
-        if self.server is not None and self.server.layer is not None:
-            layer = self.server.layer.linear
-        return replace(
-            self.result_so_far,
-            seconds_by_phase=dict(self.phases.seconds),
-            clipped=self.linear_client.clipped if self.linear_client else 0,
+        client = self.client
+        layer = client.own_layer.linear if client.own_layer is not None else None
+        if layer is None and self.server is not None:
+            layer = self.server.last_linear()
+        counts = {
+            name: value if name == "train_seconds" else int(value) for name, value in self.progress.counts.items()
+        }
+        return RunResult(
+            self.config,
+            history=self.progress.records,
+            seconds_by_phase=dict(client.phases.seconds),
+            server_seconds_by_phase=self.server_seconds,
+            parameters=client.parameters.to_dict() if client.parameters else None,
+            clipped=client.linear.clipped if client.linear else 0,
+            flooding_deviation=getattr(client.linear, "flooding_deviation", 0.0),
+            notes=notes(self.config),
             interrupted=interrupted,
-            client_state=self.model.state_dict(),
+            architecture=client.architecture,
+            client_state=client_state(client),
             server_weight=layer.weight.detach() if layer is not None else None,
             server_bias=layer.bias.detach() if layer is not None else None,
+            **counts,  # type: ignore[arg-type]
         )
+
+
+def client_state(client: Client) -> dict[str, Tensor]:
+    """What the client trained: convolutions, and the second fully connected layer where there is one."""
+    state = {f"body.{name}": value for name, value in client.model.state_dict().items()}
+    return state | {f"head.{name}": value for name, value in client.head.state_dict().items()}
+
+
+def evaluate(client: Client, x: Tensor, labels: Tensor) -> float:
+    """Accuracy through the protocol, in large batches; not counted as a phase of training."""
+    counted = dict(client.phases.seconds)
+    correct = 0
+    for part, wanted in zip(torch.split(x, EVALUATION_ROWS), torch.split(labels, EVALUATION_ROWS), strict=True):
+        correct += client.correct(part, wanted)
+    client.phases.enter(None)
+    client.phases.seconds.clear()
+    client.phases.seconds.update(counted)
+    return correct / len(labels)
+
+
+def in_process(server: Server, client: str = "in-process") -> Callable[[], Channel]:
+    """Connections to a server in this process."""
+    return lambda: InProcessChannel(server.converse(ClientInfo(client)))
+
+
+def notes(config: RunConfig) -> tuple[str, ...]:
+    """What a reader of the report has to know."""
+    found = []
+    if config.releases and config.flooding == "off":
+        found.append("noise flooding is off: gradients computed from decrypted logits are released as they are")
+    if config.protocol == "sealed":
+        found.append(
+            "sealed is encrypted custody of shared parameters: the client knows W and could compute the layer itself, see the "
+            "row local; one client that colludes with the server opens the key"
+        )
+    return tuple(found)
+
+
+__all__ = ["ConnectionLost", "EpochRecord", "Observer", "RunConfig", "RunResult", "train"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.phases import Phases
-from hesplit_native.protocols.terms import Terms, initial_linear, make_optimizer
+from hesplit_native.protocols.terms import Terms
 
 
 class LocalLayer:
@@ -13,8 +14,7 @@ class LocalLayer:
 
     def __init__(self, terms: Terms, phases: Phases) -> None:
         self.phases = phases
-        self.linear = initial_linear(terms)
-        self.optimizer = make_optimizer(terms.server_optimizer, self.linear.parameters(), terms.learning_rate)
+        self.layer = TrainedLayer(terms)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Nothing has to change: nothing is sent."""
@@ -23,7 +23,7 @@ class LocalLayer:
     def forward(self, x: Tensor) -> Tensor:
         """Logits [n, out] of activations [n, in]."""
         back = self.phases.enter("linear layer")
-        y = x @ self.linear.weight.detach().T + self.linear.bias.detach()
+        y = self.layer.forward(x)
         self.phases.enter(back)
         return y
 
@@ -32,9 +32,6 @@ class LocalLayer:
     def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
         """dJ/da from W before the update; then the update."""
         back = self.phases.enter("linear layer")
-        input_gradient = gradient @ self.linear.weight.detach()
-        self.linear.weight.grad = gradient.T @ x
-        self.linear.bias.grad = gradient.sum(0)
-        self.optimizer.step()
+        input_gradient = self.layer.update(gradient, gradient.T @ x)
         self.phases.enter(back)
         return input_gradient

@@ -1,12 +1,14 @@
 """The messages of the protocols: a fixed header, then a validated body.
 
-    header   magic "HESL", version u16, type u16, step u64          (little endian, 16 bytes)
+    header   magic "HESL", version u16, type u16, step u64, session (16 bytes)      (little endian, 32 bytes)
     matrix   dtype u8, dimensions u8 (= 2), zero u16, rows u32, columns u32, then the raw values, row-major
     text     length u32, then UTF-8
     blob     the rest of the body: ciphertexts and public material, validated by the core
 
-`step` counts the requests of a session from 0; a reply carries the step of its request. Everything that is
-read here comes from a peer: whatever is not exactly as expected is a `WireError` before it is used.
+`session` is the nonce that the server drew for this session; it is zero in the handshake, before it is known. `step` counts the
+requests of a session from 0; a reply carries the step of its request. So a message replayed, reordered or taken from another
+session does not fit. Everything that is read here comes from a peer: whatever is not exactly as expected is a `WireError` before
+it is used.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ import numpy.typing as npt
 from hesplit_native.errors import RangeError, WireError
 
 MAGIC = b"HESL"
-VERSION = 1
+VERSION = 2
+NO_SESSION = bytes(16)
 
-_HEADER = struct.Struct("<4sHHQ")
+_HEADER = struct.Struct("<4sHHQ16s")
 _MATRIX = struct.Struct("<BBHII")
 _LENGTH = struct.Struct("<I")
 _FLOAT32 = 1
@@ -38,15 +41,27 @@ class MessageType(IntEnum):
     """What a message is, and so what its body holds."""
 
     HELLO = 1  # text (the session as the client sees it), blob (public material, may be empty)
-    WELCOME = 2  # text (the session as the server sees it)
+    WELCOME = 2  # text (the session as the server sees it, and its nonce)
     FORWARD = 3  # activations: a matrix (plain) or a blob (encrypted); a BACKWARD must follow
     LOGITS = 4  # a matrix or a blob
-    BACKWARD = 5  # gradient at the logits; splitways: then the weight gradient
-    INPUT_GRADIENT = 6  # a matrix
+    BACKWARD = 5  # gradient at the logits; splitways: then the weight gradient; sealed: a blob
+    INPUT_GRADIENT = 6  # a matrix; sealed: a blob
     EVALUATE = 7  # as FORWARD, but nothing is learnt from it
     END = 8  # empty
     SUMMARY = 9  # text: the server's seconds by phase
     ERROR = 10  # text: why the sender ends the session
+    LEARN = 11  # vanilla: activations, then labels as a matrix of one column
+    LEARNT = 12  # vanilla: loss and correct predictions as a [1, 2] matrix, then the input gradient
+    MASKED_GRADIENT = 13  # hesplit: a blob, the encrypted and masked weight gradient
+    OPENED_GRADIENT = 14  # hesplit: a blob, decrypted and still masked
+    REFRESH = 15  # sealed: a blob, all weights anew
+    DONE = 16  # empty
+    CHECKPOINT = 17  # empty: the server stores its state of this step
+    RESUME = 18  # text: which session and which checkpoints the client has
+    RESUMED = 19  # text: how it goes on
+    RESTORE = 20  # text (terms, run and step), blob (public material)
+    MERGE = 21  # text: this participant's weight in the average
+    ADOPT = 22  # empty: take the average of all participants
 
 
 @dataclass(frozen=True)
@@ -55,19 +70,20 @@ class Message:
 
     type: MessageType
     step: int
+    session: bytes
     body: memoryview
 
 
-def pack(kind: MessageType, step: int, *parts: bytes | memoryview) -> bytes:
+def pack(kind: MessageType, step: int, session: bytes, *parts: bytes | memoryview) -> bytes:
     """A whole message from the parts of its body."""
-    return b"".join((_HEADER.pack(MAGIC, VERSION, kind, step), *parts))
+    return b"".join((_HEADER.pack(MAGIC, VERSION, kind, step, session), *parts))
 
 
 def unpack(data: bytes) -> Message:
     """Check the header of `data`; the body is a view into it, not a copy."""
     if len(data) < _HEADER.size:
         raise WireError(f"a message of {len(data)} bytes is shorter than its header ({_HEADER.size} bytes)")
-    magic, version, kind, step = _HEADER.unpack_from(data)
+    magic, version, kind, step, session = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise WireError("these bytes are no message of hesplit_native (wrong magic number)")
     if version != VERSION:
@@ -76,7 +92,7 @@ def unpack(data: bytes) -> Message:
             "install the same hesplit_native at both ends"
         )
     try:
-        return Message(MessageType(kind), step, memoryview(data)[_HEADER.size :])
+        return Message(MessageType(kind), step, session, memoryview(data)[_HEADER.size :])
     except ValueError:
         raise WireError(f"unknown message type {kind}") from None
 

@@ -11,23 +11,17 @@ The server learns the activations, and labels from dJ/dy.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hesplit_native.errors import ProtocolError
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.session import Session
-from hesplit_native.protocols.terms import Terms, initial_linear, make_optimizer
+from hesplit_native.protocols.terms import Terms
 
-
-class HoldsLayer(Protocol):
-    """A server's linear layer with its optimiser."""
-
-    linear: nn.Linear
-    optimizer: torch.optim.Optimizer
+Answer = tuple[MessageType, bytes]
 
 
 class PlainClient:
@@ -63,46 +57,39 @@ class PlainClient:
 class PlainServer:
     """The server's half: the linear layer and its optimiser."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: Terms, layer: TrainedLayer) -> None:
         self.terms = terms
-        self.linear = initial_linear(terms)
-        self.optimizer = make_optimizer(terms.server_optimizer, self.linear.parameters(), terms.learning_rate)
+        self.layer = layer
         self._activations: Tensor | None = None
 
-    def forward(self, body: memoryview, *, training: bool) -> bytes:
-        """The body of the logits for the body of a request."""
-        rows = range(1, (self.terms.batch_size if training else self.terms.max_rows) + 1)
-        values, rest = messages.take_matrix(body, "activations", rows=rows, columns=self.terms.in_features)
-        messages.take_nothing(rest, "activations")
-        x = torch.from_numpy(values.copy())
+    def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
+        """The reply to a request; None if it is none of this protocol."""
+        if kind in (MessageType.FORWARD, MessageType.EVALUATE):
+            return MessageType.LOGITS, self._forward(body, training=kind is MessageType.FORWARD)
+        if kind is MessageType.BACKWARD:
+            return MessageType.INPUT_GRADIENT, self._backward(body)
+        return None
+
+    def _forward(self, body: memoryview, *, training: bool) -> bytes:
+        x = take_activations(body, self.terms, training=training)
         if training:
             self._activations = x
-        y = x @ self.linear.weight.detach().T + self.linear.bias.detach()
-        return messages.matrix(y.numpy(), "logits")
+        return messages.matrix(self.layer.forward(x).numpy(), "logits")
 
-    def backward(self, body: memoryview) -> bytes:
-        """The body of dJ/da for the body of dJ/dy; updates the layer."""
+    def _backward(self, body: memoryview) -> bytes:
         if self._activations is None:
             raise ProtocolError("a gradient came without the activations it belongs to")
         x, self._activations = self._activations, None
-        gradient, rest = take_gradient(body, range(len(x), len(x) + 1), self.terms.out_features)
-        messages.take_nothing(rest, "gradient")
-        return messages.matrix(apply_gradients(self, gradient, gradient.T @ x).numpy(), "input gradient")
+        gradient = take_tensor(body, "gradient", len(x), self.terms.out_features)
+        return messages.matrix(self.layer.update(gradient, gradient.T @ x).numpy(), "input gradient")
 
 
-def apply_gradients(server: HoldsLayer, gradient: Tensor, weight_gradient: Tensor) -> Tensor:
-    """Update a server's layer from dJ/dy and dJ/dW; returns dJ/da by the weights before the update."""
-    input_gradient = gradient @ server.linear.weight.detach()
-    server.linear.weight.grad = weight_gradient
-    server.linear.bias.grad = gradient.sum(0)
-    server.optimizer.step()
-    return input_gradient
-
-
-def take_gradient(body: memoryview, rows: range, columns: int) -> tuple[Tensor, memoryview]:
-    """Read dJ/dy from the front of a body."""
-    values, rest = messages.take_matrix(body, "gradient", rows=rows, columns=columns)
-    return torch.from_numpy(values.copy()), rest
+def take_activations(body: memoryview, terms: Terms, *, training: bool) -> Tensor:
+    """A body that is one matrix of activations, of as many rows as were agreed."""
+    rows = range(1, (terms.batch_size if training else terms.max_rows) + 1)
+    values, rest = messages.take_matrix(body, "activations", rows=rows, columns=terms.in_features)
+    messages.take_nothing(rest, "activations")
+    return torch.from_numpy(values.copy())
 
 
 def take_tensor(body: memoryview, name: str, rows: int, columns: int) -> Tensor:

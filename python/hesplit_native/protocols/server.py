@@ -1,166 +1,380 @@
-"""The server's side of `plain` and `splitways`: one conversation per client."""
+"""The server's side of every protocol: sessions of several clients at once, their layers, and how they resume.
+
+One `Server` lives as long as the process. `converse` is one connection: it is given requests and yields replies. A session outlives
+its connection for a while, so that a client that reconnects goes on where it was; its checkpoints outlive the process.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import secrets
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
+from typing import Any, Protocol
 
-from hesplit_native.errors import HESplitError, ProtocolError, WireError
+import torch
+from torch import Tensor, nn
+
+from hesplit_native.errors import HESplitError, KeyMismatchError, ProtocolError, WireError
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.hesplit import HESplitServer
+from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import Message, MessageType
-from hesplit_native.protocols.plain import PlainServer
+from hesplit_native.protocols.plain import Answer, PlainServer
+from hesplit_native.protocols.sealed import SealedServer
 from hesplit_native.protocols.splitways import SplitWaysServer
+from hesplit_native.protocols.storage import CheckpointStore
 from hesplit_native.protocols.terms import Terms
+from hesplit_native.protocols.vanilla import VanillaLayers, VanillaServer
+from hesplit_native.transport.channel import ClientInfo
 from hesplit_native.transport.in_process import Conversation
-from hesplit_native.transport.tcp import TIMEOUT, TcpChannel, accept, listen
 
-ServerLayer = PlainServer | SplitWaysServer
+#: Sessions without a connection are forgotten after that many seconds, and beyond that many.
+RESUME_SECONDS = 900.0
+MAX_SESSIONS = 256
 
-
-class ServerState:
-    """What is left of a session when it is over."""
-
-    def __init__(self) -> None:
-        self.terms: Terms | None = None
-        self.layer: ServerLayer | None = None
-        self.seconds: dict[str, float] = {}
-        self.steps = 0
-
-    def take_step(self) -> None:
-        """Count a training step; the handshake agreed on how many there are."""
-        agreed = self.terms.batches * self.terms.epochs if self.terms else 0
-        if agreed and self.steps >= agreed:
-            raise ProtocolError(f"the handshake agreed on {agreed} training steps, this would be one more")
-        self.steps += 1
+_PHASES = {
+    MessageType.LOGITS: "forward",
+    MessageType.MASKED_GRADIENT: "backward and update",
+    MessageType.INPUT_GRADIENT: "backward and update",
+    MessageType.LEARNT: "forward, backward and update",
+    MessageType.DONE: "refresh",
+}
 
 
-def converse(state: ServerState) -> Conversation:
-    """Answer one client until it ends the session: yields replies, is sent requests.
+class Answers(Protocol):
+    """One protocol at the server: replies to requests."""
 
-    A request that breaks the protocol is answered with its reason, and the session is over.
-    """
-    message = yield b""
-    step = 0
-    while True:
-        try:
-            request = messages.unpack(message)
-            if request.step != step:
-                raise ProtocolError(f"request {request.step} came where {step} was due")
-            kind, body = _answer(state, request)
-        except HESplitError as error:
-            yield messages.pack(MessageType.ERROR, step, messages.text(str(error)))
-            return
-        message = yield messages.pack(kind, step, body)
-        step += 1
-        if kind is MessageType.SUMMARY:
-            return
+    def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
+        """The reply; None if the request is none of this protocol."""
+        ...
 
 
-def _answer(state: ServerState, request: Message) -> tuple[MessageType, bytes]:
-    """Algorithm 4 of Split Ways, a message at a time."""
-    start = perf_counter()
-    if state.layer is None:
-        if request.type is not MessageType.HELLO:
-            raise ProtocolError(f"{request.type.name} came before the handshake")
-        return MessageType.WELCOME, _welcome(state, request.body)
-    if request.type in (MessageType.FORWARD, MessageType.EVALUATE):
-        training = request.type is MessageType.FORWARD
-        answer = MessageType.LOGITS, state.layer.forward(request.body, training=training)
-        phase = "forward" if training else "evaluation"
-    elif request.type is MessageType.BACKWARD:
-        state.take_step()
-        answer = MessageType.INPUT_GRADIENT, state.layer.backward(request.body)
-        phase = "backward and update"
-    elif request.type is MessageType.END:
-        messages.take_nothing(request.body, "end")
-        return MessageType.SUMMARY, messages.text(json.dumps(state.seconds))
-    else:
-        raise ProtocolError(f"{request.type.name} is not a request")
-    state.seconds[phase] = state.seconds.get(phase, 0.0) + perf_counter() - start
-    return answer
+@dataclass
+class SessionState:
+    """One session: what was agreed on, the layer, and what the next message must be."""
+
+    client: str
+    run: str
+    nonce: bytes
+    terms: Terms
+    protocol: Answers
+    layer: TrainedLayer | VanillaLayers | None  # None: sealed, nothing here is in the clear
+    expected: int = 1
+    steps: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: tuple[bytes, bytes] = (b"", b"")  # digest of the last request, its reply
+    may_repeat: bool = False
+    owner: object = None
+    seen: float = field(default_factory=monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint stores."""
+        return self.layer.tensors() if self.layer is not None else self._sealed().tensors()
+
+    def _sealed(self) -> SealedServer:
+        assert isinstance(self.protocol, SealedServer)
+        return self.protocol
 
 
-def _welcome(state: ServerState, body: memoryview) -> bytes:
-    values, material = messages.take_json(body, "handshake")
-    terms = Terms.from_json(values)
-    if terms.protocol == "plain":
-        messages.take_nothing(material, "handshake")
-        if terms.parameter_hash:
-            raise WireError("handshake: plain has no parameters")
-        layer: ServerLayer = PlainServer(terms)
-    else:
-        layer = SplitWaysServer(terms, bytes(material))
-    state.terms, state.layer = terms, layer
-    return messages.text(terms.to_json())
+@dataclass
+class Group:
+    """Participants that train one layer in turns, or average their layers."""
+
+    terms: Terms
+    layer: TrainedLayer | VanillaLayers
+    offers: dict[str, tuple[float, dict[str, Tensor]]] = field(default_factory=dict)  # by run
+    average: dict[str, Tensor] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def serve(
-    host: str,
-    port: int,
-    *,
-    on_event: Callable[[str], None] = lambda text: None,
-    on_listen: Callable[[int], None] = lambda port: None,
-    output: Path | None = None,
-    sessions: int | None = None,
-    timeout: float = TIMEOUT,
-) -> None:
-    """Serve one client after another over TCP, each in a session with its own weights.
+class Server:
+    """Every session of one process. Safe to use from several threads.
 
     Parameters
     ----------
-    on_event, on_listen
-        Called with a line for the log, and with the port once it is open (useful with port 0).
+    checkpoints
+        Directory for the state of sessions, from which they resume in another process; None: kept in memory.
     output
-        Directory for the trained layer of each session (``server-<number>.safetensors``); None: not kept.
-    sessions
-        Stop after that many clients; None: never.
-    timeout
-        Seconds without a message after which a client counts as gone.
+        Directory for the trained layer of each session that ends; None: not kept. Sealed layers are kept as ciphertexts.
+    on_event
+        Called with a line for the log.
     """
-    with listen(host, port) as listener:
-        on_listen(listener.getsockname()[1])
-        number = 0
-        while sessions is None or number < sessions:
-            number += 1
-            with accept(listener, timeout=timeout) as channel:
-                state = ServerState()
-                try:
-                    on_event(f"client {number} connected")
-                    _serve_one(channel, state)
-                    on_event(f"client {number} done: {channel.bytes_up:,} bytes up, {channel.bytes_down:,} bytes down")
-                except HESplitError as error:
-                    on_event(f"client {number} failed: {error}")
-                except Exception as error:  # whatever one client causes, the next one is served
-                    on_event(f"client {number} failed: internal error: {error!r}")
-                if output is not None and state.layer is not None and state.steps:
-                    _save(output, state.layer)
 
+    def __init__(
+        self,
+        *,
+        checkpoints: Path | None = None,
+        output: Path | None = None,
+        on_event: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.sessions: OrderedDict[bytes, SessionState] = OrderedDict()
+        self.ended = 0
+        self._last: SessionState | None = None
+        self._groups: dict[str, Group] = {}
+        self._store = CheckpointStore(checkpoints)
+        self._output = output
+        self._on_event = on_event
+        self._lock = threading.Lock()
 
-def _serve_one(channel: TcpChannel, state: ServerState) -> None:
-    conversation = converse(state)
-    next(conversation)
-    while True:
+    def last_linear(self) -> nn.Linear | None:
+        """The layer of the session that began last, for those who hold the server in their own process; None if it is sealed."""
+        layer = self._last.layer if self._last is not None else None
+        if isinstance(layer, VanillaLayers):
+            first = layer.network[0]
+            return first if isinstance(first, nn.Linear) else None
+        return layer.linear if layer is not None else None
+
+    def converse(self, client: ClientInfo) -> Conversation:
+        """Answer one connection until it ends: yields replies, is sent requests.
+
+        A request that breaks the protocol is answered with its reason, and the session is over.
+        """
+        owner = object()
+        session: SessionState | None = None
+        message = yield b""
+        while True:
+            step, nonce = 0, messages.NO_SESSION
+            try:
+                request = messages.unpack(message)
+                step = request.step
+                if session is None:
+                    session, reply = self._open(client, request, owner)
+                else:
+                    reply = self._answer(session, request, message, owner)
+            except HESplitError as error:
+                nonce = session.nonce if session is not None else messages.NO_SESSION
+                self._on_event(f"{client.id}: refused: {error}")
+                if session is not None and session.owner is owner:
+                    self._forget(session)
+                yield messages.pack(MessageType.ERROR, step, nonce, messages.text(str(error)))
+                return
+            message = yield reply
+            if messages.unpack(reply).type is MessageType.SUMMARY:
+                return
+
+    # Opening a session
+
+    def _open(self, client: ClientInfo, request: Message, owner: object) -> tuple[SessionState | None, bytes]:
+        if request.session != messages.NO_SESSION or request.step != 0:
+            raise ProtocolError(f"{request.type.name} came before the handshake")
+        if request.type is MessageType.HELLO:
+            values, material = messages.take_json(request.body, "handshake")
+            session = self._begin(client, Terms.from_json(values), bytes(material), secrets.token_bytes(16).hex())
+        elif request.type is MessageType.RESTORE:
+            session = self._restore(client, request.body)
+        elif request.type is MessageType.RESUME:
+            return self._resume(client, request.body, owner)
+        else:
+            raise ProtocolError(f"{request.type.name} came before the handshake")
+        session.owner = owner
+        self._last = session
+        with self._lock:
+            self._drop_old()
+            self.sessions[session.nonce] = session
+        self._on_event(f"{client.id}: {session.terms.protocol}, run {session.run[:8]}, step {session.steps}")
+        agreed = json.loads(session.terms.to_json()) | {"run": session.run}
+        body = messages.text(json.dumps(agreed))
+        return session, messages.pack(MessageType.WELCOME, 0, session.nonce, body)
+
+    def _begin(self, client: ClientInfo, terms: Terms, material: bytes, run: str) -> SessionState:
+        layer = None if terms.protocol == "sealed" else self._layer(terms)
+        return SessionState(client.id, run, secrets.token_bytes(16), terms, _protocol(terms, layer, material), layer)
+
+    def _layer(self, terms: Terms) -> TrainedLayer | VanillaLayers:
+        """A new layer, or the one that this session's group trains in turns."""
+        fresh = VanillaLayers(terms) if terms.protocol == "vanilla" else TrainedLayer(terms)
+        if not terms.group:
+            return fresh
+        with self._lock:
+            group = self._groups.setdefault(terms.group, Group(terms, fresh))
+        for name in ("protocol", "in_features", "out_features", "classes", "hidden", "weight_seed", "members"):
+            if getattr(group.terms, name) != getattr(terms, name):
+                raise ProtocolError(f"handshake: the group agreed on another {name}")
+        return fresh if terms.members else group.layer
+
+    def _restore(self, client: ClientInfo, body: memoryview) -> SessionState:
+        values, material = messages.take_json(body, "restore")
+        run, step, text = values.get("run"), values.get("checkpoint"), values.get("terms")
+        if not isinstance(run, str) or type(step) is not int or not isinstance(text, str):
+            raise WireError("restore: expected a run, a checkpoint and terms")
         try:
-            reply = conversation.send(channel.receive())
-        except StopIteration:
-            return
-        channel.send(reply)
-        kind = messages.unpack(reply).type
-        if kind is MessageType.SUMMARY:
-            return
-        if kind is MessageType.ERROR:
-            reason, _ = messages.take_text(messages.unpack(reply).body, "error")
-            raise ProtocolError(reason)
+            terms = Terms.from_json(json.loads(text))
+        except ValueError as error:
+            raise WireError(f"restore: {error}") from None
+        owner, saved_terms, tensors = self._store.load(run, step)
+        if owner != client.id:
+            raise KeyMismatchError("restore: the run belongs to another client")
+        terms.check_agreement(saved_terms)
+        session = self._begin(client, terms, bytes(material), run)
+        if session.layer is not None:
+            session.layer.load(tensors)
+            session.layer.version += 1
+        session.steps = step
+        with self._lock:
+            for other in [s for s in self.sessions.values() if s.run == run]:
+                del self.sessions[other.nonce]
+        return session
+
+    def _resume(self, client: ClientInfo, body: memoryview, owner: object) -> tuple[SessionState | None, bytes]:
+        values, rest = messages.take_json(body, "resume")
+        messages.take_nothing(rest, "resume")
+        run, text = values.get("run"), values.get("session")
+        if not isinstance(run, str) or not isinstance(text, str):
+            raise WireError("resume: expected a run and a session")
+        with self._lock:
+            session = next((s for s in self.sessions.values() if s.nonce.hex() == text and s.run == run), None)
+        if session is not None and session.client == client.id:
+            with session.lock:
+                session.owner, session.may_repeat = owner, True
+            self._on_event(f"{client.id}: reconnected, run {run[:8]}, step {session.steps}")
+            answer = messages.text(json.dumps({"alive": True}))
+            return session, messages.pack(MessageType.RESUMED, 0, messages.NO_SESSION, answer)
+        steps = self._store.steps(run, client.id)
+        if not steps:
+            raise ProtocolError("there is no such run of this client here; start a new one")
+        answer = messages.text(json.dumps({"checkpoints": steps}))
+        return None, messages.pack(MessageType.RESUMED, 0, messages.NO_SESSION, answer)
+
+    def _drop_old(self) -> None:
+        now = monotonic()
+        for session in list(self.sessions.values()):
+            if now - session.seen > RESUME_SECONDS or len(self.sessions) >= MAX_SESSIONS:
+                del self.sessions[session.nonce]
+
+    def _forget(self, session: SessionState) -> None:
+        with self._lock:
+            self.sessions.pop(session.nonce, None)
+
+    # Answering a session
+
+    def _answer(self, session: SessionState, request: Message, message: bytes, owner: object) -> bytes:
+        with session.lock:
+            session.seen = monotonic()
+            if session.owner is not owner:
+                raise ProtocolError("the session goes on over another connection")
+            if request.session != session.nonce:
+                raise ProtocolError("a message of another session")
+            digest = hashlib.sha256(message).digest()
+            if session.may_repeat and request.step == session.expected - 1 and digest == session.last[0]:
+                session.may_repeat = False
+                return session.last[1]
+            session.may_repeat = False
+            if request.step != session.expected:
+                raise ProtocolError(f"request {request.step} came where {session.expected} was due")
+            kind, body = self._work(session, request)
+            reply = messages.pack(kind, request.step, session.nonce, body)
+            session.last = digest, reply
+            session.expected += 1
+            return reply
+
+    def _work(self, session: SessionState, request: Message) -> Answer:
+        """Algorithm 4 of Split Ways, a message at a time; and what runs need around it."""
+        start = perf_counter()
+        if request.type is MessageType.END:
+            messages.take_nothing(request.body, "end")
+            self._finish(session)
+            return MessageType.SUMMARY, messages.text(json.dumps(session.seconds))
+        if request.type is MessageType.CHECKPOINT:
+            step = _take(request.body, "checkpoint", "step", int)
+            if step != session.steps:
+                raise ProtocolError(f"a checkpoint of step {step}, but this session is at step {session.steps}")
+            self._store.save(session.run, step, session.client, session.terms, session.tensors())
+            return MessageType.DONE, b""
+        if request.type in (MessageType.MERGE, MessageType.ADOPT):
+            self._average(session, request)
+            return MessageType.DONE, b""
+        if request.type in (MessageType.BACKWARD, MessageType.LEARN):
+            agreed = session.terms.batches * session.terms.epochs
+            if agreed and session.steps >= agreed:
+                raise ProtocolError(f"the handshake agreed on {agreed} training steps, this would be one more")
+        answer = session.protocol.answer(request.type, request.body)
+        if answer is None:
+            raise ProtocolError(f"{request.type.name} is not a request of {session.terms.protocol}")
+        if answer[0] in (MessageType.INPUT_GRADIENT, MessageType.LEARNT):
+            session.steps += 1
+        phase = "evaluation" if request.type is MessageType.EVALUATE else _PHASES[answer[0]]
+        session.seconds[phase] = session.seconds.get(phase, 0.0) + perf_counter() - start
+        return answer
+
+    def _average(self, session: SessionState, request: Message) -> None:
+        """Parallel participants: weighted average of their layers, an epoch at a time."""
+        if session.layer is None or not session.terms.members:
+            raise ProtocolError("only layers in the clear of a group with members can be averaged")
+        group = self._groups[session.terms.group]
+        with group.lock:
+            if request.type is MessageType.MERGE:
+                weight = _take(request.body, "merge", "weight", float)
+                if not 0 < weight <= 1e9 or session.run in group.offers:
+                    raise ProtocolError("an average takes one offer of every member, with a positive weight")
+                group.offers[session.run] = weight, _weights(session.layer)
+                if len(group.offers) == session.terms.members:
+                    total = sum(weight for weight, _ in group.offers.values())
+                    offers = list(group.offers.values())
+                    group.average = {
+                        name: sum((weight / total * state[name] for weight, state in offers), torch.zeros(()))
+                        for name in offers[0][1]
+                    }
+                    group.offers.clear()
+                return
+            messages.take_nothing(request.body, "adopt")
+            if group.average is None or session.run in group.offers:
+                raise ProtocolError("the average is not there yet: every member merges first")
+            module = session.layer.linear if isinstance(session.layer, TrainedLayer) else session.layer.network
+            module.load_state_dict(group.average)
+            session.layer.version += 1
+
+    def _finish(self, session: SessionState) -> None:
+        self._forget(session)
+        self.ended += 1
+        self._on_event(f"{session.client}: done, run {session.run[:8]}, {session.steps} steps")
+        if self._output is not None and session.steps:
+            _save(self._output, session)
 
 
-def _save(folder: Path, layer: ServerLayer) -> None:
+def _protocol(terms: Terms, layer: TrainedLayer | VanillaLayers | None, material: bytes) -> Answers:
+    if isinstance(layer, VanillaLayers) or terms.protocol == "plain":
+        if material:
+            raise WireError(f"handshake: {terms.protocol} has no public material")
+        if isinstance(layer, VanillaLayers):
+            return VanillaServer(terms, layer)
+    if layer is None:
+        return SealedServer(terms, material)
+    assert isinstance(layer, TrainedLayer)
+    if terms.protocol == "plain":
+        return PlainServer(terms, layer)
+    if terms.protocol == "splitways":
+        return SplitWaysServer(terms, layer, material)
+    return HESplitServer(terms, layer, material)
+
+
+def _weights(layer: TrainedLayer | VanillaLayers) -> dict[str, Tensor]:
+    module = layer.linear if isinstance(layer, TrainedLayer) else layer.network
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _take(body: memoryview, name: str, key: str, kind: type) -> Any:
+    values, rest = messages.take_json(body, name)
+    messages.take_nothing(rest, name)
+    value = values.get(key)
+    if type(value) is not kind:
+        raise WireError(f"{name}: expected {key} as {kind.__name__}")
+    return value
+
+
+def _save(folder: Path, session: SessionState) -> None:
     """Write the layer beside those of earlier sessions, also of earlier servers."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     numbers = (folder / f"server-{number}.safetensors" for number in count(1))
     path = next(path for path in numbers if not path.exists())
-    save_file({name: value.contiguous() for name, value in layer.linear.state_dict().items()}, path)
+    tensors = session.tensors() if session.layer is None else _weights(session.layer)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)

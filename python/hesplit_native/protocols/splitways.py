@@ -7,22 +7,54 @@
       convolutions updated    <-- dJ/da --
 
 The server learns labels from dJ/dy and, when the batch is smaller than the number of outputs, the activations exactly (from dJ/dW and
-dJ/dy). The gradients are computed from decrypted logits and released without noise flooding.
+dJ/dy). The gradients are computed from decrypted logits and released, so the logits are flooded with noise first, unless that is
+switched off.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hesplit_native.errors import KeyMismatchError, ParameterError, ProtocolError
+from hesplit_native import _core
+from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError
 from hesplit_native.linear import LinearClient, LinearServer
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import MessageType
-from hesplit_native.protocols.plain import apply_gradients, take_gradient, take_tensor
+from hesplit_native.protocols.plain import Answer, take_tensor
 from hesplit_native.protocols.session import Session
-from hesplit_native.protocols.terms import Terms, initial_linear, make_optimizer
+from hesplit_native.protocols.terms import Terms
+
+
+class HoldsKey(Protocol):
+    """A client of the core, whose key can be destroyed."""
+
+    def destroy(self) -> None:
+        """Zero the key."""
+        ...
+
+
+@contextmanager
+def genuine_or_over(session: Session, client: HoldsKey) -> Iterator[None]:
+    """What a client does with a reply that is not genuine: destroy the key and end the session like any other.
+
+    Every visible reaction to a forged reply tells its forger about the key; so there is only one, and it is the last
+    (docs/security.md).
+    """
+    try:
+        yield
+    except HESplitError as error:
+        client.destroy()
+        session.leave()
+        raise ProtocolError(
+            f"a reply was not genuine ({error}); the key was destroyed and the session ended. Start a new run"
+        ) from error
 
 
 class SplitWaysClient:
@@ -37,23 +69,12 @@ class SplitWaysClient:
         return self.linear.clip_counted(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits float32 [n, out] of activations [n, in]; a backward pass must follow."""
-        return self._logits(MessageType.FORWARD, x)
+        """Logits float32 [n, out] of activations [n, in], fit to be released; a backward pass must follow."""
+        return encrypted_logits(self.session, self.linear, MessageType.FORWARD, x)
 
     def evaluate(self, x: Tensor) -> Tensor:
-        """Logits without a backward pass."""
-        return self._logits(MessageType.EVALUATE, x)
-
-    def _logits(self, kind: MessageType, x: Tensor) -> Tensor:
-        phases = self.session.phases
-        back = phases.enter("encrypt")
-        request = self.linear.encrypt(x)
-        phases.enter(back)
-        reply = self.session.exchange(kind, MessageType.LOGITS, request)
-        back = phases.enter("decrypt")
-        y = torch.from_numpy(self.linear.decrypt(bytes(reply.body)).astype(np.float32))
-        phases.enter(back)
-        return y
+        """Logits for local use, without a backward pass."""
+        return encrypted_logits(self.session, self.linear, MessageType.EVALUATE, x)
 
     def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
         """dJ/da float32 [n, in] for dJ/dy [n, out]; sends dJ/dW = dJ/dy^T a with it. x is what was encrypted, clipped."""
@@ -63,43 +84,93 @@ class SplitWaysClient:
         return take_tensor(reply.body, "input gradient", len(x), self.session.terms.in_features)
 
 
-class SplitWaysServer:
-    """The server's half: the linear layer, applied to ciphertexts, and its optimiser."""
+def encrypted_logits(
+    session: Session, linear: LinearClient, kind: MessageType, x: Tensor, *, weight_gradient_follows: bool = False
+) -> Tensor:
+    """Encrypt, exchange, decrypt. In training the logits are released with all that is computed from them: they are flooded."""
+    phases = session.phases
+    back = phases.enter("encrypt")
+    request = linear.encrypt(x)
+    phases.enter(back)
+    reply = session.exchange(kind, MessageType.LOGITS, request)
+    back = phases.enter("decrypt")
+    flooded = kind is MessageType.FORWARD and linear.parameters.releases > 0
+    decrypt = linear.decrypt_for_release if flooded else linear.decrypt
+    with genuine_or_over(session, linear):
+        y = decrypt(bytes(reply.body), weight_gradient_follows=weight_gradient_follows)
+    phases.enter(back)
+    return torch.from_numpy(y.astype(np.float32))
 
-    def __init__(self, terms: Terms, public_material: bytes) -> None:
+
+class EncryptedLayer:
+    """A trained layer whose forward pass is on ciphertexts of one client."""
+
+    def __init__(self, terms: Terms, layer: TrainedLayer, public_material: bytes) -> None:
         self.terms = terms
-        self.linear = initial_linear(terms)
-        self.optimizer = make_optimizer(terms.server_optimizer, self.linear.parameters(), terms.learning_rate)
+        self.layer = layer
         try:
-            self.encrypted = LinearServer(
-                public_material, self.linear.weight, self.linear.bias, max_batch=terms.max_rows
+            self.server = LinearServer(
+                public_material, layer.linear.weight, layer.linear.bias, max_batch=terms.max_rows
             )
         except ParameterError as error:
             raise ProtocolError(f"handshake: the public material is for a layer of another shape: {error}") from error
-        if self.encrypted.parameters.hash != terms.parameter_hash:
-            raise KeyMismatchError(
-                f"handshake: parameter_hash is {terms.parameter_hash!r}, "
-                f"that of the public material {self.encrypted.parameters.hash!r}"
-            )
-        self._awaiting_gradient = False
+        check_hash(terms, self.server.parameters.hash)
+        self._encoded = layer.version
 
-    def forward(self, body: memoryview, *, training: bool) -> bytes:
-        """The body of the encrypted logits for the body of a request."""
-        reply = self.encrypted.forward(bytes(body))
-        self._awaiting_gradient = self._awaiting_gradient or training
-        return reply
+    def encode(self) -> None:
+        """Take over the weights if they have changed: by this client's updates, or by another's."""
+        if self._encoded != self.layer.version:
+            self.server.set_weight(self.layer.linear.weight, self.layer.linear.bias)
+            self._encoded = self.layer.version
 
-    def backward(self, body: memoryview) -> bytes:
-        """The body of dJ/da for the body of dJ/dy and dJ/dW; updates the layer."""
-        if not self._awaiting_gradient:
-            raise ProtocolError("a gradient came without the activations it belongs to")
-        self._awaiting_gradient = False
-        out_features = self.terms.out_features
-        gradient, rest = take_gradient(body, range(1, self.terms.batch_size + 1), out_features)
-        weight_gradient, rest = messages.take_matrix(
-            rest, "weight gradient", rows=range(out_features, out_features + 1), columns=self.terms.in_features
+    def forward(self, body: memoryview) -> tuple[bytes, _core.KeptRequest]:
+        """Encrypted logits, and the request for its weight gradient."""
+        self.encode()
+        return self.server.forward_keeping(bytes(body))
+
+
+def check_hash(terms: Terms, actual: str) -> None:
+    """The parameters that were agreed on are those of the public material."""
+    if actual != terms.parameter_hash:
+        raise KeyMismatchError(
+            f"handshake: parameter_hash is {terms.parameter_hash!r}, that of the public material {actual!r}"
         )
-        messages.take_nothing(rest, "weight gradient")
-        input_gradient = apply_gradients(self, gradient, torch.from_numpy(weight_gradient.copy()))
-        self.encrypted.set_weight(self.linear.weight, self.linear.bias)
+
+
+class SplitWaysServer:
+    """The server's half: the linear layer, applied to ciphertexts, and its optimiser."""
+
+    def __init__(self, terms: Terms, layer: TrainedLayer, public_material: bytes) -> None:
+        self.terms = terms
+        self.layer = layer
+        self.encrypted = EncryptedLayer(terms, layer, public_material)
+        self._rows: int | None = None
+
+    def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
+        """The reply to a request; None if it is none of this protocol."""
+        if kind in (MessageType.FORWARD, MessageType.EVALUATE):
+            logits, kept = self.encrypted.forward(body)
+            if kind is MessageType.FORWARD:
+                self._rows = take_rows(kept, self.terms)
+            return MessageType.LOGITS, logits
+        if kind is MessageType.BACKWARD:
+            return MessageType.INPUT_GRADIENT, self._backward(body)
+        return None
+
+    def _backward(self, body: memoryview) -> bytes:
+        if self._rows is None:
+            raise ProtocolError("a gradient came without the activations it belongs to")
+        rows, self._rows = self._rows, None
+        out, width = self.terms.out_features, self.terms.in_features
+        values, rest = messages.take_matrix(body, "gradient", rows=range(rows, rows + 1), columns=out)
+        weight_gradient = take_tensor(rest, "weight gradient", out, width)
+        input_gradient = self.layer.update(torch.from_numpy(values.copy()), weight_gradient)
+        self.encrypted.encode()
         return messages.matrix(input_gradient.numpy(), "input gradient")
+
+
+def take_rows(kept: _core.KeptRequest, terms: Terms) -> int:
+    """How many samples a training request holds; no more than the batch size that was agreed on."""
+    if kept.samples > terms.batch_size:
+        raise ProtocolError(f"a training step of {kept.samples} samples; the handshake agreed on {terms.batch_size}")
+    return kept.samples

@@ -11,13 +11,15 @@ from torch import nn
 
 from hesplit_native.errors import ProtocolError, WireError
 
-Protocol = Literal["local", "plain", "splitways"]
-ServerOptimizer = Literal["adam", "sgd"]
+Protocol = Literal["local", "vanilla", "plain", "splitways", "hesplit", "sealed"]
+ENCRYPTED = ("splitways", "hesplit", "sealed")
+ServerOptimizer = Literal["adam", "sgd", "momentum"]
 
 # Larger layers and batches are refused before any memory is taken for them.
 MAX_FEATURES = 65536
 MAX_ROWS = 65536
 MAX_WEIGHTS = 1 << 24
+MAX_MEMBERS = 1024
 MAX_VALUES = 1 << 26  # in one matrix: 256 MiB of float32
 
 
@@ -26,7 +28,10 @@ class Terms:
     """The hyperparameters of one session (Split Ways, algorithms 1 and 3: eta, n, N, E), the layer and the parameters.
 
     `batches` is the number of batches of an epoch; 0 in `batches` and `epochs` means open-ended. `parameter_hash` is empty
-    without encryption.
+    without encryption. `weight_seed`, `learning_rate` and `server_optimizer` are 0 and ``"client"`` in `sealed`, whose server
+    is told nothing about W. `classes` and `double_softmax` matter where the labels are at the server (`vanilla`), which then
+    also holds the second layer of a model that has one (`hidden`). Sessions of the same `group` train one layer in turns;
+    `members` is how many average theirs.
     """
 
     protocol: str
@@ -39,6 +44,11 @@ class Terms:
     server_optimizer: str
     weight_seed: int
     parameter_hash: str = ""
+    hidden: bool = False
+    classes: int = 0
+    double_softmax: bool = False
+    group: str = ""
+    members: int = 0
 
     @property
     def max_rows(self) -> int:
@@ -55,9 +65,9 @@ class Terms:
         expected = {f.name: f.type for f in fields(cls)}
         if set(values) != set(expected):
             raise WireError(f"handshake: expected the fields {sorted(expected)}, got {sorted(values)}")
-        kinds: dict[Any, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+        kinds: dict[Any, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
         for name, kind in expected.items():
-            if not isinstance(values[name], kinds[kind]) or isinstance(values[name], bool):
+            if not isinstance(values[name], kinds[kind]) or (isinstance(values[name], bool) and kind != "bool"):
                 raise WireError(f"handshake: {name} has the wrong type")
         terms = cls(**values)
         limits = {
@@ -67,7 +77,9 @@ class Terms:
             "batches": (0, 2**40),
             "epochs": (0, 2**20),
             "learning_rate": (0.0, 1e3),
-            "weight_seed": (0, 2**63 - 1),
+            "weight_seed": (0, 2**62),
+            "classes": (0, MAX_FEATURES),
+            "members": (0, MAX_MEMBERS),
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(terms, name) <= high:
@@ -78,10 +90,16 @@ class Terms:
             )
         if terms.batch_size > terms.max_rows:
             raise WireError(f"handshake: batch_size {terms.batch_size} is above {terms.max_rows} for this layer")
-        if terms.protocol not in ("plain", "splitways"):
-            raise WireError("handshake: this server speaks the protocols plain and splitways")
-        if terms.server_optimizer not in get_args(ServerOptimizer):
-            raise WireError("handshake: server_optimizer must be adam or sgd")
+        spoken = [name for name in get_args(Protocol) if name != "local"]
+        if terms.protocol not in spoken:
+            raise WireError(f"handshake: this server speaks the protocols {', '.join(spoken)}")
+        optimizers = ("client",) if terms.protocol == "sealed" else get_args(ServerOptimizer)
+        if terms.server_optimizer not in optimizers:
+            raise WireError(f"handshake: server_optimizer must be {' or '.join(optimizers)}")
+        if bool(terms.parameter_hash) != (terms.protocol in ENCRYPTED):
+            raise WireError(f"handshake: parameter_hash is for {', '.join(ENCRYPTED)}, and needed there")
+        if len(terms.group) > 64 or (terms.group and len(terms.group) < 16):
+            raise WireError("handshake: a group is named by 16 to 64 characters that only its members know")
         return terms
 
     def check_agreement(self, other: Terms) -> None:
@@ -100,7 +118,9 @@ def initial_linear(terms: Terms) -> nn.Linear:
 
 
 def make_optimizer(name: str, parameters: Any, learning_rate: float) -> torch.optim.Optimizer:
-    """Adam or plain mini-batch gradient descent."""
+    """Adam, or mini-batch gradient descent without or with momentum."""
     if name == "adam":
         return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    if name == "momentum":
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9)
     return torch.optim.SGD(parameters, lr=learning_rate)

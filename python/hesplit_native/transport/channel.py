@@ -7,10 +7,20 @@ gRPC stream carry the same bytes.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Protocol
 
 #: A frame on a byte stream: the message's length, then the message.
 FRAME_HEADER = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class ClientInfo:
+    """Who is at the other end of a server's connection. `authenticated`: the id is that of a verified certificate."""
+
+    id: str
+    authenticated: bool = False
+    peer: str = ""
 
 
 class Channel(Protocol):

@@ -1,0 +1,122 @@
+"""`sealed`: the server holds W and b only as ciphertexts, and learns nothing but sizes and timing.
+
+    client                                          server
+      draws W, b              -- Enc(W, b) -->        keeps them
+      a = convolutions(x)     -- Enc(a) -->           Enc(y) = Enc(a) x Enc(W)^T
+      J = loss(Dec(y))        <-- Enc(y) --
+      dW = dJ/dy^T a; step    -- Enc(dJ/dy), -->      Enc(dJ/da) = Enc(dJ/dy) x Enc(W);  Enc(W) += Enc(step)
+                                 Enc(step)
+      convolutions updated    <-- Enc(dJ/da) --
+
+Everything that the server receives is a ciphertext under fresh randomness. Nothing that the client decrypts is released, so nothing
+is flooded. Any optimiser works, because the client runs it.
+
+What it is not: the client computes every step, so it knows W, and the layer itself would be cheaper to run locally. It is encrypted
+custody of shared parameters for a consortium with one key, and shows what a split that leaks nothing costs. One client that
+colludes with the server opens the consortium's key.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hesplit_native.errors import ProtocolError
+from hesplit_native.linear import SealedClient as SealedLinear
+from hesplit_native.linear import SealedServer as SealedLinearServer
+from hesplit_native.protocols import messages
+from hesplit_native.protocols.layer import TrainedLayer
+from hesplit_native.protocols.messages import MessageType
+from hesplit_native.protocols.plain import Answer
+from hesplit_native.protocols.session import Session
+from hesplit_native.protocols.splitways import check_hash, genuine_or_over
+from hesplit_native.protocols.terms import Terms
+
+
+class SealedClient:
+    """The client's half. `layer` holds the weights in the clear, and the optimiser that the client chose."""
+
+    def __init__(self, session: Session, linear: SealedLinear, layer: TrainedLayer) -> None:
+        self.session = session
+        self.linear = linear
+        self.layer = layer
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Activations within the agreed ranges."""
+        return self.linear.clip_counted(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits float32 [n, out] of activations [n, in]; a backward pass must follow."""
+        return self._logits(MessageType.FORWARD, x)
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        """Logits without a backward pass."""
+        return self._logits(MessageType.EVALUATE, x)
+
+    def refresh(self) -> None:
+        """Send all weights anew, which clears the noise that updates have left in the server's."""
+        back = self.session.phases.enter("encrypt")
+        sealed = self.linear.seal(self.layer.linear.weight, self.layer.linear.bias)
+        self.session.phases.enter(back)
+        reply = self.session.exchange(MessageType.REFRESH, MessageType.DONE, sealed)
+        messages.take_nothing(reply.body, "done")
+
+    def _logits(self, kind: MessageType, x: Tensor) -> Tensor:
+        phases = self.session.phases
+        back = phases.enter("encrypt")
+        request = self.linear.encrypt(x)
+        phases.enter(back)
+        reply = self.session.exchange(kind, MessageType.LOGITS, request)
+        back = phases.enter("decrypt")
+        with genuine_or_over(self.session, self.linear):
+            y = self.linear.decrypt(bytes(reply.body))
+        phases.enter(back)
+        return torch.from_numpy(y.astype(np.float32))
+
+    def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """dJ/da float32 [n, in] for dJ/dy [n, out], by the weights before the step that this makes."""
+        phases = self.session.phases
+        weight, bias = self.layer.linear.weight, self.layer.linear.bias
+        if self.linear.refresh_due(weight, bias):  # as many updates as the parameters allow
+            self.refresh()
+        back = phases.enter("optimizer")
+        before = weight.detach().clone(), bias.detach().clone()
+        self.layer.update(gradient, gradient.T @ x)
+        phases.enter("encrypt")
+        outgrown = self.linear.refresh_due(weight, bias)
+        update = self.linear.update(gradient, *(before if outgrown else (weight, bias)))
+        phases.enter(back)
+        reply = self.session.exchange(MessageType.BACKWARD, MessageType.INPUT_GRADIENT, update)
+        back = phases.enter("decrypt")
+        with genuine_or_over(self.session, self.linear):
+            values = self.linear.decrypt_input_gradient(bytes(reply.body))
+        phases.enter(back)
+        if outgrown:
+            self.refresh()
+        return torch.from_numpy(values.astype(np.float32))
+
+
+class SealedServer:
+    """The server's half: ciphertexts, to which it adds ciphertexts."""
+
+    def __init__(self, terms: Terms, sealed: bytes) -> None:
+        self.linear = SealedLinearServer(sealed, max_batch=terms.max_rows)
+        check_hash(terms, self.linear.parameters.hash)
+        if (self.linear.in_features, self.linear.out_features) != (terms.in_features, terms.out_features):
+            raise ProtocolError("handshake: the sealed weights are of a layer of another shape")
+
+    def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
+        """The reply to a request; None if it is none of this protocol."""
+        if kind in (MessageType.FORWARD, MessageType.EVALUATE):
+            return MessageType.LOGITS, self.linear.forward(bytes(body))
+        if kind is MessageType.BACKWARD:
+            return MessageType.INPUT_GRADIENT, self.linear.update(bytes(body))
+        if kind is MessageType.REFRESH:
+            self.linear.refresh(bytes(body))
+            return MessageType.DONE, b""
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint needs: ciphertexts."""
+        return {"sealed": torch.frombuffer(bytearray(self.linear.saved()), dtype=torch.uint8)}

@@ -1,0 +1,183 @@
+"""CIFAR-10, the classification task of the paper (section IV-B), and a synthetic stand-in.
+
+The format of the binary files is that of Krizhevsky 2009: rows of one byte of label and 3,072 of pixels, channel by channel.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hesplit_native.errors import DataError, ParameterError
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SHAPE = (3, 32, 32)
+
+_TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+_TEST_FILE = "test_batch.bin"
+_ROWS_PER_FILE = 10_000
+_ROW_BYTES = 1 + 3 * 32 * 32
+_MAX_ARCHIVE_BYTES = 1 << 30  # of what an archive says it unpacks to; the whole of CIFAR-10 has 0.18 GB
+# A RuntimeError is what the zip reader says to encryption and, as NotImplementedError, to compressions that it does not know.
+_ZIP_ERRORS = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images, split into train and test.
+
+    `train_x` and `test_x` are uint8 [n, 3, 32, 32], red, green and blue in 0..255; `train_y` and `test_y` int64 [n], indices into
+    the ten `classes`.
+    """
+
+    name: str
+    train_x: npt.NDArray[np.uint8]
+    train_y: npt.NDArray[np.int64]
+    test_x: npt.NDArray[np.uint8]
+    test_y: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+
+
+def load_cifar10(path: str | os.PathLike[str]) -> Images:
+    """CIFAR-10, or a part of it.
+
+    Parameters
+    ----------
+    path
+        The directory of the official binary files ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin``, or one
+        ``.npz`` file with ``x_train`` and ``x_test`` (uint8 [n, 3, 32, 32]), ``y_train`` and ``y_test`` (integers [n], 0..9) and,
+        if it likes, ``classes`` (ten names).
+
+    Raises
+    ------
+    DataError
+        Naming the missing, damaged or unusable file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_binary(path)
+    if not path.is_file():
+        raise DataError(f"{path} is missing; name a directory of CIFAR-10's binary files or an .npz file")
+    return _load_npz(path)
+
+
+def _load_binary(directory: Path) -> Images:
+    parts = [_read_binary(directory / name) for name in _TRAIN_FILES]
+    test_x, test_y = _read_binary(directory / _TEST_FILE)
+    train_x, train_y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Images("cifar10", train_x, train_y, test_x, test_y, CLASSES)
+
+
+def _read_binary(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    expected = _ROWS_PER_FILE * _ROW_BYTES
+    try:
+        size = path.stat().st_size
+        # Before reading: what has another size is not read at all.
+        if size != expected:
+            raise DataError(f"{path} has {size} bytes instead of {expected}: not a CIFAR-10 binary file, or damaged")
+        rows = np.fromfile(path, np.uint8).reshape(_ROWS_PER_FILE, _ROW_BYTES)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    labels = _labels(rows[:, 0], str(path))
+    return rows[:, 1:].reshape(-1, *SHAPE), labels
+
+
+def _load_npz(path: Path) -> Images:
+    arrays = _read_npz(path)
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        raise DataError(f"{path} has no array {missing[0]!r}; it has {sorted(arrays)}")
+    sides: list[Any] = []
+    for side in ("train", "test"):
+        x, y = arrays[f"x_{side}"], arrays[f"y_{side}"]
+        if x.dtype != np.uint8 or x.shape[1:] != SHAPE or len(x) == 0:
+            raise DataError(f"{path}, x_{side}: expected uint8 [n, 3, 32, 32], got {x.dtype} {list(x.shape)}")
+        if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+            raise DataError(f"{path}, y_{side}: expected {len(x)} integers, got {y.dtype} {list(y.shape)}")
+        sides += [x, _labels(y, f"{path}, y_{side}")]
+    names = arrays.get("classes", np.array(CLASSES))
+    if names.dtype.kind != "U" or names.shape != (len(CLASSES),):
+        raise DataError(f"{path}, classes: expected ten names, got {names.dtype} {list(names.shape)}")
+    train_x, train_y, test_x, test_y = sides
+    return Images(path.stem, train_x, train_y, test_x, test_y, tuple(names.tolist()))
+
+
+def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > _MAX_ARCHIVE_BYTES:
+                raise DataError(f"{path} would unpack to {unpacked} bytes, more than CIFAR-10 can have")
+            # numpy stops at the end of an array, where a damaged size or a file that is too long keeps it from the checksum.
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise DataError(f"{path} is damaged: {damaged} fails its checksum")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in (*_ARRAYS, "classes") if name in arrays}
+    except DataError:
+        raise
+    except _ZIP_ERRORS as error:
+        raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
+
+
+def _labels(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.int64]:
+    bad = np.flatnonzero((values < 0) | (values >= len(CLASSES)))
+    if len(bad):
+        raise DataError(f"{where}: label {values[bad[0]]} of row {bad[0]} is not in 0..{len(CLASSES) - 1}")
+    return values.astype(np.int64)
+
+
+Plane = npt.NDArray[np.float64]
+
+# Ten figures, as masks over coordinates u and v that are within ±1 inside the figure.
+_FIGURES: dict[str, Callable[[Plane, Plane], npt.NDArray[np.bool_]]] = {
+    "disc": lambda u, v: np.hypot(u, v) < 0.9,
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.75) < 0.2,
+    "square": lambda u, v: np.maximum(abs(u), abs(v)) < 0.8,
+    "frame": lambda u, v: np.abs(np.maximum(abs(u), abs(v)) - 0.7) < 0.18,
+    "plus": lambda u, v: (np.minimum(abs(u), abs(v)) < 0.25) & (np.maximum(abs(u), abs(v)) < 0.95),
+    "cross": lambda u, v: (np.abs(abs(u) - abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 0.85),
+    "triangle": lambda u, v: (abs(v) < 0.85) & (abs(u) < (v + 0.85) * 0.6),
+    "rows": lambda u, v: (np.maximum(abs(u), abs(v)) < 0.85) & (np.sin(7.5 * v) > 0),
+    "columns": lambda u, v: (np.maximum(abs(u), abs(v)) < 0.85) & (np.sin(7.5 * u) > 0),
+    "checks": lambda u, v: (np.maximum(abs(u), abs(v)) < 0.85) & (np.sin(5 * u) * np.sin(5 * v) > 0),
+}
+
+
+def synthetic_images(train: int = 5000, test: int = 1000, seed: int = 0) -> Images:
+    """Balanced classes of ten figures; the same pixels for the same seed.
+
+    Every image has its own position, size, turn, colours, background and noise. Colours hint at the class without giving it away,
+    as in photographs; position and size keep a linear model from reading the figure off the pixels.
+    """
+    if train < 1 or test < 1:
+        raise ParameterError(f"both sides take at least one image, got {train} and {test}")
+    generator = np.random.default_rng(seed)
+    train_x, train_y = _draw(generator, train)
+    test_x, test_y = _draw(generator, test)
+    return Images("synthetic", train_x, train_y, test_x, test_y, tuple(_FIGURES))
+
+
+def _draw(generator: np.random.Generator, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    labels = generator.permutation(np.arange(count, dtype=np.int64) % len(_FIGURES))
+    images = np.empty((count, *SHAPE), np.uint8)
+    axis = np.linspace(-1, 1, SHAPE[-1])
+    for row, (label, figure) in enumerate((label, list(_FIGURES.values())[label]) for label in labels):
+        x, y = np.meshgrid(axis - generator.uniform(-0.3, 0.3), axis - generator.uniform(-0.3, 0.3))
+        turn, size = generator.normal(0, 0.15), generator.uniform(0.45, 0.75)
+        u, v = (np.cos(turn) * x + np.sin(turn) * y) / size, (np.cos(turn) * y - np.sin(turn) * x) / size
+        hue = label / len(_FIGURES) + generator.normal(0, 0.1)
+        color = 0.5 + 0.35 * np.cos(2 * np.pi * (hue - np.arange(3) / 3))
+        ground = generator.uniform(0.2, 0.8, 3)[:, None, None] + generator.uniform(-0.2, 0.2) * x
+        image = np.where(figure(u, v), color[:, None, None], ground) + generator.normal(0, 0.08, SHAPE)
+        images[row] = (255 * image.clip(0, 1)).astype(np.uint8)
+    return images, labels
