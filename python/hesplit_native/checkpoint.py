@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,44 @@ import torch
 from torch import Tensor, nn
 
 from hesplit_native.errors import DataError
-from hesplit_native.models import ACTIVATIONS, m1_client
+from hesplit_native.models import Architecture
 
-FORMAT = "hesplit_native-1"
+FORMAT = "hesplit_native-2"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network: the client's convolutions, and the linear layer where this process held it."""
+    """A trained network: the client's convolutions and head, and the server's layer where this process held it."""
 
-    convolutions: nn.Sequential
+    architecture: Architecture
+    body: nn.Sequential
     linear: nn.Linear | None
+    head: nn.Sequential
     classes: tuple[str, ...]
     metadata: dict[str, Any]
 
 
 def save_model(
     path: Path,
+    architecture: Architecture,
     client_state: dict[str, Tensor],
     weight: Tensor | None,
     bias: Tensor | None,
     classes: tuple[str, ...],
     metadata: dict[str, Any],
 ) -> None:
-    """Write a model atomically."""
+    """Write a model atomically. `client_state` is `training.client_state`."""
     from safetensors.torch import save_file
 
-    tensors = {f"client.{name}": value.contiguous() for name, value in client_state.items()}
+    tensors = {name: value.contiguous() for name, value in client_state.items()}
     if weight is not None and bias is not None:
         tensors |= {"linear.weight": weight.contiguous(), "linear.bias": bias.contiguous()}
-    text = {"format": FORMAT, "model": "M1", "classes": json.dumps(list(classes)), "run": json.dumps(metadata)}
+    text = {
+        "format": FORMAT,
+        "architecture": json.dumps(asdict(architecture)),
+        "classes": json.dumps(list(classes)),
+        "run": json.dumps(metadata),
+    }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(tensors, temporary, metadata=text)
     os.replace(temporary, path)
@@ -66,21 +74,26 @@ def load_model(path: Path) -> Model:
     try:
         classes = tuple(json.loads(metadata["classes"]))
         run = json.loads(metadata["run"])
-        convolutions = m1_client()
-        prefix = "client."
-        state = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-        convolutions.load_state_dict(state)
+        architecture = Architecture(**json.loads(metadata["architecture"]))
+        body, head = architecture.body(0), architecture.head(0)
+        for module, prefix in ((body, "body."), (head, "head.")):
+            module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
         linear = None
         if "linear.weight" in tensors:
-            linear = nn.Linear(ACTIVATIONS, len(classes))
+            linear = nn.Linear(architecture.activations, architecture.outputs)
             linear.load_state_dict({"weight": tensors["linear.weight"], "bias": tensors["linear.bias"]})
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{path} is damaged or of another version: {error}") from error
-    return Model(convolutions, linear, classes, run)
+    return Model(architecture, body, linear, head, classes, run)
 
 
 @torch.no_grad()
 def activations(model: Model, x: Tensor) -> Tensor:
-    """Activations float32 [n, 256] of signals [n, 1, 128]."""
-    result: Tensor = model.convolutions(x)
+    """Activations float32 [n, activations] of signals [n, channels, samples]."""
+    if x.shape[1:] != (model.architecture.in_channels, model.architecture.samples):
+        raise DataError(
+            f"the model takes signals of [{model.architecture.in_channels}, {model.architecture.samples}], "
+            f"these are {list(x.shape[1:])}"
+        )
+    result: Tensor = model.body(x)
     return result

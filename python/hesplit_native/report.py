@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 def metrics(result: RunResult, dataset: Dataset) -> dict[str, Any]:
     """Everything measured, as plain values. Accuracies are fractions, times seconds, sizes bytes."""
-    import torch
-
     last = [record.test_accuracy for record in result.history[-3:]]
     batches = max(result.batches, 1)
     return {
@@ -52,8 +50,20 @@ def metrics(result: RunResult, dataset: Dataset) -> dict[str, Any]:
         "parameters": result.parameters,
         "flooding": result.flooding,
         "clipped": result.clipped,
+        "flooding_deviation": result.flooding_deviation,
+        "participants": result.participants,
         "notes": list(result.notes),
         "interrupted": result.interrupted,
+        **environment(),
+        "command": " ".join(["hesplit-native", *sys.argv[1:]]),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine."""
+    import torch
+
+    return {
         "versions": {
             "hesplit_native": _core.__version__,
             "SEAL": _core.SEAL_VERSION,
@@ -67,7 +77,6 @@ def metrics(result: RunResult, dataset: Dataset) -> dict[str, Any]:
             "torch_threads": torch.get_num_threads(),
             "threads": _core.num_threads(),
         },
-        "command": " ".join(["hesplit-native", *sys.argv[1:]]),
     }
 
 
@@ -100,7 +109,7 @@ def write_curves(path: Path, values: dict[str, Any]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     config = values["config"]
-    packing = f", {config['packing']}" if values["parameters"] else ""
+    packing = f", {values['parameters']['packing']}" if values["parameters"] else ""
     figure.suptitle(f"{data_name(values)}, {values['protocol']}{packing}, batch size {config['batch_size']}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     figure.savefig(temporary, format="png", dpi=130)
@@ -160,6 +169,8 @@ def summary_table(values: dict[str, Any]) -> Table:
         table.add_row("  modulus", f"{bits} bits", "", "")
         table.add_row("  security", "128 bits" if parameters["security"] == "standard" else "below 128 bits", "", "")
         table.add_row("  error bound", f"{parameters['error_bound']:g}", "", "")
+        if values["flooding_deviation"]:
+            table.add_row("  flooding of logits", f"deviation up to {values['flooding_deviation']:.2g}", "", "")
         table.add_row("samples clipped", str(values["clipped"]), "", "")
     return table
 

@@ -1,4 +1,4 @@
-"""The command line: `hesplit-native train | serve | predict | info`."""
+"""The command line: `hesplit-native train | serve | predict | reproduce | certs | info`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import typer
 import typer.core
 
-from hesplit_native.cli import info, predict, serve, train
+from hesplit_native.cli import certs, info, predict, reproduce, serve, train
 
 
 class _Group(typer.core.TyperGroup):
@@ -41,4 +41,6 @@ def main(debug: bool = typer.Option(False, "--debug", help="Show the traceback o
 app.command("train")(train.train_command)
 app.command("serve")(serve.serve_command)
 app.command("predict")(predict.predict_command)
+app.command("reproduce")(reproduce.reproduce_command)
+app.command("certs")(certs.certs_command)
 app.command("info")(info.info_command)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hesplit_native.data.dataset import Dataset
+    from hesplit_native.transport.channel import Channel
 
 
 class DatasetName(str, Enum):
-    """Where the heartbeats come from."""
+    """What is learnt from."""
 
     synthetic = "synthetic"
     mitbih = "mitbih"
+    synthetic12 = "synthetic12"
+    ptbxl = "ptbxl"
 
 
 class SplitName(str, Enum):
@@ -34,12 +38,18 @@ class PackingName(str, Enum):
 
 def load_dataset(name: DatasetName, data_dir: Path | None, split: SplitName) -> Dataset:
     """The named data set, with a progress bar while records are read for the first time."""
-    from hesplit_native.data import load_mitbih, synthetic_ecg
+    from rich.progress import track
+
+    from hesplit_native.data import load_mitbih, load_ptbxl, synthetic_ecg, synthetic_ptbxl
 
     if name is DatasetName.synthetic:
         return synthetic_ecg()
-    from rich.progress import track
-
+    if name is DatasetName.synthetic12:
+        return synthetic_ptbxl()
+    if name is DatasetName.ptbxl:
+        return load_ptbxl(
+            data_dir, progress=lambda items: track(items, description="Reading recordings", transient=True)
+        )
     return load_mitbih(
         data_dir, split=split.value, progress=lambda names: track(names, description="Reading records", transient=True)
     )
@@ -53,3 +63,16 @@ def set_threads(count: int) -> None:
 
     torch.set_num_threads(count)
     _core.set_num_threads(count)
+
+
+def connector(server: str, *, tls: Path | None, client_id: str, insecure: bool) -> Callable[[int], Channel]:
+    """Opens connections to a server for participant 0, 1, …; with several, each has a certificate ``<client id>-<number>``."""
+    from hesplit_native.transport import ClientTls, connect
+
+    def open_channel(participant: int) -> Channel:
+        name = client_id if participant < 0 else f"{client_id}-{participant + 1}"
+        return connect(
+            server, tls=ClientTls.load(tls, name) if tls is not None else None, client_id=name, insecure=insecure
+        )
+
+    return open_channel

@@ -46,7 +46,8 @@ def predict_command(
     else:
         data = load_dataset(dataset, data_dir, split)
         x, y = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
-    logits = _logits(trained, activations(trained, x), packing.value if encrypted else None)
+    with torch.no_grad():
+        logits = trained.head(_logits(trained, activations(trained, x), packing.value if encrypted else None).float())
     predicted = logits.argmax(1)
     _print(Console(), trained.classes, predicted, y)
     if output is not None:

@@ -12,27 +12,46 @@ from hesplit_native.cli.options import set_threads
 def serve_command(
     host: str = typer.Option("127.0.0.1", help="Address to listen on."),
     port: int = typer.Option(7000, min=0, max=65535, help="0 lets the system choose."),
+    tls: Path | None = typer.Option(None, help="Folder of `hesplit-native certs`: mutual TLS."),
+    insecure: bool = typer.Option(False, "--insecure", help="Listen to other machines without TLS."),
     output: Path | None = typer.Option(None, help="Directory for the trained layer of each session."),
-    sessions: int | None = typer.Option(None, min=1, help="Stop after so many clients."),
-    timeout: float = typer.Option(300.0, min=1.0, help="Seconds without a message after which a client is gone."),
+    checkpoints: Path | None = typer.Option(
+        None, help="Directory from which sessions resume when this process was killed."
+    ),
+    sessions: int | None = typer.Option(None, min=1, help="Stop after so many finished sessions."),
+    timeout: float = typer.Option(300.0, min=1.0, help="Seconds without a message after which a connection is closed."),
+    max_clients: int = typer.Option(32, min=1, help="Connections at once."),
     threads: int = typer.Option(1, min=1, help="Threads of torch and of the core."),
 ) -> None:
-    """Hold the linear layer for clients, one after another. The connection itself is neither encrypted nor authenticated."""
+    """Hold the linear layer for any number of clients at once."""
+    from time import sleep
+
     from rich.console import Console
 
-    from hesplit_native.protocols.server import serve
+    from hesplit_native.protocols.server import Server
+    from hesplit_native.transport import GrpcServer, Limits, ServerTls
 
     console = Console()
     set_threads(threads)
+
+    def event(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    server = Server(checkpoints=checkpoints, output=output, on_event=event)
+    transport = GrpcServer(
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        server.converse,
+        tls=ServerTls.load(tls) if tls is not None else None,
+        insecure=insecure,
+        limits=Limits(idle_seconds=timeout, max_clients=max_clients),
+        on_event=event,
+    )
     try:
-        serve(
-            host,
-            port,
-            on_listen=lambda bound: console.print(f"listening on {host}:{bound}", highlight=False),
-            on_event=lambda line: console.print(line, highlight=False, markup=False),
-            output=output,
-            sessions=sessions,
-            timeout=timeout,
-        )
+        with transport as bound:
+            security = "mutual TLS" if tls is not None else "no TLS"
+            console.print(f"listening on {host}:{bound.port} ({security})", highlight=False)
+            while sessions is None or server.ended < sessions:
+                sleep(0.05)
+            sleep(0.2)  # for the last reply to leave
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

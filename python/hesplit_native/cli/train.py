@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hesplit_native.cli.options import DatasetName, PackingName, SplitName, load_dataset, set_threads
+from hesplit_native.cli.options import DatasetName, PackingName, SplitName, connector, load_dataset, set_threads
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from hesplit_native.training import EpochRecord
 
 
 class ProtocolName(str, Enum):
     """Who computes what, and what is encrypted."""
 
     local = "local"
+    vanilla = "vanilla"
     plain = "plain"
     splitways = "splitways"
+    hesplit = "hesplit"
+    sealed = "sealed"
+
+
+class ModelName(str, Enum):
+    """The network."""
+
+    m1 = "m1"
+    m2 = "m2"
+    base = "base"
 
 
 class RecipeName(str, Enum):
@@ -37,6 +45,15 @@ class OptimizerName(str, Enum):
 
     adam = "adam"
     sgd = "sgd"
+    momentum = "momentum"
+
+
+class FloodingName(str, Enum):
+    """How released decryptions are flooded."""
+
+    step = "step"
+    run = "run"
+    off = "off"
 
 
 class OverflowName(str, Enum):
@@ -46,61 +63,109 @@ class OverflowName(str, Enum):
     error = "raise"
 
 
+class ModeName(str, Enum):
+    """How several participants train together."""
+
+    turns = "turns"
+    parallel = "parallel"
+
+
+class DivisionName(str, Enum):
+    """How the training data is divided among participants."""
+
+    even = "even"
+    patients = "patients"
+
+
 def train_command(
-    dataset: DatasetName = typer.Option(DatasetName.synthetic, help="Heartbeats to train on."),
+    dataset: DatasetName = typer.Option(DatasetName.synthetic, help="What to train on."),
     data_dir: Path | None = typer.Option(
-        None, help="Directory of the MIT-BIH records (else HESPLIT_MITDB, else a download)."
+        None,
+        help="The MIT-BIH records (else HESPLIT_MITDB, else a download); the PTB-XL folder or .npz (else HESPLIT_PTBXL).",
     ),
     split: SplitName = typer.Option(SplitName.paper, help="Division of MIT-BIH; paper leaks between train and test."),
-    protocol: ProtocolName = typer.Option(ProtocolName.splitways, help="local, plain or encrypted."),
+    protocol: ProtocolName = typer.Option(ProtocolName.splitways, help="Who computes what, and what is encrypted."),
     packing: PackingName = typer.Option(PackingName.blocks, help="Coefficient blocks (fast) or SIMD slots."),
+    model: ModelName = typer.Option(ModelName.m1, help="m2: 512 activations; base: two fully connected layers."),
+    convolutions: int = typer.Option(2, min=2, max=8),
     batch_size: int = typer.Option(4, min=1),
     epochs: int = typer.Option(10, min=1),
     seed: int = typer.Option(0, min=0, help="Initial weights and order of the data; never the encryption."),
     recipe: RecipeName = typer.Option(RecipeName.default, help="paper: double softmax, SGD at the encrypted server."),
-    server_optimizer: OptimizerName | None = typer.Option(None, help="Overrides the recipe's."),
+    server_optimizer: OptimizerName | None = typer.Option(
+        None, help="Overrides the recipe's; sealed: the client's choice."
+    ),
+    flooding: FloodingName = typer.Option(FloodingName.step, help="A fresh key per step, one key per run, or off."),
+    parameter_set: str | None = typer.Option(
+        None, help="A published set: 8192-60, 8192-40, 4096-20, 4096-40, 2048-18, S1, S2."
+    ),
     limit_batches: int | None = typer.Option(None, min=1, help="Batches per epoch at most."),
     on_overflow: OverflowName = typer.Option(OverflowName.clip, help="Clip and count, or stop."),
     threads: int = typer.Option(1, min=1, help="Threads of torch and of the core."),
+    participants: int = typer.Option(1, min=1, help="Clients that share the training data."),
+    mode: ModeName = typer.Option(ModeName.turns, help="In turns, or in parallel with an average per epoch."),
+    division: DivisionName = typer.Option(DivisionName.even, help="Training rows at random, or whole patients."),
     server: str | None = typer.Option(None, help="host:port of a `hesplit-native serve`; else in this process."),
-    output: Path | None = typer.Option(None, help="Directory for metrics.json, model.safetensors and curves.png."),
+    tls: Path | None = typer.Option(None, help="Folder of `hesplit-native certs`, for mutual TLS."),
+    client_id: str = typer.Option("client", help="Who this client is; with --tls the name in its certificate."),
+    insecure: bool = typer.Option(False, "--insecure", help="Connect to another machine without TLS."),
+    checkpoint_every: int = typer.Option(1000, min=1, help="Steps between two checkpoints; also after every epoch."),
+    resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in the output directory."),
+    output: Path | None = typer.Option(
+        None, help="Directory for metrics.json, model.safetensors, curves.png, checkpoints."
+    ),
 ) -> None:
     """Train a network whose linear layer a server computes, on encrypted activations by default."""
     from rich.console import Console
 
+    from hesplit_native.cli.progress import TrainingProgress
     from hesplit_native.errors import ParameterError
+    from hesplit_native.participants import train_together
     from hesplit_native.training import RunConfig, train
-    from hesplit_native.transport.tcp import connect
 
     console = Console()
     set_threads(threads)
     if server is not None and protocol is ProtocolName.local:
         raise ParameterError("--protocol local has no server; leave --server out")
+    if resume and participants > 1:
+        raise ParameterError("runs of several participants cannot be resumed; leave --resume out")
     config = RunConfig(
         protocol=protocol.value,
         packing=packing.value,
+        model=model.value,
+        convolutions=convolutions,
         batch_size=batch_size,
         epochs=epochs,
         seed=seed,
         recipe=recipe.value,
         server_optimizer=server_optimizer.value if server_optimizer else None,
+        flooding=flooding.value,
+        parameter_set=parameter_set,
         limit_batches=limit_batches,
         on_overflow=on_overflow.value,
+        checkpoint_every=checkpoint_every,
     )
     data = load_dataset(dataset, data_dir, split)
+    encrypted = protocol in (ProtocolName.splitways, ProtocolName.hesplit)
     folder = output or Path("runs") / "-".join(
         [dataset.value, *([split.value] if dataset is DatasetName.mitbih else []), protocol.value,
-         *([packing.value] if protocol is ProtocolName.splitways else []), f"seed{seed}"]
+         *([parameter_set or packing.value] if encrypted else []),
+         *([f"{participants}-{mode.value}"] if participants > 1 else []), f"seed{seed}"]
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    channel = connect(server) if server else None
-    progress = _Progress(console, config.epochs)
-    try:
-        with progress:
-            result = train(config, data, channel=channel, observer=progress)
-    finally:
-        if channel is not None:
-            channel.close()
+    opener = connector(server, tls=tls, client_id=client_id, insecure=insecure) if server else None
+    progress = TrainingProgress(console, config.epochs)
+    with progress:
+        if participants > 1:
+            result = train_together(
+                config, data, participants=participants, mode=mode.value, division=division.value, connect=opener,
+                observer=progress,
+            )  # fmt: skip
+        else:
+            result = train(
+                config, data, connect=(lambda: opener(-1)) if opener else None, observer=progress,
+                checkpoints=folder / "checkpoints", resume=resume,
+            )  # fmt: skip
     _finish(console, result, data, folder)
 
 
@@ -114,8 +179,9 @@ def _finish(console: Console, result: Any, data: Any, folder: Path) -> None:
     report.write_metrics(folder / "metrics.json", values)
     run = {key: values[key] for key in ("dataset", "split", "protocol", "config", "epochs", "versions")}
     save_model(
-        folder / "model.safetensors", result.client_state, result.server_weight, result.server_bias, data.classes, run
-    )
+        folder / "model.safetensors", result.architecture, result.client_state, result.server_weight,
+        result.server_bias, data.classes, run,
+    )  # fmt: skip
     written = ["metrics.json", "model.safetensors"]
     if result.history:
         report.write_curves(folder / "curves.png", values)
@@ -130,75 +196,12 @@ def _finish(console: Console, result: Any, data: Any, folder: Path) -> None:
             "recover the secret key (IND-CPA^D, docs/security.md).",
             style="red",
         )
+    for note in result.notes:
+        if result.flooding != "off" or not note.startswith("noise flooding"):
+            console.print(note, style="yellow", highlight=False, markup=False)
     if result.clipped:
         console.print(f"{result.clipped} samples were beyond the agreed ranges and were clipped.", style="yellow")
     console.print(f"Written to {folder}: {', '.join(written)}", highlight=False)
     if result.interrupted:
         ErrorConsole(stderr=True).print(f"stopped early: {result.interrupted}", style="red", markup=False)
         raise typer.Exit(130 if "by the user" in result.interrupted else 1)
-
-
-class _Progress:
-    """A bar over the whole run on a terminal; elsewhere a line per epoch."""
-
-    def __init__(self, console: Console, epochs: int) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.console = console
-        self.batches = 0
-        self.started = perf_counter()
-        self.paused = 0.0
-        self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(
-                "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}  {task.fields[rate]:.0f} batches/s"
-            ),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.bar.add_task("train", total=None, epoch=1, loss=float("nan"), accuracy=0.0, rate=0.0)
-
-    def __enter__(self) -> _Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def on_start(self, batches_per_epoch: int, epochs: int) -> None:
-        """Set the length of the bar."""
-        self.batches = batches_per_epoch
-        self.started = perf_counter()
-        self.bar.update(self.task, total=batches_per_epoch * epochs)
-
-    def on_batch(self, epoch: int, batch: int, loss: float, accuracy: float) -> None:
-        """Move the bar."""
-        done = (epoch - 1) * self.batches + batch
-        rate = done / max(perf_counter() - self.started - self.paused, 1e-9)
-        self.bar.update(self.task, completed=done, epoch=epoch, loss=loss, accuracy=accuracy, rate=rate)
-
-    def on_evaluate(self, epoch: int) -> None:
-        """Evaluation does not count as training."""
-        self._evaluating = perf_counter()
-
-    def on_epoch(self, record: EpochRecord) -> None:
-        """Leave a line behind."""
-        self.paused += perf_counter() - self._evaluating
-        self.bar.console.print(
-            f"epoch {record.epoch}: loss {record.train_loss:.4f}, training accuracy {record.train_accuracy:.2%}, "
-            f"test accuracy {record.test_accuracy:.2%}, {record.seconds:.1f} s",
-            highlight=False,
-        )

@@ -1,9 +1,11 @@
-"""Data sets: real MIT-BIH heartbeats and a synthetic stand-in."""
+"""Data sets: real MIT-BIH heartbeats and PTB-XL recordings, and a synthetic stand-in for each."""
 
 from __future__ import annotations
 
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.data.mitbih import load_mitbih
+from hesplit_native.data.ptbxl import load_ptbxl
 from hesplit_native.data.synthetic import synthetic_ecg
+from hesplit_native.data.synthetic12 import synthetic_ptbxl
 
-__all__ = ["Dataset", "load_mitbih", "synthetic_ecg"]
+__all__ = ["Dataset", "load_mitbih", "load_ptbxl", "synthetic_ecg", "synthetic_ptbxl"]

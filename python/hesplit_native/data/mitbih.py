@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesplit_native.data.dataset import Dataset
+from hesplit_native.data.npz import read_npz
 from hesplit_native.data.records import MITBIH_RECORDS, Record, cache_directory, find_mitbih, read_record
 from hesplit_native.errors import DataError
 
@@ -83,7 +83,9 @@ def load_mitbih(
     beats = load_beats(find_mitbih(data_dir), cache_dir=cache_dir, progress=progress)
     train, test = {"paper": _paper, "unique": _unique, "patients": _patients}[split](beats)
     x = beats.signal[:, None, :]
-    return Dataset("mitbih", split, x[train], beats.label[train], x[test], beats.label[test], CLASSES)
+    # Records 201 and 202 are of one patient; 202 is in no division but `patients`.
+    patient = np.where(beats.record == 202, 201, beats.record)
+    return Dataset("mitbih", split, x[train], beats.label[train], x[test], beats.label[test], CLASSES, patient[train])
 
 
 def load_beats(directory: Path, *, cache_dir: Path | None = None, progress: Progress | None = None) -> Beats:
@@ -199,9 +201,8 @@ def _patients(beats: Beats) -> tuple[Indices, Indices]:
 
 def _read_cache(path: Path) -> Beats | None:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            beats = Beats(data["signal"], data["label"], data["record"], data["sample"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        beats = Beats(**read_npz(path, ("signal", "label", "record", "sample")))
+    except DataError:
         return None
     count = len(beats.label)
     whole = beats.signal.shape == (count, BEAT_SAMPLES) and beats.signal.dtype == np.float32

@@ -1,0 +1,77 @@
+"""The progress bar of a training run."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hesplit_native.training import EpochRecord
+
+
+class TrainingProgress:
+    """A bar over the whole run on a terminal; elsewhere a line per epoch."""
+
+    def __init__(self, console: Console, epochs: int) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.console = console
+        self.batches = 0
+        self.started = perf_counter()
+        self.paused = 0.0
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(
+                "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}  {task.fields[rate]:.0f} batches/s"
+            ),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("train", total=None, epoch=1, loss=float("nan"), accuracy=0.0, rate=0.0)
+
+    def __enter__(self) -> TrainingProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def on_start(self, batches_per_epoch: int, epochs: int) -> None:
+        """Set the length of the bar."""
+        self.batches = batches_per_epoch
+        self.started = perf_counter()
+        self.bar.update(self.task, total=batches_per_epoch * epochs)
+
+    def on_batch(self, epoch: int, batch: int, loss: float, accuracy: float) -> None:
+        """Move the bar."""
+        done = (epoch - 1) * self.batches + batch
+        rate = done / max(perf_counter() - self.started - self.paused, 1e-9)
+        self.bar.update(self.task, completed=done, epoch=epoch, loss=loss, accuracy=accuracy, rate=rate)
+
+    def on_evaluate(self, epoch: int) -> None:
+        """Evaluation does not count as training."""
+        self._evaluating = perf_counter()
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Leave a line behind."""
+        self.paused += perf_counter() - self._evaluating
+        self.bar.console.print(
+            f"epoch {record.epoch}: loss {record.train_loss:.4f}, training accuracy {record.train_accuracy:.2%}, "
+            f"test accuracy {record.test_accuracy:.2%}, {record.seconds:.1f} s",
+            highlight=False,
+        )

@@ -1,0 +1,128 @@
+"""`hesplit-native reproduce`."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from hesplit_native.reproduce.tables import Row
+
+
+class TableName(str, Enum):
+    """Which paper's table."""
+
+    split_ways = "split-ways"
+    hesplit = "hesplit"
+    triad = "triad"
+
+
+_TITLES = {
+    "split-ways": "Split Ways, table 1",
+    "hesplit": "Split Without a Leak, experimental results",
+    "triad": "Triad of Split Learning, figures 2, 3 and 5",
+}
+
+
+def reproduce_command(
+    table: TableName = typer.Argument(..., help="Which paper's table."),
+    quick: bool = typer.Option(False, "--quick", help="A few batches of synthetic data: shows that all rows run."),
+    rows: str | None = typer.Option(
+        None, help="Only rows whose id contains one of these words (comma-separated); `list` lists."
+    ),
+    seeds: int = typer.Option(0, min=0, help="Instead: so many paired seeds of the recommended sets."),
+    seed: int = typer.Option(0, min=0, help="The seed of the table's rows."),
+    mitdb: Path | None = typer.Option(None, envvar="HESPLIT_MITDB", help="The MIT-BIH records."),
+    ptbxl: Path | None = typer.Option(
+        None, envvar="HESPLIT_PTBXL", help="PTB-XL folder or .npz; without it those rows are left out."
+    ),
+    lipids: Path | None = typer.Option(
+        None, envvar="HESPLIT_LIPIDS", help="A table of lipids; else a synthetic cohort."
+    ),
+    cifar10: Path | None = typer.Option(
+        None, envvar="HESPLIT_CIFAR10", help="CIFAR-10 folder or .npz; else synthetic images."
+    ),
+    jobs: int = typer.Option(os.cpu_count() or 1, min=1, help="Rows side by side, one thread each."),
+    output: Path | None = typer.Option(None, help="Directory for results, tables and checkpoints."),
+) -> None:
+    """Regenerate a published table with our figures beside it. Interrupted, it goes on where it stopped."""
+    from rich.console import Console
+
+    from hesplit_native.errors import ParameterError
+    from hesplit_native.reproduce import page, runner, tables
+
+    console = Console()
+    name = table.value
+    data = ("mitbih", *(("ptbxl",) if ptbxl else ()))
+    if seeds:
+        wanted = [row for item in (data if name == "hesplit" else ("mitbih",)) for row in tables.pairs(item, seeds)]
+    else:
+        wanted = tables.rows(name, quick=quick, data=data, seed=seed)
+    if rows == "list":
+        for row in wanted:
+            console.print(f"{row.id:40} {row.section}: {row.title}", highlight=False, markup=False)
+        return
+    chosen = wanted
+    if rows is not None:
+        words = [word.strip() for word in rows.split(",")]
+        chosen = [row for row in wanted if any(word in row.id for word in words)]
+        if not chosen:
+            raise ParameterError(f"no row of {name} has an id with {' or '.join(words)}; --rows list shows them")
+    folder = output or Path("reproduce") / (name + ("-quick" if quick else "") + ("-seeds" if seeds else ""))
+    sources = {"mitbih": mitdb, "ptbxl": ptbxl, "ldl": lipids, "cifar10": cifar10}
+    failed = _run(console, chosen, folder, {key: str(path) if path else None for key, path in sources.items()}, jobs)
+    title = _TITLES[name] + (": paired seeds of our recommended sets" if seeds else "")
+    found = runner.results(wanted, folder)
+    written = page.write(folder, name, title, wanted, found, quick=quick)
+    console.print(f"{len(found)} of {len(wanted)} rows. Written: {', '.join(map(str, written))}", highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _run(console: object, rows: list[Row], folder: Path, sources: dict[str, str | None], jobs: int) -> int:
+    """Run what is missing, with a bar for the table and one for each row at work."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from hesplit_native.reproduce import runner
+
+    assert isinstance(console, Console)
+    failed = 0
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    tasks = {}
+    with bar:
+        already = len(runner.results(rows, folder))
+        table = bar.add_task(f"{len(rows)} rows", total=len(rows), completed=already)
+
+        def on_progress(row: Row, done: int, total: int) -> None:
+            if row.id not in tasks:
+                tasks[row.id] = bar.add_task(row.title, total=total)
+            bar.update(tasks[row.id], completed=done)
+
+        def on_done(row: Row, error: BaseException | None) -> None:
+            nonlocal failed
+            bar.advance(table)
+            if row.id in tasks:
+                bar.remove_task(tasks.pop(row.id))
+            if error is not None:
+                failed += 1
+                bar.console.print(f"{row.id} failed: {error}", style="red", markup=False, highlight=False)
+            else:
+                bar.console.print(f"{row.id} done", highlight=False, markup=False)
+
+        runner.run(rows, folder, sources, jobs=jobs, on_progress=on_progress, on_done=on_done)
+    return failed

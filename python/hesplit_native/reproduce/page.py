@@ -1,0 +1,149 @@
+"""A table as Markdown, and as one HTML page with curves."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+from hesplit_native import report
+from hesplit_native.reproduce.tables import Row
+
+Results = dict[str, dict[str, Any]]
+
+_HEAD = ["row", "published", "ours", "same recipe, plaintext", "difference", "s per epoch: published", "ours", "ratio",
+         "sent per epoch: published", "ours", "ratio"]  # fmt: skip
+
+
+def _cells(row: Row, results: Results) -> list[str]:
+    values = results.get(row.id)
+    published = row.published
+    printed = published.accuracy if published else row.printed
+    if values is None:
+        return [row.title, f"{printed:.2f}" if printed else "", "not run", *[""] * 8]
+    reference = results.get(row.reference or "")
+    seconds, sent = values["seconds_per_epoch"], values["bytes_per_epoch"]
+    cells = [row.title, f"{printed:.2f}" if printed else "", f"{values['metric']:.2f}"]
+    cells += [f"{reference['metric']:.2f}", f"{values['metric'] - reference['metric']:+.2f}"] if reference else ["", ""]
+    cells += [f"{published.seconds:,.2f}" if published else "", f"{seconds:,.2f}"]
+    cells += [f"{published.seconds / seconds:,.1f}×" if published else ""]
+    cells += [published.communication if published else "", report.size(sent) if sent else "0"]
+    cells += [
+        f"{published.communication_bytes / sent:,.0f}×" if published and published.communication_bytes and sent else ""
+    ]
+    return cells
+
+
+def _sections(rows: list[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.section, []).append(row)
+    return found
+
+
+def _summary(rows: list[Row], results: Results, quick: bool) -> list[str]:
+    done = [results[row.id] for row in rows if row.id in results]
+    lines = []
+    if quick:
+        lines.append(
+            "**Quick: a few batches of synthetic data. It shows that every row runs; the figures mean nothing.**"
+        )
+    lines.append(
+        "Accuracy in percent on the test set, averaged over the last three epochs. Bytes are counted at the channel, both directions, "
+        "training steps only; seconds are those of training steps, one thread, rows side by side. "
+        "Published communication is printed in Tb and Gb; the ratio takes these as 10¹² and 10⁹ bytes."
+    )
+    unflooded = [row.title for row in rows if results.get(row.id, {}).get("flooding") == "off"]
+    if unflooded:
+        lines.append(
+            "**Noise flooding: off** in the rows with published parameter sets, which have no room for it: over many steps "
+            "what they release lets the server recover the key."
+        )
+    below = [
+        row.title for row in rows if ((results.get(row.id, {}).get("parameters") or {}).get("security")) == "paper"
+    ]
+    if below:
+        lines.append(f"Below 128 bits by the 2024 guideline, as published: {', '.join(sorted(set(below)))}.")
+    for values in done[:1]:
+        machine, versions = values["machine"], values["versions"]
+        features = ", ".join(name for name, there in machine["cpu_features"].items() if there)
+        lines.append(
+            f"{machine['platform']}, {machine['cpus']} CPUs ({features}); "
+            + ", ".join(f"{name} {version}" for name, version in versions.items())
+        )
+    seeds = sorted({str(values["config"].get("seed")) for values in done})
+    data = sorted({values["data"] for values in done})
+    lines.append(f"Seeds: {', '.join(seeds)}. Data: {'; '.join(data)}.")
+    return lines
+
+
+def markdown(title: str, rows: list[Row], results: Results, *, quick: bool) -> str:
+    """The whole table as Markdown."""
+    lines = [f"# {title}", ""]
+    lines += [line + "\n" for line in _summary(rows, results, quick)]
+    for section, members in _sections(rows).items():
+        lines += [f"## {section}", "", "| " + " | ".join(_HEAD) + " |", "|---" + "|---:" * (len(_HEAD) - 1) + "|"]
+        lines += ["| " + " | ".join(_cells(row, results)) + " |" for row in members]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _curves(members: list[Row], results: Results) -> str:
+    """A PNG of accuracy by epoch, as a data address; empty when there is nothing to draw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    drawn = [(row, results[row.id]["curve"]) for row in members if row.id in results]
+    if not drawn:
+        return ""
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    for row, curve in drawn:
+        axes.plot(range(1, len(curve) + 1), curve, marker=".", label=row.title)
+    axes.set(xlabel="epoch", ylabel="test set")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;margin:1em 0;font-size:13px}th,td{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right}
+th:first-child,td:first-child{text-align:left}th{background:#f4f4f4}strong{color:#b3261e}img{max-width:100%}"""
+
+
+def page(title: str, rows: list[Row], results: Results, *, quick: bool) -> str:
+    """The whole table as one HTML page that needs no other file."""
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    ]
+    parts.append(f"<h1>{html.escape(title)}</h1>")
+    for line in _summary(rows, results, quick):
+        pieces = html.escape(line).split("**")
+        parts.append("<p>" + "".join(f"<strong>{p}</strong>" if i % 2 else p for i, p in enumerate(pieces)) + "</p>")
+    for section, members in _sections(rows).items():
+        parts.append(f"<h2>{html.escape(section)}</h2><table><tr>")
+        parts += [f"<th>{html.escape(name)}</th>" for name in _HEAD]
+        parts.append("</tr>")
+        for row in members:
+            parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row, results)) + "</tr>")
+        parts.append("</table>")
+        picture = _curves(members, results)
+        if picture:
+            parts.append(f'<img alt="{html.escape(section)}: by epoch" src="{picture}">')
+    return "".join(parts) + "</html>\n"
+
+
+def write(folder: Path, name: str, title: str, rows: list[Row], results: Results, *, quick: bool) -> list[Path]:
+    """Both files; returns their paths."""
+    paths = [folder / f"{name}.md", folder / f"{name}.html"]
+    paths[0].write_text(markdown(title, rows, results, quick=quick))
+    paths[1].write_text(page(title, rows, results, quick=quick))
+    return paths
