@@ -9,6 +9,7 @@ from hesplit_native.errors import ParameterError
 from hesplit_native.linear import Overflow
 from hesplit_native.models import Model
 from hesplit_native.parameters import Packing
+from hesplit_native.published import PARAMETER_SETS
 from hesplit_native.protocols.terms import Protocol, ServerOptimizer
 
 Recipe = Literal["default", "paper"]
@@ -55,6 +56,10 @@ class RunConfig:
                 raise ParameterError(f"{name} must be at least 1, got {value}")
         if self.seed < 0:
             raise ParameterError(f"seed must not be negative, got {self.seed}")
+        if self.parameter_set is not None and self.parameter_set not in PARAMETER_SETS:
+            raise ParameterError(
+                f"unknown parameter set {self.parameter_set!r}; there are {', '.join(PARAMETER_SETS)}"
+            )
         slots = self.packing == "slots" or self.parameter_set is not None
         if self.releases and slots and self.flooding != "off":
             raise ParameterError(
@@ -81,4 +86,5 @@ class RunConfig:
         if self.optimizer != "adam":
             return _GRADIENT_DESCENT | {"activation_norm": 32.0 * activations**0.5}
         flooded = self.releases and self.flooding != "off"
-        return dict(_TIGHT if flooded or self.protocol == "sealed" else _WIDE)
+        short = self.parameter_set is not None and sum(PARAMETER_SETS[self.parameter_set].modulus_bits) < 60
+        return dict(_TIGHT if flooded or short or self.protocol == "sealed" else _WIDE)

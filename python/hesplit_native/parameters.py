@@ -29,6 +29,10 @@ SEALED_ERROR_BOUND = 0.05
 SEALED_UPDATES = 1 << 16
 _LARGEST_PRIME_2048 = 53
 
+# Error bounds that published sets are tried with: at their own scale, and those that need another.
+_PUBLISHED_BOUNDS = tuple(1e-3 * 2**k for k in range(8))
+_RESCALED_BOUNDS = tuple(0.128 * 2 ** (k / 4) for k in range(25))
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -165,7 +169,8 @@ class Parameters:
         """A published set (`hesplit_native.published.PARAMETER_SETS`) with the smallest error bound that it keeps for these ranges.
 
         The published scale is that of the activations; weights are encoded at whatever scale fills the modulus, instead of
-        the published one, so that no logit within the ranges wraps around and scales stay exact.
+        the published one, so that no logit within the ranges wraps around and scales stay exact. A set that cannot hold the
+        ranges so to better than 0.128 gets another scale for the activations too, the one with the least error.
 
         Raises
         ------
@@ -179,28 +184,33 @@ class Parameters:
         chosen = PARAMETER_SETS[name]
         if activation_norm is None:
             activation_norm = max(activation_bound, activation_bound / 8 * math.sqrt(max(in_features, 1)))
-        for error_bound in (1e-3 * 2**k for k in range(12)):
-            candidate = cls(
-                ring_degree=chosen.ring_degree,
-                modulus_bits=chosen.modulus_bits,
-                scale=chosen.scale,
-                packing="slots",
-                security=chosen.security,
-                activation_bound=activation_bound,
-                activation_norm=activation_norm,
-                error_bound=error_bound,
-                batch_size=batch_size,
-            )
-            try:
-                candidate.estimate(in_features, out_features, batch_size, weight_norm=weight_norm)
-            except RangeError:
-                continue
-            return candidate
-        bits = sum(chosen.modulus_bits[:-1]) - math.log2(chosen.scale)
+        shape = (in_features, out_features, batch_size)
+        for published_scale in (True, False):
+            for error_bound in _PUBLISHED_BOUNDS if published_scale else _RESCALED_BOUNDS:
+                candidate = cls(
+                    ring_degree=chosen.ring_degree,
+                    modulus_bits=chosen.modulus_bits,
+                    scale=chosen.scale,
+                    packing="slots",
+                    security=chosen.security,
+                    activation_bound=activation_bound,
+                    activation_norm=activation_norm,
+                    error_bound=error_bound,
+                    batch_size=batch_size,
+                )
+                if not published_scale:
+                    scale = candidate._native.best_scale(*shape, weight_norm)
+                    if scale == 0:
+                        continue
+                    candidate = replace(candidate, scale=scale)
+                try:
+                    candidate.estimate(*shape, weight_norm=weight_norm)
+                except RangeError:
+                    continue
+                return candidate
         raise ParameterError(
-            f"the set {name} cannot hold logits up to {activation_norm * weight_norm:g} to better than +-2: beside activations at "
-            f"2^{math.log2(chosen.scale):g} its modulus has {bits:.0f} bits for weights and range. Lower activation_norm or "
-            "weight_norm"
+            f"the set {name} cannot hold logits up to {activation_norm * weight_norm:g} to better than +-8: its modulus has "
+            f"{sum(chosen.modulus_bits[:-1])} bits for activations, weights and range together. Lower activation_norm or weight_norm"
         )
 
     @classmethod

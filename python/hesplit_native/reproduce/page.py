@@ -17,7 +17,7 @@ _HEAD = ["row", "published", "ours", "same recipe, plaintext", "difference", "s 
          "sent per epoch: published", "ours", "ratio"]  # fmt: skip
 
 
-def _cells(row: Row, results: Results) -> list[str]:
+def _cells(row: Row, results: Results, quick: bool) -> list[str]:
     values = results.get(row.id)
     published = row.published
     printed = published.accuracy if published else row.printed
@@ -28,10 +28,10 @@ def _cells(row: Row, results: Results) -> list[str]:
     cells = [row.title, f"{printed:.2f}" if printed else "", f"{values['metric']:.2f}"]
     cells += [f"{reference['metric']:.2f}", f"{values['metric'] - reference['metric']:+.2f}"] if reference else ["", ""]
     cells += [f"{published.seconds:,.2f}" if published else "", f"{seconds:,.2f}"]
-    cells += [f"{published.seconds / seconds:,.1f}×" if published else ""]
+    cells += [f"{published.seconds / seconds:,.1f}×" if published and not quick else ""]
     cells += [published.communication if published else "", report.size(sent) if sent else "0"]
     cells += [
-        f"{published.communication_bytes / sent:,.0f}×" if published and published.communication_bytes and sent else ""
+        f"{published.communication_bytes / sent:,.0f}×" if published and published.communication_bytes and sent and not quick else ""
     ]
     return cells
 
@@ -85,7 +85,7 @@ def markdown(title: str, rows: list[Row], results: Results, *, quick: bool) -> s
     lines += [line + "\n" for line in _summary(rows, results, quick)]
     for section, members in _sections(rows).items():
         lines += [f"## {section}", "", "| " + " | ".join(_HEAD) + " |", "|---" + "|---:" * (len(_HEAD) - 1) + "|"]
-        lines += ["| " + " | ".join(_cells(row, results)) + " |" for row in members]
+        lines += ["| " + " | ".join(_cells(row, results, quick)) + " |" for row in members]
         lines.append("")
     return "\n".join(lines)
 
@@ -133,7 +133,7 @@ def page(title: str, rows: list[Row], results: Results, *, quick: bool) -> str:
         parts += [f"<th>{html.escape(name)}</th>" for name in _HEAD]
         parts.append("</tr>")
         for row in members:
-            parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row, results)) + "</tr>")
+            parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row, results, quick)) + "</tr>")
         parts.append("</table>")
         picture = _curves(members, results)
         if picture:
