@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from hesplit_native.transport.channel import Channel
+from hesplit_native.transport.certificates import ClientTls, ServerTls, make_authority, make_client, make_server
+from hesplit_native.transport.channel import Channel, ClientInfo
+from hesplit_native.transport.grpc import GrpcChannel, GrpcServer, Limits, connect
 from hesplit_native.transport.in_process import InProcessChannel
-from hesplit_native.transport.tcp import TcpChannel, accept, connect, listen
 
-__all__ = ["Channel", "InProcessChannel", "TcpChannel", "accept", "connect", "listen"]
+__all__ = [
+    "Channel",
+    "ClientInfo",
+    "ClientTls",
+    "GrpcChannel",
+    "GrpcServer",
+    "InProcessChannel",
+    "Limits",
+    "ServerTls",
+    "connect",
+    "make_authority",
+    "make_client",
+    "make_server",
+]

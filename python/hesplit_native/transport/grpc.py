@@ -1,0 +1,418 @@
+"""gRPC: whole messages over one bidirectional stream per connection, with mutual TLS.
+
+The protocols' messages are the payload, as bytes: there is no other schema. Without TLS only connections within one machine are
+made, unless asked otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic, sleep
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from hesplit_native.errors import ConnectionLost, HESplitError, ParameterError, ProtocolError, WireError
+from hesplit_native.transport.certificates import ClientTls, ServerTls
+from hesplit_native.transport.channel import ClientInfo
+from hesplit_native.transport.in_process import Conversation
+
+#: No message of this package is longer (rotation keys of the slot packing are the longest).
+MAX_MESSAGE = 1 << 28
+#: Seconds without an answer after which a peer counts as gone.
+TIMEOUT = 300.0
+
+_SERVICE, _METHOD = "hesplit_native.Split", "Converse"
+_PREFIX = 5  # of every gRPC message: a flag and its length
+_CONNECT_SECONDS = 10.0
+_CLIENT_ID = "client-id"
+
+
+def _options(max_message: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_send_message_length", max_message),
+        ("grpc.max_receive_message_length", max_message),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.so_reuseport", 0),
+        # A peer that vanished without a word is noticed within a minute.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host and port of `"host:port"` (`"[::1]:7000"` for IPv6); `ParameterError` otherwise."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ParameterError(f"expected an address as host:port, for example localhost:7000, got {address!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_security(host: str, tls: object, insecure: bool) -> None:
+    if tls is None and not insecure and not _is_loopback(host):
+        raise ParameterError(
+            f"{host} is another machine: give certificates (--tls, made by `hesplit-native certs`), or accept that anyone on the "
+            "way can read and change everything with --insecure"
+        )
+
+
+# The client
+
+
+class GrpcChannel:
+    """The client's `Channel` over one stream. Made by `connect`."""
+
+    def __init__(self, channel: Any, client_id: str, address: str, *, tls: bool, timeout: float, max_message: int) -> None:
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self._channel = channel
+        self._address = address
+        self._tls = tls
+        self._timeout = timeout
+        self._max_message = max_message
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        stream = channel.stream_stream(f"/{_SERVICE}/{_METHOD}")
+        self._call = stream(iter(self._outgoing.get, None), metadata=((_CLIENT_ID, client_id),))
+        self._waiting_since: float | None = None
+        self._late = False
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="hesplit-timeout", daemon=True).start()
+
+    def send(self, message: bytes) -> None:
+        """Send one message."""
+        if len(message) > self._max_message:
+            raise WireError(f"a message of {len(message)} bytes exceeds the limit of {self._max_message} bytes")
+        if self._closed.is_set():
+            raise ConnectionLost("the connection is closed")
+        self._outgoing.put(message)
+        self.bytes_up += len(message) + _PREFIX
+
+    def receive(self) -> bytes:
+        """Wait for one whole message."""
+        self._waiting_since = monotonic()
+        try:
+            message: bytes = next(self._call)
+        except StopIteration:
+            raise ConnectionLost(f"the server at {self._address} ended the connection") from None
+        except grpc.RpcError as error:
+            raise self._explain(error) from error
+        finally:
+            self._waiting_since = None
+        self.bytes_down += len(message) + _PREFIX
+        return message
+
+    def close(self) -> None:
+        """End the conversation."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._outgoing.put(None)
+            self._call.cancel()
+            self._channel.close()
+
+    def _watch(self) -> None:
+        """Break off a wait that takes too long: a deadline of the stream would count from its beginning."""
+        while not self._closed.wait(min(1.0, self._timeout / 4)):
+            since = self._waiting_since
+            if since is not None and monotonic() - since > self._timeout:
+                self._late = True
+                self._call.cancel()
+                return
+
+    def _explain(self, error: grpc.RpcError) -> HESplitError:
+        code, details = error.code(), error.details() or ""
+        if self._late:
+            return ConnectionLost(f"the server sent nothing for {self._timeout:g} seconds")
+        if code is grpc.StatusCode.UNAVAILABLE:
+            hint = ": it may not accept this client's certificate" if self._tls and self.bytes_down == 0 else ""
+            return ConnectionLost(f"the connection to the server at {self._address} was lost{hint} ({details})")
+        if code is grpc.StatusCode.CANCELLED:
+            return ConnectionLost(f"the server at {self._address} closed the connection")
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+            return WireError(f"a message exceeds the size limit of one side: {details}")
+        return ProtocolError(f"the server refused the connection: {details or code.name}")
+
+
+def connect(
+    address: str,
+    *,
+    tls: ClientTls | None = None,
+    client_id: str = "client",
+    insecure: bool = False,
+    timeout: float = TIMEOUT,
+    max_message: int = MAX_MESSAGE,
+) -> GrpcChannel:
+    """Connect to a server.
+
+    Parameters
+    ----------
+    address
+        ``"host:port"``.
+    tls
+        Certificates for mutual TLS; None: no TLS, which takes an address of this machine or ``insecure``.
+    client_id
+        Who this client says it is; under TLS the name in its certificate counts instead.
+
+    Raises
+    ------
+    ParameterError
+        The address is not of that form, or of another machine without TLS.
+    ConnectionLost
+        Nobody answers there, or TLS fails.
+    """
+    host, port = parse_address(address)
+    _check_security(host, tls, insecure)
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if tls is None:
+        channel = grpc.insecure_channel(target, options=_options(max_message))
+    else:
+        credentials = grpc.ssl_channel_credentials(tls.authority, tls.private_key, tls.certificate)
+        channel = grpc.secure_channel(target, credentials, options=_options(max_message))
+    settled = threading.Event()
+    found: list[grpc.ChannelConnectivity] = []
+
+    def changed(state: grpc.ChannelConnectivity) -> None:
+        if state in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
+            found.append(state)
+            settled.set()
+
+    channel.subscribe(changed, try_to_connect=True)
+    settled.wait(min(timeout, _CONNECT_SECONDS))
+    channel.unsubscribe(changed)
+    if not found or found[0] is not grpc.ChannelConnectivity.READY:
+        channel.close()
+        raise ConnectionLost(_why_not(address, host, port, tls is not None))
+    return GrpcChannel(channel, client_id, address, tls=tls is not None, timeout=timeout, max_message=max_message)
+
+
+def _why_not(address: str, host: str, port: int, tls: bool) -> str:
+    """GRPC does not say whether nobody listens or TLS failed; a plain connection tells."""
+    try:
+        socket.create_connection((host, port), timeout=2.0).close()
+    except OSError as error:
+        return (
+            f"cannot connect to {address} ({error.strerror or error}): start the server there first (hesplit-native serve) or check "
+            "host and port"
+        )
+    if tls:
+        return (
+            f"the server at {address} does not complete the TLS handshake: its certificate is not of this CA or for another name, or "
+            "it speaks no TLS"
+        )
+    return f"the server at {address} does not answer in plain text: it may want TLS (--tls)"
+
+
+# The server
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may take of a server.
+
+    A client that is faster than `messages_per_second` or `bytes_per_second` (over some seconds) is slowed down to them.
+    """
+
+    max_message: int = MAX_MESSAGE
+    messages_per_second: float = 20_000.0
+    bytes_per_second: float = 1e9
+    idle_seconds: float = TIMEOUT
+    max_clients: int = 32
+    max_connections_per_client: int = 16
+
+
+class _Bucket:
+    """A token bucket that holds a few seconds' worth."""
+
+    _SECONDS = 5.0
+
+    def __init__(self, per_second: float) -> None:
+        self.per_second = per_second
+        self.level = per_second * self._SECONDS
+        self.at = monotonic()
+
+    def take(self, amount: float) -> float:
+        """Seconds to wait before going on."""
+        now = monotonic()
+        self.level = min(self.per_second * self._SECONDS, self.level + (now - self.at) * self.per_second)
+        self.at = now
+        self.level -= amount
+        return max(0.0, -self.level / self.per_second)
+
+
+@dataclass
+class _Stream:
+    client: ClientInfo
+    cancel: Callable[[], object]
+    seen: float
+    working: bool = False
+    idle: bool = False
+
+
+class GrpcServer:
+    """Gives every connection a conversation of its own, in a thread of its own.
+
+    Parameters
+    ----------
+    address
+        ``"host:port"`` to listen on; port 0 lets the system choose (`port` then says which).
+    open_conversation
+        Called with who connected; the generator is closed when the connection is over.
+    tls
+        Certificates for mutual TLS: clients without a certificate of the CA are refused.
+    on_event
+        Called with a line for the log.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        open_conversation: Callable[[ClientInfo], Conversation],
+        *,
+        tls: ServerTls | None = None,
+        insecure: bool = False,
+        limits: Limits | None = None,
+        on_event: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        host, port = parse_address(address)
+        _check_security(host, tls, insecure)
+        self._open = open_conversation
+        self._limits = limits = limits or Limits()
+        self._on_event = on_event
+        self._tls = tls is not None
+        self._by_id: dict[int, _Stream] = {}
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        pool = ThreadPoolExecutor(limits.max_clients + 8, thread_name_prefix="hesplit-client")
+        self._server = grpc.server(pool, options=_options(limits.max_message))
+        handler = grpc.stream_stream_rpc_method_handler(self._converse)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: handler}),))
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            if tls is None:
+                self.port: int = self._server.add_insecure_port(target)
+            else:
+                credentials = grpc.ssl_server_credentials(
+                    [(tls.private_key, tls.certificate)], tls.authority, require_client_auth=True
+                )
+                self.port = self._server.add_secure_port(target, credentials)
+        except RuntimeError as error:
+            raise ProtocolError(f"cannot listen on {address}: {error}") from error
+        if self.port == 0:
+            raise ProtocolError(f"cannot listen on {address}: the address is not of this machine, or taken")
+
+    def start(self) -> None:
+        """Begin to take connections."""
+        self._server.start()
+        threading.Thread(target=self._watch_idle, name="hesplit-idle", daemon=True).start()
+
+    def stop(self, grace: float = 0.5) -> None:
+        """End all connections; those that are being worked on get `grace` seconds."""
+        self._stopped.set()
+        self._server.stop(grace).wait()
+
+    def __enter__(self) -> GrpcServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _client(self, context: Any) -> ClientInfo:
+        peer = str(context.peer())
+        if self._tls:
+            names = context.auth_context().get("x509_common_name", [])
+            if not names:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "the client's certificate names no client")
+            return ClientInfo(names[0].decode("utf-8", "replace"), True, peer)
+        values = dict(context.invocation_metadata())
+        claimed = str(values.get(_CLIENT_ID, "anonymous"))[:64]
+        return ClientInfo(claimed if claimed.isprintable() else "anonymous", False, peer)
+
+    def _converse(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        client = self._client(context)
+        stream = _Stream(client, context.cancel, monotonic())
+        with self._lock:
+            same = sum(1 for other in self._by_id.values() if other.client.id == client.id)
+            full = len(self._by_id) >= self._limits.max_clients or same >= self._limits.max_connections_per_client
+            if not full:
+                self._by_id[id(stream)] = stream
+        if full:
+            self._on_event(f"{client.id}: refused: too many connections")
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server has as many connections as it takes; try later")
+        conversation: Conversation | None = None
+        try:
+            conversation = self._open(client)
+            next(conversation)
+            yield from self._exchange(conversation, requests, stream)
+        except grpc.RpcError:
+            self._on_event(f"{client.id}: the connection was lost")
+        except Exception as error:  # whatever one client causes, the others are served
+            self._on_event(f"{client.id}: internal error: {error!r}")
+            context.abort(grpc.StatusCode.INTERNAL, "internal error at the server; its log says which")
+        finally:
+            with self._lock:
+                self._by_id.pop(id(stream), None)
+            if conversation is not None:
+                conversation.close()
+
+    def _exchange(self, conversation: Conversation, requests: Iterator[bytes], stream: _Stream) -> Iterator[bytes]:
+        messages, sizes = _Bucket(self._limits.messages_per_second), _Bucket(self._limits.bytes_per_second)
+        for request in self._received(requests, stream):
+            wait = max(messages.take(1), sizes.take(len(request)))
+            if wait > 0:
+                sleep(min(wait, self._limits.idle_seconds))
+            stream.working = True
+            try:
+                reply = conversation.send(request)
+            except StopIteration:
+                return
+            yield reply
+            stream.seen, stream.working = monotonic(), False
+
+    def _received(self, requests: Iterator[bytes], stream: _Stream) -> Iterator[bytes]:
+        """The client's messages; ends when the client does, however that happens."""
+        while True:
+            try:
+                request = next(requests)
+            except StopIteration:
+                return
+            except Exception:  # the iterator raises bare Exceptions when a stream breaks
+                why = f"nothing for {self._limits.idle_seconds:g} seconds" if stream.idle else "connection lost"
+                self._on_event(f"{stream.client.id}: disconnected ({why}, or a message above the size limit)")
+                return
+            yield request
+
+    def _watch_idle(self) -> None:
+        pause = min(1.0, self._limits.idle_seconds / 4)
+        while not self._stopped.wait(pause):
+            now = monotonic()
+            with self._lock:
+                idle = [
+                    stream
+                    for stream in self._by_id.values()
+                    if not stream.working and now - stream.seen > self._limits.idle_seconds
+                ]
+            for stream in idle:
+                stream.idle = True
+                with contextlib.suppress(Exception):
+                    stream.cancel()
