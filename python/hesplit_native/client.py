@@ -49,7 +49,7 @@ def choose_parameters(config: RunConfig, architecture: Architecture) -> Paramete
         "out_features": architecture.outputs,
         "batch_size": config.batch_size,
     }
-    ranges = config.ranges(architecture.activations)
+    ranges: dict[str, Any] = {**config.ranges(architecture.activations)}
     if config.parameter_set is not None:
         return Parameters.published(config.parameter_set, **shape, **ranges)
     if config.protocol == "sealed":

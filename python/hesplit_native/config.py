@@ -9,8 +9,8 @@ from hesplit_native.errors import ParameterError
 from hesplit_native.linear import Overflow
 from hesplit_native.models import Model
 from hesplit_native.parameters import Packing
-from hesplit_native.published import PARAMETER_SETS
 from hesplit_native.protocols.terms import Protocol, ServerOptimizer
+from hesplit_native.published import PARAMETER_SETS
 
 Recipe = Literal["default", "paper"]
 Flooding = Literal["step", "run", "off"]
@@ -57,9 +57,7 @@ class RunConfig:
         if self.seed < 0:
             raise ParameterError(f"seed must not be negative, got {self.seed}")
         if self.parameter_set is not None and self.parameter_set not in PARAMETER_SETS:
-            raise ParameterError(
-                f"unknown parameter set {self.parameter_set!r}; there are {', '.join(PARAMETER_SETS)}"
-            )
+            raise ParameterError(f"unknown parameter set {self.parameter_set!r}; there are {', '.join(PARAMETER_SETS)}")
         slots = self.packing == "slots" or self.parameter_set is not None
         if self.releases and slots and self.flooding != "off":
             raise ParameterError(

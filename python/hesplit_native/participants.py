@@ -76,7 +76,7 @@ def train_together(
     connect: Callable[[int], Channel] | None = None,
     observer: Observer | None = None,
 ) -> RunResult:
-    """Train with several participants; as `training.train` otherwise. `connect` opens the connection of participant 0, 1, …"""
+    """Train with several participants; as `training.train` otherwise. `connect` opens the connection of participant 0, 1, …."""
     group = _Group(config, dataset, divide(dataset, participants, division, config.seed), mode, connect)
     interrupted = None
     try:

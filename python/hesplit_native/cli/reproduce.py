@@ -56,7 +56,7 @@ def reproduce_command(
     from hesplit_native.reproduce import page, runner, tables
 
     console = Console()
-    name = table.value
+    name: tables.Name = table.value
     data = ("mitbih", *(("ptbxl",) if ptbxl else ()))
     if seeds:
         wanted = [row for item in (data if name == "hesplit" else ("mitbih",)) for row in tables.pairs(item, seeds)]

@@ -91,9 +91,7 @@ def _normalise(millivolts: Signals) -> Signals:
 # The official folder
 
 
-def _read_folder(
-    folder: Path, cache_dir: Path, progress: Progress | None
-) -> tuple[Signals, Labels, Labels, Labels]:
+def _read_folder(folder: Path, cache_dir: Path, progress: Progress | None) -> tuple[Signals, Labels, Labels, Labels]:
     superclass = _superclasses(folder / "scp_statements.csv")
     rows = _read_database(folder / "ptbxl_database.csv", superclass)
     digest = hashlib.sha256(f"recipe {_RECIPE}".encode())

@@ -15,7 +15,14 @@ from hesplit_native.data.ptbxl import CLASSES, LEADS, SAMPLES, SAMPLING_RATE
 
 # (seconds from R, width in seconds, amplitude in mV) of each wave.
 _WAVES = np.array(
-    [(-0.17, 0.022, 0.12), (-0.035, 0.010, -0.10), (0.0, 0.012, 1.0), (0.030, 0.011, -0.25), (0.10, 0.035, 0.0), (0.26, 0.050, 0.30)]
+    [
+        (-0.17, 0.022, 0.12),
+        (-0.035, 0.010, -0.10),
+        (0.0, 0.012, 1.0),
+        (0.030, 0.011, -0.25),
+        (0.10, 0.035, 0.0),
+        (0.26, 0.050, 0.30),
+    ]
 )
 _Q, _R, _S, _ST, _T = 1, 2, 3, 4, 5
 

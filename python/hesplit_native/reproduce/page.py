@@ -31,7 +31,9 @@ def _cells(row: Row, results: Results, quick: bool) -> list[str]:
     cells += [f"{published.seconds / seconds:,.1f}×" if published and not quick else ""]
     cells += [published.communication if published else "", report.size(sent) if sent else "0"]
     cells += [
-        f"{published.communication_bytes / sent:,.0f}×" if published and published.communication_bytes and sent and not quick else ""
+        f"{published.communication_bytes / sent:,.0f}×"
+        if published and published.communication_bytes and sent and not quick
+        else ""
     ]
     return cells
 
@@ -96,6 +98,7 @@ def _curves(members: list[Row], results: Results) -> str:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     drawn = [(row, results[row.id]["curve"]) for row in members if row.id in results]
     if not drawn:
@@ -107,7 +110,7 @@ def _curves(members: list[Row], results: Results) -> str:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     plt.close(figure)
@@ -133,7 +136,9 @@ def page(title: str, rows: list[Row], results: Results, *, quick: bool) -> str:
         parts += [f"<th>{html.escape(name)}</th>" for name in _HEAD]
         parts.append("</tr>")
         for row in members:
-            parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row, results, quick)) + "</tr>")
+            parts.append(
+                "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row, results, quick)) + "</tr>"
+            )
         parts.append("</table>")
         picture = _curves(members, results)
         if picture:

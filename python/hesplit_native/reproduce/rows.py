@@ -35,10 +35,11 @@ def run_row(row: Row, folder: Path, sources: dict[str, str | None], queue: Any) 
     # Rows run side by side: one thread each.
     torch.set_num_threads(1)
     _core.set_num_threads(1)
-    if isinstance(row.config, TriadConfig):
-        values = _triad(row, sources, queue)
-    else:
-        values = _train(row, row.config, folder, sources, queue)
+    values = (
+        _triad(row, sources, queue)
+        if isinstance(row.config, TriadConfig)
+        else _train(row, row.config, folder, sources, queue)
+    )
     temporary = folder / f".{row.id}.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(values, indent=2) + "\n")
     os.replace(temporary, folder / f"{row.id}.json")

@@ -18,6 +18,7 @@ from hesplit_native.errors import DataError, ParameterError
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.hashes import SHA256
 
 _DAYS = 365
 _CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -90,13 +91,18 @@ def make_client(folder: str | os.PathLike[str], client_id: str, *, overwrite: bo
 def _checked(client_id: str) -> str:
     if not _CLIENT_ID.fullmatch(client_id):
         raise ParameterError(
-            f"a client id is 1 to 64 letters, digits, dots, dashes and underscores and begins with one of the first two, got {client_id!r}"
+            f"a client id is 1 to 64 letters, digits and . _ - and begins with a letter or digit, got {client_id!r}"
         )
     return client_id
 
 
 def _make_leaf(
-    folder: Path, name: str, common_name: str, usage: x509.ObjectIdentifier, names: list[x509.GeneralName], overwrite: bool
+    folder: Path,
+    name: str,
+    common_name: str,
+    usage: x509.ObjectIdentifier,
+    names: list[x509.GeneralName],
+    overwrite: bool,
 ) -> None:
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
@@ -125,7 +131,7 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _sha256() -> object:
+def _sha256() -> SHA256:
     from cryptography.hazmat.primitives import hashes
 
     return hashes.SHA256()
@@ -152,7 +158,9 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey
     return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
 
 
-def _write(folder: Path, name: str, certificate: x509.Certificate, key: EllipticCurvePrivateKey, overwrite: bool) -> None:
+def _write(
+    folder: Path, name: str, certificate: x509.Certificate, key: EllipticCurvePrivateKey, overwrite: bool
+) -> None:
     from cryptography.hazmat.primitives import serialization
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +182,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); `hesplit-native certs` makes certificates") from error
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); `hesplit-native certs` makes certificates"
+        ) from error
 
 
 def _load(folder: Path, name: str) -> tuple[bytes, bytes, bytes]:

@@ -81,7 +81,9 @@ def _check_security(host: str, tls: object, insecure: bool) -> None:
 class GrpcChannel:
     """The client's `Channel` over one stream. Made by `connect`."""
 
-    def __init__(self, channel: Any, client_id: str, address: str, *, tls: bool, timeout: float, max_message: int) -> None:
+    def __init__(
+        self, channel: Any, client_id: str, address: str, *, tls: bool, timeout: float, max_message: int
+    ) -> None:
         self.bytes_up = 0
         self.bytes_down = 0
         self._channel = channel
@@ -358,7 +360,9 @@ class GrpcServer:
                 self._by_id[id(stream)] = stream
         if full:
             self._on_event(f"{client.id}: refused: too many connections")
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server has as many connections as it takes; try later")
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "the server has as many connections as it takes; try later"
+            )
         conversation: Conversation | None = None
         try:
             conversation = self._open(client)
