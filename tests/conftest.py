@@ -9,7 +9,11 @@ from hypothesis import settings
 
 import hesplit_native as hn
 from hesplit_native.data import Dataset, synthetic_ecg
+from hesplit_native.protocols.phases import Phases
+from hesplit_native.protocols.server import Server
+from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import Terms
+from hesplit_native.transport import ClientInfo, InProcessChannel
 
 # Speed is measured in benchmarks; on a busy machine a deadline only makes tests fail at random.
 settings.register_profile("no deadline", deadline=None)
@@ -34,6 +38,18 @@ def mitdb() -> Path:
         if (path / "100.hea").is_file():
             return path
     pytest.skip(f"NO REAL RECORDS: looked in {', '.join(map(str, candidates))}; set HESPLIT_MITDB to test on them")
+
+
+@pytest.fixture
+def open_session():
+    """A session over a server in this process: open_session(terms, material) gives the session, the server's state and the server."""
+
+    def start(terms: Terms, material: bytes = b"", server: Server | None = None):
+        server = server or Server()
+        session = Session(InProcessChannel(server.converse(ClientInfo("test"))), terms, material, Phases())
+        return session, server.sessions[session.nonce], server
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import hesplit_native as hn
 from hesplit_native.data import load_mitbih, synthetic_ecg
 from hesplit_native.data.mitbih import CLASSES, load_beats, record_beats
 from hesplit_native.data.records import MITBIH_RECORDS, find_mitbih, read_record
-from hesplit_native.models import m1_client
+from hesplit_native.models import architecture
 
 
 @pytest.fixture(scope="module")
@@ -215,11 +215,13 @@ def test_a_linear_model_on_the_raw_signal_does_clearly_worse_than_the_network():
     torch.manual_seed(0)
     data = synthetic_ecg(train=8000, test=1000)
     linear = accuracy(nn.Sequential(nn.Flatten(), nn.Linear(128, 5)), data, epochs=30, batch=64, rate=5e-3)
-    network = accuracy(nn.Sequential(m1_client(), nn.Linear(256, 5)), data, epochs=4, batch=8, rate=2e-3)
+    network = accuracy(
+        nn.Sequential(architecture("m1", 1, 128, 5).body(0), nn.Linear(256, 5)), data, epochs=4, batch=8, rate=2e-3
+    )
     assert network > 0.88
     assert network > linear + 0.1
 
 
 def test_m1_has_the_papers_shape():
-    assert m1_client()(torch.zeros(3, 1, 128)).shape == (3, 256)
-    assert sum(p.numel() for p in m1_client().parameters()) == 16 * 7 + 16 + 8 * 16 * 5 + 8
+    assert architecture("m1", 1, 128, 5).body(0)(torch.zeros(3, 1, 128)).shape == (3, 256)
+    assert sum(p.numel() for p in architecture("m1", 1, 128, 5).body(0).parameters()) == 16 * 7 + 16 + 8 * 16 * 5 + 8

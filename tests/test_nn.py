@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import hesplit_native as hn
-from hesplit_native.protocols.server import ServerState, converse
-from hesplit_native.transport import InProcessChannel
+from hesplit_native.protocols.server import Server
+from hesplit_native.transport import ClientInfo, InProcessChannel
 
 
 def pair(in_features=20, out_features=3, bias=True, **options):
@@ -127,9 +127,11 @@ def test_a_copy_has_its_own_key():
 
 
 def test_with_a_channel_the_server_holds_and_trains_the_weights():
-    state = ServerState()
-    channel = InProcessChannel(converse(state))
-    layer = hn.nn.EncryptedLinear(20, 3, channel=channel, learning_rate=0.1, server_optimizer="sgd")
+    server = Server()
+    channel = InProcessChannel(server.converse(ClientInfo("test")))
+    exact = hn.Parameters.recommend(in_features=20, out_features=3, batch_size=4)  # without flooding
+    layer = hn.nn.EncryptedLinear(20, 3, channel=channel, parameters=exact, learning_rate=0.1, server_optimizer="sgd")
+    (state,) = server.sessions.values()
     assert not layer.state_dict()
     plain = nn.Linear(20, 3)
     plain.load_state_dict(state.layer.linear.state_dict())
@@ -164,8 +166,10 @@ def test_weights_changed_behind_the_version_counter_are_used():
 
 
 def test_behind_a_channel_the_first_layer_of_a_network_learns_too():
-    state = ServerState()
-    layer = hn.nn.EncryptedLinear(20, 3, channel=InProcessChannel(converse(state)))
+    server = Server()
+    layer = hn.nn.EncryptedLinear(20, 3, channel=InProcessChannel(server.converse(ClientInfo("test"))))
+    assert layer.parameters_ckks.releases == 1
+    (state,) = server.sessions.values()
     before = state.layer.linear.weight.detach().clone()
     x = torch.randn(4, 20)
     layer.eval()

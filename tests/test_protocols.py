@@ -10,47 +10,36 @@ import torch
 from torch import nn
 
 import hesplit_native as hn
-from hesplit_native.models import m1_client
+from hesplit_native.models import architecture
 from hesplit_native.nn import remote_linear
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.local import LocalLayer
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.phases import Phases
 from hesplit_native.protocols.plain import PlainClient
-from hesplit_native.protocols.server import ServerState, converse
+from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.splitways import SplitWaysClient
-from hesplit_native.protocols.terms import Terms, make_optimizer
-from hesplit_native.transport import InProcessChannel
+from hesplit_native.protocols.terms import make_optimizer
+from hesplit_native.transport import ClientInfo, InProcessChannel
 
 
-def make_terms(protocol, parameters=None, **changes):
-    values = {
-        "protocol": protocol,
-        "in_features": 256,
-        "out_features": 5,
-        "batch_size": 4,
-        "batches": 0,
-        "epochs": 0,
-        "learning_rate": 1e-3,
-        "server_optimizer": "adam",
-        "weight_seed": 7,
-        "parameter_hash": parameters.hash if parameters else "",
-    }
-    return Terms(**(values | changes))
-
-
-def open_session(protocol, packing="blocks", **changes):
+@pytest.fixture
+def open_layer(make_terms, open_session):
     """The client's layer, and the server's state that only a test may look into."""
-    state = ServerState()
-    channel = InProcessChannel(converse(state))
-    if protocol == "plain":
-        session = Session(channel, make_terms("plain", **changes), b"", Phases())
-        return PlainClient(session), state
-    params = hn.Parameters.recommend(in_features=256, out_features=5, batch_size=4, packing=packing)
-    client = hn.LinearClient(hn.SecretKey.generate(params), 256, 5)
-    terms = make_terms("splitways", params, **changes)
-    return SplitWaysClient(Session(channel, terms, client.public_material(), Phases()), client), state
+
+    def start(protocol, packing="blocks", **changes):
+        shape = {"in_features": 256, "out_features": 5, "batches": 0, "epochs": 0, "learning_rate": 1e-3} | changes
+        if protocol == "plain":
+            session, state, _ = open_session(make_terms(**shape))
+            return PlainClient(session), state
+        params = hn.Parameters.recommend(in_features=256, out_features=5, batch_size=4, packing=packing)
+        client = hn.LinearClient(hn.SecretKey.generate(params), 256, 5)
+        terms = make_terms(protocol="splitways", parameter_hash=params.hash, **shape)
+        session, state, _ = open_session(terms, client.public_material())
+        return SplitWaysClient(session, client), state
+
+    return start
 
 
 def step(model, layer, x, labels):
@@ -68,18 +57,18 @@ def copy_server(source, target):
     """Put one server into the state of another: weights and optimiser."""
     target.layer.linear.load_state_dict(source.layer.linear.state_dict())
     target.layer.optimizer.load_state_dict(copy.deepcopy(source.layer.optimizer.state_dict()))
-    target.layer.encrypted.set_weight(target.layer.linear.weight, target.layer.linear.bias)
+    target.layer.version += 1
 
 
 @pytest.mark.parametrize(("packing", "steps"), [("blocks", 200), ("slots", 200)])
-def test_splitways_and_plain_agree_at_every_step_from_the_same_state(packing, steps):
+def test_splitways_and_plain_agree_at_every_step_from_the_same_state(packing, steps, open_layer):
     torch.manual_seed(0)
     data = hn.data.synthetic_ecg(train=4 * steps, test=5)
     x_all, y_all = torch.from_numpy(data.train_x), torch.from_numpy(data.train_y)
-    model = m1_client()
+    model = architecture("m1", 1, 128, 5).body(0)
     optimizer = make_optimizer("adam", model.parameters(), 1e-3)
-    plain, plain_state = open_session("plain")
-    encrypted, encrypted_state = open_session("splitways", packing)
+    plain, plain_state = open_layer("plain")
+    encrypted, encrypted_state = open_layer("splitways", packing)
     bound = encrypted.linear.parameters.error_bound
     for i in range(steps):
         x, labels = x_all[4 * i : 4 * i + 4], y_all[4 * i : 4 * i + 4]
@@ -102,15 +91,15 @@ def test_splitways_and_plain_agree_at_every_step_from_the_same_state(packing, st
         optimizer.step()
 
 
-def test_plain_is_local_step_by_step():
+def test_plain_is_local_step_by_step(open_layer, make_terms):
     torch.manual_seed(0)
     data = hn.data.synthetic_ecg(train=200, test=5)
     losses = []
+    local_terms = make_terms(in_features=256, out_features=5, learning_rate=1e-3)
     for protocol in ("local", "plain"):
-        torch.manual_seed(1)
-        model = m1_client()
+        model = architecture("m1", 1, 128, 5).body(1)
         optimizer = make_optimizer("adam", model.parameters(), 1e-3)
-        layer = LocalLayer(make_terms("plain"), Phases()) if protocol == "local" else open_session("plain")[0]
+        layer = LocalLayer(local_terms, Phases()) if protocol == "local" else open_layer("plain")[0]
         for x, labels in zip(
             torch.from_numpy(data.train_x).split(4), torch.from_numpy(data.train_y).split(4), strict=True
         ):
@@ -119,8 +108,8 @@ def test_plain_is_local_step_by_step():
     assert losses[:50] == losses[50:]
 
 
-def test_input_gradient_uses_the_weights_before_the_update():
-    layer, state = open_session("plain", server_optimizer="sgd", learning_rate=10.0)
+def test_input_gradient_uses_the_weights_before_the_update(open_layer):
+    layer, state = open_layer("plain", server_optimizer="sgd", learning_rate=10.0)
     before = state.layer.linear.weight.detach().clone()
     x, gradient = torch.randn(4, 256), torch.randn(4, 5)
     layer.forward(x)
@@ -128,7 +117,7 @@ def test_input_gradient_uses_the_weights_before_the_update():
     torch.testing.assert_close(state.layer.linear.weight.detach(), before - 10.0 * gradient.T @ x)
 
 
-def test_the_server_sees_no_activations_in_the_forward_pass():
+def test_the_server_sees_no_activations_in_the_forward_pass(make_terms):
     seen = []
 
     def spy(conversation):
@@ -140,10 +129,9 @@ def test_the_server_sees_no_activations_in_the_forward_pass():
 
     params = hn.Parameters.recommend(in_features=256, out_features=5, batch_size=4)
     client = hn.LinearClient(hn.SecretKey.generate(params), 256, 5)
-    channel = InProcessChannel(spy(converse(ServerState())))
-    layer = SplitWaysClient(
-        Session(channel, make_terms("splitways", params), client.public_material(), Phases()), client
-    )
+    channel = InProcessChannel(spy(Server().converse(ClientInfo("test"))))
+    terms = make_terms(protocol="splitways", in_features=256, out_features=5, parameter_hash=params.hash)
+    layer = SplitWaysClient(Session(channel, terms, client.public_material(), Phases()), client)
     x = torch.full((4, 256), 3.25)
     layer.forward(x)
     request = messages.unpack(seen[-1])
@@ -154,8 +142,8 @@ def test_the_server_sees_no_activations_in_the_forward_pass():
 
 
 @pytest.mark.parametrize("protocol", ["plain", "splitways"])
-def test_short_batches_and_large_evaluations(protocol):
-    layer, state = open_session(protocol)
+def test_short_batches_and_large_evaluations(protocol, open_layer):
+    layer, state = open_layer(protocol)
     weight, bias = state.layer.linear.weight.detach(), state.layer.linear.bias.detach()
     for rows in (1, 3, 1000):
         x = torch.randn(rows, 256)

@@ -16,6 +16,7 @@ from hesplit_native.errors import HESplitError, RangeError, WireError
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 
+NONCE = bytes(range(16))
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 matrices = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=finite)
 
@@ -34,7 +35,7 @@ def read(data, shape):
 @given(matrices, st.integers(0, 2**64 - 1))
 def test_matrix_round_trip(values, step):
     received_step, received = read(
-        messages.pack(MessageType.LOGITS, step, messages.matrix(values, "logits")), values.shape
+        messages.pack(MessageType.LOGITS, step, NONCE, messages.matrix(values, "logits")), values.shape
     )
     assert received_step == step
     assert received.dtype == np.float32
@@ -55,7 +56,7 @@ def test_non_contiguous_matrices_are_sent_in_row_order():
     values = np.arange(12, dtype=np.float32).reshape(3, 4).T
     assert not values.flags.c_contiguous
     np.testing.assert_array_equal(
-        read(messages.pack(MessageType.LOGITS, 0, messages.matrix(values, "m")), (4, 3))[1], values
+        read(messages.pack(MessageType.LOGITS, 0, NONCE, messages.matrix(values, "m")), (4, 3))[1], values
     )
 
 
@@ -67,25 +68,26 @@ def test_text_round_trip(value):
 
 @given(matrices, st.data())
 def test_truncated(values, data):
-    whole = messages.pack(MessageType.LOGITS, 3, messages.matrix(values, "logits"))
+    whole = messages.pack(MessageType.LOGITS, 3, NONCE, messages.matrix(values, "logits"))
     with pytest.raises(WireError):
         read(whole[: data.draw(st.integers(0, len(whole) - 1))], values.shape)
 
 
 @given(matrices, st.binary(min_size=1, max_size=40))
 def test_extended(values, extra):
-    whole = messages.pack(MessageType.LOGITS, 3, messages.matrix(values, "logits"))
+    whole = messages.pack(MessageType.LOGITS, 3, NONCE, messages.matrix(values, "logits"))
     with pytest.raises(WireError, match="too many"):
         read(whole + extra, values.shape)
 
 
 @given(matrices, st.data())
 def test_bit_flip_in_a_header_never_passes_unseen(values, data):
-    whole = bytearray(messages.pack(MessageType.LOGITS, 3, messages.matrix(values, "logits")))
-    bit = data.draw(st.integers(0, 8 * 28 - 1))
+    whole = bytearray(messages.pack(MessageType.LOGITS, 3, NONCE, messages.matrix(values, "logits")))
+    bit = data.draw(st.integers(0, 8 * 44 - 1))
     whole[bit // 8] ^= 1 << bit % 8
-    if 8 <= bit // 8 < 16:  # the step, which the session compares
-        assert read(bytes(whole), values.shape)[0] != 3
+    if 8 <= bit // 8 < 32:  # step and session, which are compared by those who know them
+        flipped = messages.unpack(bytes(whole))
+        assert (flipped.step, flipped.session) != (3, NONCE)
     else:
         with pytest.raises(WireError):
             read(bytes(whole), values.shape)
@@ -96,7 +98,7 @@ def test_arbitrary_bytes_never_do_worse_than_an_error_of_ours(data, kind):
     for attempt in (
         lambda: messages.unpack(data),
         lambda: read(data, (2, 2)),
-        lambda: read(messages.pack(MessageType.LOGITS, 0, data), (2, 2)),
+        lambda: read(messages.pack(MessageType.LOGITS, 0, NONCE, data), (2, 2)),
         lambda: messages.take_text(memoryview(data), "text"),
         lambda: messages.take_json(memoryview(data), "json"),
         lambda: messages.take_json(memoryview(messages.text(data.decode("latin-1"))), "json"),
@@ -108,10 +110,10 @@ def test_arbitrary_bytes_never_do_worse_than_an_error_of_ours(data, kind):
 @pytest.mark.parametrize(
     ("header", "match"),
     [
-        (struct.pack("<4sHHQ", b"HESX", 1, 4, 0), "magic"),
-        (struct.pack("<4sHHQ", b"HESL", 2, 4, 0), "speaks version 2 of the messages, this side version 1"),
-        (struct.pack("<4sHHQ", b"HESL", 1, 0, 0), "unknown message type 0"),
-        (struct.pack("<4sHHQ", b"HESL", 1, 999, 0), "unknown message type 999"),
+        (struct.pack("<4sHHQ16s", b"HESX", 2, 4, 0, NONCE), "magic"),
+        (struct.pack("<4sHHQ16s", b"HESL", 1, 4, 0, NONCE), "speaks version 1 of the messages, this side version 2"),
+        (struct.pack("<4sHHQ16s", b"HESL", 2, 0, 0, NONCE), "unknown message type 0"),
+        (struct.pack("<4sHHQ16s", b"HESL", 2, 999, 0, NONCE), "unknown message type 999"),
         (b"", "0 bytes is shorter than its header"),
     ],
 )

@@ -8,21 +8,16 @@ from torch import nn
 
 import hesplit_native as hn
 from hesplit_native.nn import remote_linear
-from hesplit_native.protocols.phases import Phases
-from hesplit_native.protocols.server import ServerState, converse
-from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.splitways import SplitWaysClient
-from hesplit_native.transport import InProcessChannel
 
 
 @pytest.fixture
-def make_layer(make_terms):
+def make_layer(make_terms, open_session):
     def make(on_overflow="clip"):
         parameters = hn.Parameters.recommend(in_features=6, out_features=3, batch_size=4)
         client = hn.LinearClient(hn.SecretKey.generate(parameters), 6, 3, on_overflow=on_overflow)
         terms = make_terms(protocol="splitways", parameter_hash=parameters.hash, batches=200, epochs=1)
-        state = ServerState()
-        session = Session(InProcessChannel(converse(state)), terms, client.public_material(), Phases())
+        session, state, _ = open_session(terms, client.public_material())
         return SplitWaysClient(session, client), state
 
     return make

@@ -15,7 +15,7 @@ from hesplit_native.protocols.terms import Terms, initial_linear, make_optimizer
 
 
 def test_round_trip(make_terms):
-    terms = make_terms(parameter_hash="ab" * 16, learning_rate=1 / 3)
+    terms = make_terms(protocol="splitways", parameter_hash="ab" * 16, learning_rate=1 / 3)
     assert Terms.from_json(json.loads(terms.to_json())) == terms
 
 
@@ -23,7 +23,8 @@ def test_round_trip(make_terms):
 def test_disagreement_names_the_field_and_both_values(make_terms, name):
     ours = make_terms()
     value = getattr(ours, name)
-    theirs = replace(ours, **{name: value + "x" if isinstance(value, str) else value * 2})
+    other = not value if isinstance(value, bool) else value + "x" if isinstance(value, str) else value * 2 + 1
+    theirs = replace(ours, **{name: other})
     with pytest.raises(ProtocolError) as raised:
         ours.check_agreement(theirs)
     for part in (name, str(value), str(getattr(theirs, name))):
@@ -45,10 +46,15 @@ def test_disagreement_names_the_field_and_both_values(make_terms, name):
         ("learning_rate", math.nan, "learning_rate must be between"),
         ("learning_rate", math.inf, "learning_rate must be between"),
         ("learning_rate", "0.1", "learning_rate has the wrong type"),
-        ("weight_seed", 2**63, "weight_seed must be between"),
-        ("protocol", "vanilla", "speaks the protocols plain and splitways"),
+        ("weight_seed", 2**62 + 1, "weight_seed must be between"),
+        ("protocol", "local", "speaks the protocols vanilla, plain, splitways, hesplit, sealed"),
         ("protocol", None, "protocol has the wrong type"),
-        ("server_optimizer", "lion", "adam or sgd"),
+        ("server_optimizer", "lion", "adam or sgd or momentum"),
+        ("server_optimizer", "client", "adam or sgd or momentum"),
+        ("parameter_hash", "ab" * 16, "parameter_hash is for splitways, hesplit, sealed"),
+        ("group", "short", "16 to 64 characters"),
+        ("hidden", 1, "hidden has the wrong type"),
+        ("members", -1, "members must be between"),
         ("parameter_hash", [1], "parameter_hash has the wrong type"),
     ],
 )
