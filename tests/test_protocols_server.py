@@ -1,11 +1,8 @@
-"""The server's side against clients that misbehave, and over TCP in a process of its own."""
+"""The server's side against clients that misbehave, over whole sessions and over resumed ones."""
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import threading
+import json
 
 import numpy as np
 import pytest
@@ -16,25 +13,42 @@ import hesplit_native as hn
 from hesplit_native.errors import ProtocolError
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
-from hesplit_native.protocols.phases import Phases
-from hesplit_native.protocols.plain import PlainClient
-from hesplit_native.protocols.server import ServerState, converse, serve
-from hesplit_native.protocols.session import Session
-from hesplit_native.training import RunConfig, train
-from hesplit_native.transport import InProcessChannel, connect
+from hesplit_native.protocols.server import Server
+from hesplit_native.transport import ClientInfo, InProcessChannel
 
-SERVER = """
-import functools, pathlib, sys, torch
-from hesplit_native.protocols.server import serve
-torch.set_num_threads(1)
-show = functools.partial(print, flush=True)
-serve("127.0.0.1", 0, on_listen=show, output=pathlib.Path(sys.argv[1]), sessions=1)
-"""
+CLIENT = ClientInfo("test")
 
 
-def ask(channel, kind, step, *parts):
-    channel.send(messages.pack(kind, step, *parts))
-    return messages.unpack(channel.receive())
+class Conversation:
+    """A raw client: numbers its requests like a good one, unless told otherwise."""
+
+    def __init__(self, server=None, client=CLIENT):
+        self.server = server or Server()
+        self.channel = InProcessChannel(self.server.converse(client))
+        self.nonce = messages.NO_SESSION
+        self.step = 0
+        self.last = b""
+
+    def ask(self, kind, *parts, step=None, nonce=None):
+        self.last = messages.pack(
+            kind, self.step if step is None else step, self.nonce if nonce is None else nonce, *parts
+        )
+        return self.repeat()
+
+    def repeat(self):
+        self.channel.send(self.last)
+        reply = messages.unpack(self.channel.receive())
+        self.step += 1
+        return reply
+
+    def hello(self, terms, material=b""):
+        reply = self.ask(MessageType.HELLO, messages.text(terms.to_json()), material)
+        self.nonce = reply.session
+        return reply
+
+    @property
+    def state(self):
+        return self.server.sessions[self.nonce]
 
 
 def matrix(rows, columns, value=1.0):
@@ -42,33 +56,31 @@ def matrix(rows, columns, value=1.0):
 
 
 def started(terms, material=b""):
-    """A session after its handshake: its channel and state."""
-    state = ServerState()
-    channel = InProcessChannel(converse(state))
-    reply = ask(channel, MessageType.HELLO, 0, messages.text(terms.to_json()), material)
-    return channel, state, reply
+    """A conversation after its handshake, and its state at the server."""
+    talk = Conversation()
+    assert talk.hello(terms, material).type is MessageType.WELCOME
+    return talk, talk.state
 
 
-def assert_refused(channel, reply, *match):
+def assert_refused(talk, reply, *match):
     assert reply.type is MessageType.ERROR
+    assert not talk.server.sessions
     reason, _ = messages.take_text(reply.body, "error")
     for part in match:
         assert part in reason
     with pytest.raises(ProtocolError, match="has ended"):
-        channel.send(b"more")
+        talk.channel.send(b"more")
 
 
 def test_a_whole_session(make_terms):
-    channel, state, reply = started(make_terms())
-    assert reply.type is MessageType.WELCOME
-    assert ask(channel, MessageType.EVALUATE, 1, matrix(50, 6)).type is MessageType.LOGITS
-    assert ask(channel, MessageType.FORWARD, 2, matrix(4, 6)).type is MessageType.LOGITS
-    assert ask(channel, MessageType.EVALUATE, 3, matrix(1, 6)).type is MessageType.LOGITS
-    assert ask(channel, MessageType.BACKWARD, 4, matrix(4, 3)).type is MessageType.INPUT_GRADIENT
-    summary = ask(channel, MessageType.END, 5)
-    assert summary.type is MessageType.SUMMARY
+    talk, state = started(make_terms())
+    assert talk.ask(MessageType.EVALUATE, matrix(50, 6)).type is MessageType.LOGITS
+    assert talk.ask(MessageType.FORWARD, matrix(4, 6)).type is MessageType.LOGITS
+    assert talk.ask(MessageType.EVALUATE, matrix(1, 6)).type is MessageType.LOGITS
+    assert talk.ask(MessageType.BACKWARD, matrix(4, 3)).type is MessageType.INPUT_GRADIENT
+    assert talk.ask(MessageType.END).type is MessageType.SUMMARY
     assert set(state.seconds) == {"forward", "backward and update", "evaluation"}
-    assert state.steps == 1
+    assert (state.steps, talk.server.ended, len(talk.server.sessions)) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -82,60 +94,197 @@ def test_a_whole_session(make_terms):
         (MessageType.FORWARD, 2, matrix(4, 6), "request 2 came where 1 was due"),
         (MessageType.BACKWARD, 1, matrix(4, 3), "without the activations"),
         (MessageType.LOGITS, 1, matrix(4, 3), "LOGITS is not a request"),
+        (MessageType.LEARN, 1, matrix(4, 6), "LEARN is not a request of plain"),
         (MessageType.HELLO, 1, b"", "HELLO is not a request"),
         (MessageType.END, 1, b"x", "end: 1 bytes too many"),
+        (
+            MessageType.CHECKPOINT,
+            1,
+            messages.text('{"step": 3}'),
+            "a checkpoint of step 3, but this session is at step 0",
+        ),
+        (MessageType.CHECKPOINT, 1, messages.text('{"step": "0"}'), "expected step as int"),
+        (MessageType.MERGE, 1, messages.text('{"weight": 1.0}'), "of a group with members"),
     ],
 )
 def test_requests_out_of_order_or_shape(make_terms, kind, step, body, match):
-    channel, state, _ = started(make_terms())
+    talk, state = started(make_terms())
     before = [p.clone() for p in state.layer.linear.parameters()]
-    assert_refused(channel, ask(channel, kind, step, body), match)
+    assert_refused(talk, talk.ask(kind, body, step=step), match)
     assert all(torch.equal(a, b) for a, b in zip(before, state.layer.linear.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("body", [matrix(3, 3), matrix(4, 2), matrix(4, 3) + b"x"])
 def test_gradients_that_do_not_fit_change_nothing(make_terms, body):
-    channel, state, _ = started(make_terms())
+    talk, state = started(make_terms())
     before = state.layer.linear.weight.clone()
-    ask(channel, MessageType.FORWARD, 1, matrix(4, 6))
-    assert_refused(channel, ask(channel, MessageType.BACKWARD, 2, body), "gradient")
+    talk.ask(MessageType.FORWARD, matrix(4, 6))
+    assert_refused(talk, talk.ask(MessageType.BACKWARD, body), "gradient")
     assert torch.equal(state.layer.linear.weight, before)
 
 
 def test_one_gradient_for_one_forward(make_terms):
-    channel, _, _ = started(make_terms())
-    ask(channel, MessageType.FORWARD, 1, matrix(4, 6))
-    ask(channel, MessageType.BACKWARD, 2, matrix(4, 3))
-    assert_refused(channel, ask(channel, MessageType.BACKWARD, 3, matrix(4, 3)), "without the activations")
+    talk, _ = started(make_terms())
+    talk.ask(MessageType.FORWARD, matrix(4, 6))
+    talk.ask(MessageType.BACKWARD, matrix(4, 3))
+    assert_refused(talk, talk.ask(MessageType.BACKWARD, matrix(4, 3)), "without the activations")
 
 
 def test_no_more_steps_than_agreed(make_terms):
-    channel, state, _ = started(make_terms(batches=1, epochs=2))
-    for step in (1, 3):
-        ask(channel, MessageType.FORWARD, step, matrix(4, 6))
-        ask(channel, MessageType.BACKWARD, step + 1, matrix(4, 3))
-    ask(channel, MessageType.FORWARD, 5, matrix(4, 6))
+    talk, state = started(make_terms(batches=1, epochs=2))
+    for _ in range(2):
+        talk.ask(MessageType.FORWARD, matrix(4, 6))
+        talk.ask(MessageType.BACKWARD, matrix(4, 3))
+    talk.ask(MessageType.FORWARD, matrix(4, 6))
     before = state.layer.linear.weight.clone()
-    assert_refused(channel, ask(channel, MessageType.BACKWARD, 6, matrix(4, 3)), "agreed on 2 training steps")
+    assert_refused(talk, talk.ask(MessageType.BACKWARD, matrix(4, 3)), "agreed on 2 training steps")
     assert torch.equal(state.layer.linear.weight, before)
 
 
+def test_a_replayed_message_is_refused(make_terms):
+    talk, state = started(make_terms())
+    talk.ask(MessageType.FORWARD, matrix(4, 6))
+    talk.ask(MessageType.BACKWARD, matrix(4, 3))
+    before = state.layer.linear.weight.clone()
+    assert_refused(talk, talk.repeat(), "request 2 came where 3 was due")
+    assert torch.equal(state.layer.linear.weight, before)
+
+
+def test_a_message_of_another_session_is_refused(make_terms):
+    server = Server()
+    first, second = Conversation(server), Conversation(server)
+    first.hello(make_terms())
+    second.hello(make_terms())
+    assert first.nonce != second.nonce
+    reply = first.ask(MessageType.FORWARD, matrix(4, 6), nonce=second.nonce)
+    assert reply.type is MessageType.ERROR
+    assert "another session" in messages.take_text(reply.body, "error")[0]
+    assert second.ask(MessageType.FORWARD, matrix(4, 6)).type is MessageType.LOGITS
+
+
 def test_requests_before_the_handshake():
-    channel = InProcessChannel(converse(ServerState()))
-    assert_refused(channel, ask(channel, MessageType.FORWARD, 0, matrix(4, 6)), "FORWARD came before the handshake")
+    talk = Conversation()
+    assert_refused(talk, talk.ask(MessageType.FORWARD, matrix(4, 6)), "FORWARD came before the handshake")
 
 
 def test_bytes_that_are_no_message():
-    channel = InProcessChannel(converse(ServerState()))
-    channel.send(b"GET / HTTP/1.1\r\n\r\n")
-    assert_refused(channel, messages.unpack(channel.receive()), "no message of hesplit_native")
+    talk = Conversation()
+    talk.last = b"GET / HTTP/1.1\r\nHost: somewhere\r\n\r\n"
+    assert_refused(talk, talk.repeat(), "no message of hesplit_native")
 
 
-@pytest.mark.parametrize("changes", [{"protocol": "vanilla"}, {"in_features": 0}, {"learning_rate": float("nan")}])
+def resume(talk, run, nonce=b""):
+    body = messages.text(json.dumps({"run": run, "session": nonce.hex()}))
+    return talk.ask(MessageType.RESUME, body, step=0, nonce=messages.NO_SESSION)
+
+
+def answer(reply):
+    assert reply.type is MessageType.RESUMED, messages.take_text(reply.body, "error")[0]
+    return messages.take_json(reply.body, "resumed")[0]
+
+
+def test_a_retry_of_the_very_same_bytes_is_answered_without_being_worked_on_again(make_terms):
+    talk, state = started(make_terms())
+    talk.ask(MessageType.FORWARD, matrix(4, 6))
+    lost = talk.ask(MessageType.BACKWARD, matrix(4, 3))
+    weight = state.layer.linear.weight.clone()
+    again = Conversation(talk.server)
+    assert answer(resume(again, state.run, talk.nonce)) == {"alive": True}
+    again.last = talk.last
+    reply = again.repeat()
+    assert bytes(reply.body) == bytes(lost.body)
+    assert torch.equal(state.layer.linear.weight, weight)
+    assert state.steps == 1
+    # Once: the next one must be the next request.
+    assert_refused(again, again.repeat(), "request 2 came where 3 was due")
+
+
+def test_other_bytes_under_the_number_of_a_lost_request_are_refused(make_terms):
+    talk, state = started(make_terms())
+    talk.ask(MessageType.FORWARD, matrix(4, 6))
+    again = Conversation(talk.server)
+    answer(resume(again, state.run, talk.nonce))
+    again.nonce = talk.nonce
+    assert_refused(again, again.ask(MessageType.FORWARD, matrix(4, 6, 2.0), step=1), "request 1 came where 2 was due")
+
+
+def test_the_old_connection_is_over_when_a_session_goes_on_over_another(make_terms):
+    talk, state = started(make_terms())
+    again = Conversation(talk.server)
+    answer(resume(again, state.run, talk.nonce))
+    reply = talk.ask(MessageType.FORWARD, matrix(4, 6))
+    assert "over another connection" in messages.take_text(reply.body, "error")[0]
+    again.nonce, again.step = talk.nonce, 1
+    assert again.ask(MessageType.FORWARD, matrix(4, 6)).type is MessageType.LOGITS
+
+
+def test_another_client_cannot_take_over_a_session_or_its_checkpoints(make_terms):
+    talk, state = started(make_terms())
+    talk.ask(MessageType.CHECKPOINT, messages.text('{"step": 0}'))
+    thief = Conversation(talk.server, ClientInfo("thief"))
+    reply = resume(thief, state.run, talk.nonce)
+    assert "no such run of this client" in messages.take_text(reply.body, "error")[0]
+    thief = Conversation(talk.server, ClientInfo("thief"))
+    body = {"terms": make_terms().to_json(), "run": state.run, "checkpoint": 0}
+    reply = thief.ask(MessageType.RESTORE, messages.text(json.dumps(body)))
+    assert "belongs to another client" in messages.take_text(reply.body, "error")[0]
+    assert talk.ask(MessageType.FORWARD, matrix(4, 6)).type is MessageType.LOGITS
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_restored_session_goes_on_from_the_checkpoint(make_terms, tmp_path, on_disk):
+    folder = tmp_path if on_disk else None
+    talk = Conversation(Server(checkpoints=folder))
+    talk.hello(make_terms())
+    for step in range(1, 5):
+        talk.ask(MessageType.FORWARD, matrix(4, 6, step))
+        talk.ask(MessageType.BACKWARD, matrix(4, 3, 0.1 * step))
+        talk.ask(MessageType.CHECKPOINT, messages.text(json.dumps({"step": step})))
+        if step == 3:
+            expected = talk.state.layer.linear.weight.detach().clone()
+    run = talk.state.run
+    follow = [talk.ask(MessageType.FORWARD, matrix(4, 6)), talk.ask(MessageType.BACKWARD, matrix(4, 3))]
+    server = Server(checkpoints=folder) if on_disk else talk.server
+    again = Conversation(server)
+    assert answer(resume(again, run)) == {"checkpoints": [3, 4]}
+    again = Conversation(server)
+    body = {"terms": make_terms().to_json(), "run": run, "checkpoint": 3}
+    reply = again.ask(MessageType.RESTORE, messages.text(json.dumps(body)))
+    assert reply.type is MessageType.WELCOME
+    again.nonce = reply.session
+    assert again.nonce != talk.nonce
+    assert again.state.steps == 3
+    assert torch.equal(again.state.layer.linear.weight, expected)
+    again.ask(MessageType.FORWARD, matrix(4, 6, 4))
+    again.ask(MessageType.BACKWARD, matrix(4, 3, 0.1 * 4))
+    replies = [again.ask(MessageType.FORWARD, matrix(4, 6)), again.ask(MessageType.BACKWARD, matrix(4, 3))]
+    assert [bytes(r.body) for r in replies] == [bytes(r.body) for r in follow]
+
+
+def test_damaged_checkpoints_are_passed_over(make_terms, tmp_path):
+    talk = Conversation(Server(checkpoints=tmp_path))
+    talk.hello(make_terms())
+    run = talk.state.run
+    for step in (0, 1):
+        if step:
+            talk.ask(MessageType.FORWARD, matrix(4, 6))
+            talk.ask(MessageType.BACKWARD, matrix(4, 3))
+        talk.ask(MessageType.CHECKPOINT, messages.text(json.dumps({"step": step})))
+    path = tmp_path / run / "1.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    assert answer(resume(Conversation(Server(checkpoints=tmp_path)), run)) == {"checkpoints": [0]}
+
+
+@pytest.mark.parametrize("run", ["", "../../etc", "0" * 31, "Z" * 32, "ab" * 16])
+def test_unknown_runs(run, tmp_path):
+    talk = Conversation(Server(checkpoints=tmp_path))
+    assert_refused(talk, resume(talk, run), "no such run")
+
+
+@pytest.mark.parametrize("changes", [{"protocol": "magic"}, {"in_features": 0}, {"learning_rate": float("nan")}])
 def test_terms_that_the_server_refuses(make_terms, changes):
-    channel, state, reply = started(make_terms(**changes))
-    assert_refused(channel, reply, "handshake", next(iter(changes)))
-    assert state.layer is None
+    talk = Conversation()
+    assert_refused(talk, talk.hello(make_terms(**changes)), "handshake", next(iter(changes)).split("_")[0])
 
 
 def material(in_features=6, out_features=3):
@@ -147,92 +296,48 @@ def material(in_features=6, out_features=3):
 def test_public_material_and_terms_must_agree(make_terms):
     good, parameter_hash = material()
     terms = make_terms(protocol="splitways", parameter_hash=parameter_hash)
-    assert started(terms, good)[2].type is MessageType.WELCOME
-    channel, _, reply = started(terms, material(out_features=2)[0])
-    assert_refused(channel, reply, "another shape", "[2, 6]", "[3, 6]")
-    other = make_terms(protocol="splitways", parameter_hash="0" * 32)
-    channel, _, reply = started(other, good)
-    assert_refused(channel, reply, "0" * 32, parameter_hash)
-    for damaged in (b"", good[:-1], good + b"x"):
-        channel, _, reply = started(terms, damaged)
-        assert_refused(channel, reply)
-    channel, _, reply = started(make_terms(), good)
-    assert_refused(channel, reply, "too many")
+    started(terms, good)
+    for other, sent, words in (
+        (terms, material(out_features=2)[0], ("another shape", "[2, 6]", "[3, 6]")),
+        (make_terms(protocol="splitways", parameter_hash="0" * 32), good, ("0" * 32, parameter_hash)),
+        (terms, b"", ()),
+        (terms, good[:-1], ()),
+        (terms, good + b"x", ()),
+        (make_terms(), good, ("no public material",)),
+    ):
+        talk = Conversation()
+        assert_refused(talk, talk.hello(other, sent), *words)
 
 
-@pytest.fixture
-def server(tmp_path):
-    """`serve` in a thread: start(sessions) gives the address; events and the folder of results."""
-    events, ports, threads = [], [], []
-    ready = threading.Event()
-
-    def listening(port):
-        ports.append(port)
-        ready.set()
-
-    def start(sessions):
-        options = {"on_event": events.append, "on_listen": listening, "output": tmp_path, "sessions": sessions}
-        threads.append(threading.Thread(target=serve, args=("127.0.0.1", 0), kwargs=options, daemon=True))
-        threads[-1].start()
-        assert ready.wait(10)
-        return f"127.0.0.1:{ports[0]}"
-
-    def finished():
-        threads[0].join(10)
-        return not threads[0].is_alive()
-
-    yield start, events, tmp_path, finished
-    for thread in threads:
-        thread.join(10)
+def test_a_finished_session_leaves_its_layer(make_terms, tmp_path):
+    talk = Conversation(Server(output=tmp_path))
+    talk.hello(make_terms())
+    talk.ask(MessageType.FORWARD, matrix(4, 6))
+    talk.ask(MessageType.BACKWARD, matrix(4, 3))
+    weight = talk.state.layer.linear.weight.clone()
+    talk.ask(MessageType.END)
+    assert torch.equal(load_file(tmp_path / "server-1.safetensors")["weight"], weight)
 
 
-def test_broken_clients_do_not_stop_the_server(server, make_terms, tiny):
-    start, events, output, finished = server
-    address = start(4)
-    host, port = address.split(":")
-    with socket.create_connection((host, int(port))) as raw:
-        raw.sendall(b"\xff\xff\xff\xff")
-    with connect(address) as channel:
-        channel.send(b"nonsense")
-        reason, _ = messages.take_text(messages.unpack(channel.receive()).body, "error")
-        assert "8 bytes is shorter than its header" in reason
-    with connect(address) as channel:
-        client = PlainClient(Session(channel, make_terms(), b"", Phases()))
-        client.forward(torch.ones(4, 6))
-    with connect(address) as channel:
-        result = train(RunConfig(protocol="plain", epochs=1), tiny, channel=channel)
-    assert finished()
-    assert result.interrupted is None
-    failures = [event for event in events if "failed" in event]
-    assert len(failures) == 3
-    assert "limit" in failures[0]
-    assert "closed the connection" in failures[2]
-    assert [path.name for path in output.iterdir()] == ["server-1.safetensors"]
+def test_groups_share_one_layer_or_average_theirs(make_terms):
+    server = Server()
+    first, second = Conversation(server), Conversation(server, ClientInfo("other"))
+    first.hello(make_terms(group="g" * 16))
+    second.hello(make_terms(group="g" * 16))
+    assert first.state.layer is second.state.layer
+    stranger = Conversation(server)
+    reply = stranger.hello(make_terms(group="g" * 16, in_features=7))
+    assert "agreed on another in_features" in messages.take_text(reply.body, "error")[0]
 
-
-@pytest.mark.parametrize("protocol", ["plain", "splitways"])
-def test_tcp_in_a_second_process_equals_in_process(protocol, tiny, tmp_path):
-    config = RunConfig(protocol=protocol, epochs=2, seed=3)
-    here = train(config, tiny)
-    command = [sys.executable, "-c", SERVER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            with connect(f"127.0.0.1:{process.stdout.readline().strip()}") as channel:
-                there = train(config, tiny, channel=channel)
-            assert process.wait(30) == 0
-        finally:
-            process.kill()
-    assert here.interrupted is None
-    assert there.interrupted is None
-    assert there.server_weight is None
-    for name in ("bytes_up", "evaluation_bytes_up", "setup_bytes_up", "setup_bytes_down", "batches"):
-        assert getattr(here, name) == getattr(there, name), name
-    weights = load_file(tmp_path / "server-1.safetensors")
-    if protocol == "plain":  # encryption is randomised: only plain repeats itself bit for bit
-        assert (here.bytes_down, here.evaluation_bytes_down) == (there.bytes_down, there.evaluation_bytes_down)
-        assert [r.train_loss for r in here.history] == [r.train_loss for r in there.history]
-        assert all(torch.equal(here.client_state[k], there.client_state[k]) for k in here.client_state)
-        assert torch.equal(here.server_weight, weights["weight"])
-        assert torch.equal(here.server_bias, weights["bias"])
-    else:
-        torch.testing.assert_close(weights["weight"], here.server_weight, atol=1e-2, rtol=0)
+    pair = [Conversation(server), Conversation(server, ClientInfo("other"))]
+    for talk, value in zip(pair, (1.0, 2.0), strict=True):
+        talk.hello(make_terms(group="h" * 16, members=2, server_optimizer="sgd"))
+        talk.ask(MessageType.FORWARD, matrix(4, 6, value))
+        talk.ask(MessageType.BACKWARD, matrix(4, 3, value))
+    weights = [talk.state.layer.linear.weight.detach().clone() for talk in pair]
+    assert not torch.equal(*weights)
+    for talk, weight in zip(pair, (1.0, 3.0), strict=True):
+        assert talk.ask(MessageType.MERGE, messages.text(json.dumps({"weight": weight}))).type is MessageType.DONE
+    for talk in pair:
+        assert talk.ask(MessageType.ADOPT).type is MessageType.DONE
+        torch.testing.assert_close(talk.state.layer.linear.weight, 0.25 * weights[0] + 0.75 * weights[1])

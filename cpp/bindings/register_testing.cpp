@@ -53,6 +53,14 @@ py::array_t<std::int8_t> small(std::uint8_t seed, std::size_t count) {
     return out;
 }
 
+py::array_t<std::int64_t> gaussian(std::uint8_t seed, double deviation, std::size_t count) {
+    const Seed bytes = fixed_seed(seed);
+    ChaCha20 stream(bytes.data(), Domain::flood, 0, 0);
+    py::array_t<std::int64_t> out(static_cast<py::ssize_t>(count));
+    sample_gaussian(stream, deviation, out.mutable_data(), count);
+    return out;
+}
+
 // a * b in the ring, [rows, degree] coefficients each.
 Residues multiply(const std::vector<std::uint64_t>& primes, const Residues& a, const Residues& b) {
     const Ring ring(static_cast<std::size_t>(a.shape(1)), primes);
@@ -119,6 +127,7 @@ void register_testing(py::module_& parent) {
     module.def("uniform", &uniform, py::arg("seed"), py::arg("modulus"), py::arg("count"));
     module.def("noise", &small<sample_noise, Domain::noise>, py::arg("seed"), py::arg("count"));
     module.def("ternary", &small<sample_ternary, Domain::secret>, py::arg("seed"), py::arg("count"));
+    module.def("gaussian", &gaussian, py::arg("seed"), py::arg("deviation"), py::arg("count"));
     module.def("multiply", &multiply, py::arg("primes"), py::arg("a"), py::arg("b"));
     module.def("switch_to_bits", &switch_to_bits, py::arg("primes"), py::arg("a"), py::arg("bits"));
     module.def("pack_bits", &pack, py::arg("values"), py::arg("bits"));
