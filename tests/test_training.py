@@ -1,17 +1,11 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-import threading
-
 import pytest
 import torch
 
 import hesplit_native as hn
-from hesplit_native.data import synthetic_ecg
-from hesplit_native.protocols.server import serve
+from hesplit_native.data import synthetic_ecg, synthetic_ptbxl
 from hesplit_native.training import RunConfig, train
-from hesplit_native.transport import connect
 
 
 @pytest.fixture(scope="module")
@@ -52,29 +46,101 @@ def test_local_and_plain_are_the_same_run(data):
     assert (local.bytes_up, local.bytes_down) == (0, 0)
 
 
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
-def test_an_encrypted_run_starts_like_the_plain_one(data, packing):
-    plain = train(RunConfig(protocol="plain", epochs=1, limit_batches=20), data)
-    encrypted = train(RunConfig(protocol="splitways", packing=packing, epochs=1, limit_batches=20), data)
-    assert abs(plain.history[0].train_loss - encrypted.history[0].train_loss) < 1e-3
-    assert encrypted.parameters["packing"] == packing
-    assert encrypted.flooding == "off"
-    assert encrypted.notes
-    assert encrypted.batches == 20
-    assert {"encrypt", "decrypt", "convolutions", "server and transport"} <= set(encrypted.seconds_by_phase)
-    assert sum(encrypted.seconds_by_phase.values()) == pytest.approx(encrypted.train_seconds, rel=0.05)
-    assert {"forward", "backward and update"} <= set(encrypted.server_seconds_by_phase)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"protocol": "splitways", "flooding": "off"},
+        {"protocol": "splitways", "packing": "slots", "flooding": "off"},
+        {"protocol": "hesplit", "flooding": "off"},
+        {"protocol": "hesplit", "packing": "slots", "flooding": "off"},
+        {"protocol": "sealed"},
+        {"protocol": "vanilla"},
+        {"protocol": "sealed", "server_optimizer": "momentum"},
+    ],
+    ids=lambda options: "-".join(options.values()),
+)
+def test_every_protocol_starts_like_the_plain_one(data, options):
+    optimizer = options.get("server_optimizer")
+    plain = train(RunConfig(protocol="plain", epochs=1, limit_batches=20, server_optimizer=optimizer), data)
+    other = train(RunConfig(epochs=1, limit_batches=20, **options), data)
+    assert other.interrupted is None
+    assert abs(plain.history[0].train_loss - other.history[0].train_loss) < 1e-3
+    assert other.batches == 20
+    assert sum(other.seconds_by_phase.values()) == pytest.approx(other.train_seconds, rel=0.05)
 
 
-def test_a_step_on_blocks_stays_below_45_kilobytes(data):
-    result = train(RunConfig(epochs=1), data)
+def test_what_a_report_says_of_an_encrypted_run(data):
+    result = train(RunConfig(epochs=1, limit_batches=20, flooding="off"), data)
+    assert result.parameters["packing"] == "blocks"
+    assert result.flooding == "off"
+    assert "flooding is off" in result.notes[0]
+    assert {"encrypt", "decrypt", "convolutions", "server and transport"} <= set(result.seconds_by_phase)
+    assert {"forward", "backward and update"} <= set(result.server_seconds_by_phase)
     assert (result.bytes_up + result.bytes_down) / result.batches < 45_000
     assert result.parameters["error_bound"] <= 1e-3
 
 
+@pytest.mark.parametrize(
+    ("options", "kilobytes"),
+    [
+        ({"protocol": "splitways", "flooding": "step"}, 60),
+        ({"protocol": "splitways", "flooding": "run"}, 120),
+        ({"protocol": "sealed"}, 170),
+    ],
+    ids=["fresh key per step", "one key per run", "sealed"],
+)
+def test_bytes_of_a_step_with_nothing_left_out(data, options, kilobytes):
+    result = train(RunConfig(epochs=1, limit_batches=100, **options), data)
+    assert (result.bytes_up + result.bytes_down) / result.batches < 1000 * kilobytes
+    assert result.parameters["security"] == "standard"
+    if options["protocol"] == "splitways":
+        assert 0 < result.flooding_deviation < 0.5
+
+
+@pytest.mark.parametrize("flooding", ["step", "run"])
+@pytest.mark.parametrize("protocol", ["splitways", "hesplit"])
+def test_a_flooded_run_learns_as_the_plain_one(data, protocol, flooding):
+    plain = train(RunConfig(protocol="plain", epochs=2), data)
+    flooded = train(RunConfig(protocol=protocol, flooding=flooding, epochs=2), data)
+    assert flooded.flooding == flooding
+    assert abs(plain.history[-1].train_loss - flooded.history[-1].train_loss) < 0.1
+
+
+def test_what_cannot_be_flooded_is_refused_unless_asked_for(data):
+    with pytest.raises(hn.ParameterError, match='flooding="off"'):
+        RunConfig(packing="slots")
+    with pytest.raises(hn.ParameterError, match='flooding="off"'):
+        RunConfig(parameter_set="4096-20")
+    with pytest.raises(hn.ParameterError, match="unknown parameter set"):
+        RunConfig(parameter_set="4097", flooding="off")
+    with pytest.raises(hn.ParameterError, match="sealed weights need"):
+        RunConfig(protocol="sealed", packing="slots")
+
+
+@pytest.mark.parametrize("model", ["m2", "base"])
+@pytest.mark.parametrize("protocol", ["vanilla", "plain", "splitways", "sealed"])
+def test_other_models(data, model, protocol):
+    plain = train(RunConfig(protocol="plain", epochs=1, limit_batches=8, model=model), data)
+    other = train(RunConfig(protocol=protocol, epochs=1, limit_batches=8, model=model), data)
+    assert other.interrupted is None
+    assert abs(plain.history[0].train_loss - other.history[0].train_loss) < 0.02
+    assert other.architecture.activations == (512 if model == "m2" else 256)
+
+
+def test_more_convolutions_and_twelve_leads():
+    twelve = synthetic_ptbxl(train=40, test=20)
+    result = train(RunConfig(protocol="splitways", epochs=1, convolutions=4), twelve)
+    assert result.interrupted is None
+    assert result.architecture.activations == 2000
+    assert sum("weight" in name for name in result.client_state) == 4
+    with pytest.raises(hn.ParameterError, match="2 to 8"):
+        train(RunConfig(protocol="local", epochs=1, convolutions=9), twelve)
+
+
 def test_ranges_follow_the_servers_optimiser(data):
     # Under plain gradient descent activations grow well beyond what they reach with Adam.
-    results = [train(RunConfig(epochs=1, limit_batches=2, server_optimizer=name), data) for name in ("adam", "sgd")]
+    options = {"epochs": 1, "limit_batches": 2, "flooding": "off"}
+    results = [train(RunConfig(server_optimizer=name, **options), data) for name in ("adam", "sgd")]
     assert results[0].parameters["activation_norm"] == 128.0
     assert results[1].parameters["activation_norm"] == 512.0
     assert all(result.parameters["ring_degree"] == 2048 for result in results)
@@ -115,71 +181,3 @@ def test_interrupted_runs_keep_their_metrics(data):
     assert result.interrupted == "interrupted by the user"
     assert result.epochs == 1
     assert result.batches == 101
-
-
-@pytest.fixture
-def server():
-    """A server in a process of its own."""
-    code = "from hesplit_native.cli import app; app()"
-    command = [sys.executable, "-c", code, "serve", "--port", "0", "--sessions", "3", "--timeout", "20"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        port = process.stdout.readline().rpartition(":")[2].strip()
-        yield f"127.0.0.1:{port}", process
-        process.kill()
-
-
-def test_two_processes_train_as_one_does(data, server):
-    address, _ = server
-    with connect(address) as channel:
-        remote = train(RunConfig(protocol="plain", epochs=2), data, channel=channel)
-    assert same_history(remote, train(RunConfig(protocol="plain", epochs=2), data))
-    assert remote.server_weight is None
-    with connect(address) as channel:
-        encrypted = train(RunConfig(epochs=1, limit_batches=20), data, channel=channel)
-    here = train(RunConfig(epochs=1, limit_batches=20), data)
-    assert abs(encrypted.history[0].train_loss - here.history[0].train_loss) < 1e-3
-    assert abs(encrypted.bytes_up - here.bytes_up) < 1000
-    assert encrypted.server_seconds_by_phase["forward"] > 0
-
-
-def test_a_killed_server_ends_the_run_with_its_metrics(data, server):
-    address, process = server
-
-    class Killer(Recorder):
-        def on_epoch(self, record):
-            process.kill()
-
-    with connect(address) as channel:
-        result = train(RunConfig(protocol="plain", epochs=3), data, channel=channel, observer=Killer())
-    assert result.epochs == 1
-    assert "server" in result.interrupted
-
-
-def test_a_server_survives_a_broken_client(data):
-    events, port = [], []
-    ready = threading.Event()
-
-    def listening(number):
-        port.append(number)
-        ready.set()
-
-    thread = threading.Thread(
-        target=serve,
-        args=("127.0.0.1", 0),
-        kwargs={"on_event": events.append, "on_listen": listening, "sessions": 3, "timeout": 10.0},
-    )
-    thread.start()
-    assert ready.wait(10)
-    address = f"127.0.0.1:{port[0]}"
-    with connect(address) as channel:
-        channel.send(b"not a message")
-        assert b"shorter than its header" in channel.receive()
-    connect(address).close()
-    with connect(address) as channel:
-        assert train(RunConfig(protocol="plain", epochs=1, limit_batches=3), data, channel=channel).epochs == 1
-    thread.join(20)
-    assert [("failed" in e, "done" in e) for e in events if "connected" not in e] == [
-        (True, False),
-        (True, False),
-        (False, True),
-    ]

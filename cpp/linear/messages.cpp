@@ -65,7 +65,10 @@ void RequestCodec::pack(const std::uint64_t* c0, std::uint8_t* out, Buffer<std::
     scratch.resize(n);
     for (std::size_t row = 0; row < ring_.rows(); ++row) {
         for (std::size_t i = 0; i < n; ++i) {
-            scratch[i] = (c0[row * n + i] + half) >> dropped_;
+            // Half-way cases go to the even side: a bias of 1/2, always upwards, would add up in sealed weights.
+            const std::uint64_t value = c0[row * n + i];
+            const std::uint64_t odd = (value >> dropped_) & 1;
+            scratch[i] = dropped_ == 0 ? value : (value + half - 1 + odd) >> dropped_;
         }
         pack_bits({scratch.data(), n}, bits(row), out);
         out += packed_bytes(n, bits(row));

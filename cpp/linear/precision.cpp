@@ -70,6 +70,11 @@ int dropped_bits(const Ring& ring) {
     return ring.rows() == 1 ? 2 : 0;
 }
 
+double request_noise_variance(const Ring& ring) {
+    const int dropped = dropped_bits(ring);
+    return kNoiseVariance + (dropped ? (std::ldexp(1.0, 2 * dropped) + 2) / 12 : 0);
+}
+
 WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weight, View<const double> bias,
                          std::size_t features, std::size_t per_product, bool neighbours) {
     WeightNorms norms;
@@ -116,12 +121,6 @@ double rounding_norm(View<const double> weight, std::size_t features, double sca
 // The worst case of a fresh ciphertext's noise, with the dropped bits of its c0.
 double request_noise_bound(const Ring& ring) {
     return kNoiseBound + std::ldexp(1.0, dropped_bits(ring)) / 2;
-}
-
-double request_noise_variance(const Ring& ring) {
-    const int dropped = dropped_bits(ring);
-    const double rounding = dropped ? std::ldexp(1.0, 2 * dropped) / 12 : 0;
-    return kNoiseVariance + rounding;
 }
 
 }  // namespace

@@ -19,6 +19,10 @@ inline constexpr double kTail = 7.5;
 // What is dropped from the bottom of a request's c0 when there is a single prime: its rounding hides below the noise.
 int dropped_bits(const Ring& ring);
 
+// The variance of a fresh ciphertext's noise, with that of the dropped bits: rounding to multiples of 2^k, half-way
+// cases to the even side, has variance (4^k + 2) / 12.
+double request_noise_variance(const Ring& ring);
+
 // What scales depend on.
 struct WeightNorms {
     double largest = 0;   // max |w|

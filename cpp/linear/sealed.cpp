@@ -43,7 +43,7 @@ SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, cons
                            double weight_norm) {
     constexpr double kSlack = 1.002;
     constexpr double kLargestScale = 1ULL << 45;
-    const double v = kNoiseVariance + (dropped_bits(ring) ? std::ldexp(1.0, 2 * dropped_bits(ring)) / 12 : 0);
+    const double v = request_noise_variance(ring);
     const double norm = std::sqrt(choice.activation_norm * choice.activation_norm + 1);  // with the bias' 1
     const auto n = static_cast<double>(ring.degree());
     const auto rows = static_cast<double>(layout.rows);

@@ -219,7 +219,7 @@ std::string SealedClient::update(View<const double> gradient, View<const double>
         square += value * value;
     }
     // The noise that updates left in the weights comes on top.
-    const double variance = (kNoiseVariance + 2) * (1.0 + parameters_.choice().updates);
+    const double variance = request_noise_variance(ring_) * (1.0 + parameters_.choice().updates);
     reach += kTail * std::sqrt(square * variance) / scaling_.weight_scale;
     const double widest = ring_.modulus_value() / (2 * kRoom * std::max(reach, 1e-12) * scaling_.weight_scale);
     const double gradient_scale = std::min(widest, std::ldexp(1.0, 60) / std::max(largest, 1e-12));

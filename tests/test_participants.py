@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import hesplit_native as hn
+from hesplit_native.data import synthetic_ecg
+from hesplit_native.participants import divide, train_together
+from hesplit_native.training import RunConfig, train
+
+
+@pytest.fixture(scope="module")
+def data():
+    dataset = synthetic_ecg(train=240, test=60)
+    patients = np.repeat(np.arange(12), [60, 50, 40, 20, 20, 10, 10, 10, 5, 5, 5, 5])
+    return dataclasses.replace(dataset, train_patient=patients)
+
+
+@pytest.mark.parametrize("participants", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("division", ["even", "patients"])
+def test_every_row_is_someones_and_only_one_ones(data, participants, division):
+    shares = divide(data, participants, division, seed=0)
+    assert len(shares) == participants
+    assert np.array_equal(np.sort(np.concatenate(shares)), np.arange(240))
+    if division == "even":
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    else:
+        owners = [set(data.train_patient[share]) for share in shares]
+        assert sum(map(len, owners)) == 12
+
+
+def test_divisions_that_cannot_be(data):
+    with pytest.raises(hn.ParameterError, match="as many patients"):
+        divide(data, 13, "patients", 0)
+    with pytest.raises(hn.ParameterError, match="which patient"):
+        divide(synthetic_ecg(train=20, test=5), 2, "patients", 0)
+    with pytest.raises(hn.ParameterError, match="between 1 and"):
+        divide(data, 241, "even", 0)
+
+
+@pytest.mark.parametrize("mode", ["turns", "parallel"])
+@pytest.mark.parametrize("protocol", ["local", "vanilla", "splitways", "hesplit", "sealed"])
+def test_encrypted_participants_learn_what_plain_ones_do(data, protocol, mode):
+    def run(name):
+        config = RunConfig(protocol=name, epochs=2, limit_batches=6, flooding="off")
+        return train_together(config, data, participants=3, mode=mode, division="patients")
+
+    plain, other = run("plain"), run(protocol)
+    assert other.interrupted is None
+    assert other.batches == plain.batches == 2 * 3 * 6
+    assert other.participants == 3
+    for a, b in zip(plain.history, other.history, strict=True):
+        assert abs(a.train_loss - b.train_loss) < 3e-3
+    for name, value in plain.client_state.items():
+        torch.testing.assert_close(other.client_state[name], value, atol=2e-2, rtol=0)
+
+
+def test_one_participant_in_turns_is_a_single_client(data):
+    config = RunConfig(protocol="plain", epochs=1)
+    alone = train_together(config, data, participants=1)
+    assert alone.history[0].train_loss == pytest.approx(train(config, data).history[0].train_loss, rel=0.2)
+
+
+def test_in_turns_the_next_one_goes_on_where_the_last_one_was(data):
+    # As many steps on the same data in another order: far from what one participant alone reaches.
+    together = train_together(RunConfig(protocol="plain", epochs=3), data, participants=5)
+    part = divide(data, 5, "even", 0)[0]
+    alone = dataclasses.replace(data, train_x=data.train_x[part], train_y=data.train_y[part], train_patient=None)
+    single = train(RunConfig(protocol="plain", epochs=3), alone)
+    assert together.history[-1].train_loss < single.history[-1].train_loss - 0.1
+
+
+def test_parallel_averages_are_weighted_by_rows():
+    dataset = synthetic_ecg(train=30, test=10)
+    dataset = dataclasses.replace(dataset, train_patient=np.repeat([0, 1], [24, 6]))
+    config = RunConfig(protocol="plain", epochs=1, limit_batches=1, server_optimizer="sgd", learning_rate=0.5)
+    result = train_together(config, dataset, participants=2, mode="parallel", division="patients")
+    parts = []
+    for patient in (0, 1):
+        rows = dataset.train_patient == patient
+        alone = dataclasses.replace(
+            dataset, train_x=dataset.train_x[rows], train_y=dataset.train_y[rows], train_patient=None
+        )
+        parts.append(train_together(config, alone, participants=1, mode="parallel"))
+    # The first participant draws its batch as it does alone; the second has another generator, so only bounds are known of it.
+    first, both = parts[0].server_weight, result.server_weight
+    assert not torch.equal(first, both)
+    start = train_together(dataclasses.replace(config, learning_rate=1e-12), dataset, participants=1).server_weight
+    assert torch.norm(both - 0.8 * first - 0.2 * start) < 0.35 * torch.norm(first - start)
+
+
+@pytest.mark.parametrize("participants", [2, 10])
+def test_more_participants_and_their_keys(data, participants):
+    result = train_together(RunConfig(epochs=1, limit_batches=2), data, participants=participants)
+    assert result.interrupted is None
+    assert result.batches == 2 * participants
+    assert result.flooding == "step"
