@@ -82,7 +82,7 @@ def test_the_second_time_comes_from_the_cache_and_notices_changes(folder):
         broken[at] ^= 4
         caches[0].write_bytes(broken)
         np.testing.assert_array_equal(load(folder).train_x, first.train_x)
-    record.write_bytes(record.read_bytes()[::-1])
+    record.write_bytes((record.parent / "00002_lr.dat").read_bytes())
     assert not np.array_equal(load(folder).train_x[0], first.train_x[0])
 
 

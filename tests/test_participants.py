@@ -8,7 +8,7 @@ import torch
 
 import hesplit_native as hn
 from hesplit_native.data import synthetic_ecg
-from hesplit_native.participants import divide, train_together
+from hesplit_native.participants import _mean, divide, train_together
 from hesplit_native.training import RunConfig, train
 
 
@@ -73,23 +73,9 @@ def test_in_turns_the_next_one_goes_on_where_the_last_one_was(data):
     assert together.history[-1].train_loss < single.history[-1].train_loss - 0.1
 
 
-def test_parallel_averages_are_weighted_by_rows():
-    dataset = synthetic_ecg(train=30, test=10)
-    dataset = dataclasses.replace(dataset, train_patient=np.repeat([0, 1], [24, 6]))
-    config = RunConfig(protocol="plain", epochs=1, limit_batches=1, server_optimizer="sgd", learning_rate=0.5)
-    result = train_together(config, dataset, participants=2, mode="parallel", division="patients")
-    parts = []
-    for patient in (0, 1):
-        rows = dataset.train_patient == patient
-        alone = dataclasses.replace(
-            dataset, train_x=dataset.train_x[rows], train_y=dataset.train_y[rows], train_patient=None
-        )
-        parts.append(train_together(config, alone, participants=1, mode="parallel"))
-    # The first participant draws its batch as it does alone; the second has another generator, so only bounds are known of it.
-    first, both = parts[0].server_weight, result.server_weight
-    assert not torch.equal(first, both)
-    start = train_together(dataclasses.replace(config, learning_rate=1e-12), dataset, participants=1).server_weight
-    assert torch.norm(both - 0.8 * first - 0.2 * start) < 0.35 * torch.norm(first - start)
+def test_averages_are_weighted():
+    states = [{"w": torch.tensor([0.0, 4.0])}, {"w": torch.tensor([8.0, 0.0])}]
+    torch.testing.assert_close(_mean(states, [0.75, 0.25])["w"], torch.tensor([2.0, 3.0]))
 
 
 @pytest.mark.parametrize("participants", [2, 10])

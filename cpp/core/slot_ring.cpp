@@ -41,14 +41,24 @@ SlotRing::SlotRing(const Parameters& parameters)
       key_(parameters.ring_degree(), parameters.primes()) {}
 
 void SlotRing::encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const {
+    encode_ntt(values, scale, coefficients);
+    data_.to_coefficients(coefficients);
+}
+
+void SlotRing::encode_ntt(const std::vector<double>& values, double scale, std::uint64_t* poly) const {
     seal::Plaintext plain(seal::MemoryPoolHandle::Global());
+    // Doubles have no more bits than that; SEAL's path for larger coefficients is several times slower.
+    const int shift = std::max(0, static_cast<int>(std::ceil(std::log2(scale))) - kEncodedBits);
     try {
-        encoder_.encode(values, context_.first_parms_id(), scale, plain, seal::MemoryPoolHandle::Global());
+        encoder_.encode(values, context_.first_parms_id(), std::ldexp(scale, -shift), plain,
+                        seal::MemoryPoolHandle::Global());
     } catch (const std::exception&) {
         throw RangeError("values do not fit the modulus at scale 2^" + std::to_string(std::log2(scale)));
     }
-    std::copy_n(plain.data(), data_.size(), coefficients);
-    data_.to_coefficients(coefficients);
+    std::copy_n(plain.data(), data_.size(), poly);
+    if (shift > 0) {
+        data_.multiply_power_of_two(poly, shift);
+    }
 }
 
 std::vector<double> SlotRing::decode(View<const std::int64_t> coefficients, int bits, double scale) const {

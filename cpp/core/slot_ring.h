@@ -20,14 +20,19 @@ namespace hesplit {
 
 class SlotRing {
   public:
+    static constexpr int kEncodedBits = 50;
+
     explicit SlotRing(const Parameters& parameters);
 
     std::size_t slots() const { return data_.degree() / 2; }
     const Ring& data() const { return data_; }  // what ciphertexts use
     const Ring& key() const { return key_; }    // with the key-switching prime
 
-    // round(scale * embedding^-1(values)), coefficients over the data ring. Throws RangeError if it does not fit.
+    // round(scale * embedding^-1(values)), coefficients over the data ring; with a scale above 2^kEncodedBits rounded
+    // to multiples of a power of two. Throws RangeError if it does not fit.
     void encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const;
+    // The same in NTT form.
+    void encode_ntt(const std::vector<double>& values, double scale, std::uint64_t* poly) const;
     // The real parts of the slots of a polynomial with |coefficients| < 2^(bits-1).
     std::vector<double> decode(View<const std::int64_t> coefficients, int bits, double scale) const;
 

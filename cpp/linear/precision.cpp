@@ -198,7 +198,8 @@ Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const W
         input_variance += rotation * rotation;
     }
     const double inputs = embedding * std::sqrt(input_variance) * norms.l2 / choice.scale;
-    const double weights = embedding * std::sqrt(1.0 / 12) * choice.activation_norm * kSlack / budget.weight_scale;
+    const double encoded_scale = std::min(budget.weight_scale, std::ldexp(1.0, SlotRing::kEncodedBits - 1));
+    const double weights = embedding * std::sqrt(1.0 / 12) * choice.activation_norm * kSlack / encoded_scale;
     // Each fold doubles the noise variance so far and adds its own.
     const double sums = std::ldexp(static_cast<double>(layout.giants()), static_cast<int>(layout.folds));
     const double rotations = embedding * rotation * std::sqrt(sums) / product_scale;

@@ -24,8 +24,7 @@ Buffer<std::uint64_t> slot_gradient(const SlotRing& ring, const SlotLayout& layo
                 continue;
             }
             encoded.emplace_back(ring.data().size());
-            ring.encode(values, scale, encoded.back().data());
-            ring.data().to_ntt(encoded.back().data());
+            ring.encode_ntt(values, scale, encoded.back().data());
             in0.push_back(inputs[group][j].data(0));
             in1.push_back(inputs[group][j].data(1));
         }

@@ -14,7 +14,7 @@ namespace {
 
 // Relative costs of a rotation, a multiplication by a plaintext, an input and a product (encryption, transport,
 // decryption), and of encoding a plaintext.
-constexpr double kRotate = 10, kMultiply = 0.5, kInput = 6, kProduct = 6, kEncode = 3;
+constexpr double kRotate = 10, kMultiply = 0.5, kInput = 6, kProduct = 6, kEncode = 4;
 
 double cost(const SlotLayout& layout, std::size_t samples, bool weight_gradients) {
     const auto groups = static_cast<double>((samples + layout.rows() - 1) / layout.rows());
@@ -23,8 +23,10 @@ double cost(const SlotLayout& layout, std::size_t samples, bool weight_gradients
     const auto giants = static_cast<double>(layout.giants());
     const double rotations =
         j * static_cast<double>(layout.babies - 1) + p * (giants - 1 + static_cast<double>(layout.folds));
-    const double forward = groups * (rotations * kRotate + j * p * static_cast<double>(layout.offsets()) * kMultiply +
-                                     j * kInput + p * kProduct);
+    // Weights change in every training step: each diagonal is encoded once for all groups.
+    const double diagonals = j * p * static_cast<double>(layout.offsets());
+    const double forward =
+        groups * (rotations * kRotate + diagonals * kMultiply + j * kInput + p * kProduct) + diagonals * kEncode;
     if (!weight_gradients) {
         return forward;
     }

@@ -263,8 +263,8 @@ def _hand_over(previous: Client, client: Client) -> None:
     client.model.load_state_dict(previous.model.state_dict())
     client.head.load_state_dict(previous.head.state_dict())
     if previous.own_layer is not None and client.own_layer is not None:
-        linear = previous.own_layer.linear
-        client.own_layer.assign(linear.weight.detach(), linear.bias.detach())
+        # With the optimiser's moments, which a server that all share would have kept too.
+        client.own_layer.load(previous.own_layer.tensors())
         if isinstance(client.layer, SealedClient):
             client.layer.refresh()
 
