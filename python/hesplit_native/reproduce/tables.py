@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hesplit_native.config import RunConfig
@@ -136,9 +136,11 @@ def _plain(
 def _ours(data: str, seed: int, protocols: tuple[str, ...]) -> list[Row]:
     """Our recommended parameters, with released decryptions flooded, and the protocol that releases nothing."""
     section = f"{_NAMES[data]}. Recommended parameters (blocks, 128 bits, flooded), corrected recipe"
-    found = [_plain("local", data, 4, seed, "default", section, "adam", None)]
-    plain = _plain("plain", data, 4, seed, "default", section, "adam", None)
-    found.append(plain)
+    found = [
+        replace(_plain(name, data, 4, seed, "default", section, "adam", None), id=f"{data}-ours-{name}")
+        for name in ("local", "plain")
+    ]
+    plain = found[1]
     for protocol in protocols:
         floodings = ("step", "run", "off") if protocol == "splitways" else ("step",)
         for flooding in floodings:
