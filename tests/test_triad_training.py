@@ -9,9 +9,21 @@ import pytest
 import torch
 
 import hesplit_native as hn
+from hesplit_native.transport import (
+    ClientInfo,
+    ClientTls,
+    GrpcServer,
+    InProcessChannel,
+    ServerTls,
+    connect,
+    make_authority,
+    make_client,
+    make_server,
+)
 from hesplit_native.triad import Cohort, TriadConfig, load_csv, run, shared_vector, synthetic_cohort, synthetic_images
 from hesplit_native.triad import training as triad_training
-from hesplit_native.triad.training import Parcel, deal, fit_scaling, merge, pack
+from hesplit_native.triad.service import Parcel, TriadServer, join, submit
+from hesplit_native.triad.training import deal, fit_scaling, merge, pack
 
 LAYERS = ("random-vector", "random-vector-relu", "pretrained")
 NONCE = bytes(range(16))
@@ -130,11 +142,11 @@ def test_seeds_and_nonces_decide_the_run(small, layer):
     torch.rand(3)
     assert numbers(run(config, small)) == numbers(first)
     assert numbers(run(replace(config, seed=1), small)) != numbers(first)
-    session = run(config, small, nonce=NONCE)
-    assert numbers(session) == numbers(run(config, small, nonce=NONCE))
+    session = run(config, small, server=TriadServer(NONCE))
+    assert numbers(session) == numbers(run(config, small, server=TriadServer(NONCE)))
     assert numbers(session) != numbers(first)
-    with pytest.raises(hn.ParameterError, match="16 bytes"):
-        run(config, small, nonce=b"short")
+    with pytest.raises(hn.WireError, match="at least 16"):
+        run(config, small, server=TriadServer(b"short"))
 
 
 def test_runs_leave_the_callers_random_numbers_alone(small):
@@ -199,7 +211,7 @@ def test_the_server_gets_what_the_layer_made(small, monkeypatch):
 
     monkeypatch.setattr(triad_training, "merge", spy)
     config = TriadConfig(layer="random-vector-relu", participants=3, epochs=1)
-    run(config, small, nonce=NONCE)
+    run(config, small, server=TriadServer(NONCE))
     shares = deal(small, config)
     scaling, _ = fit_scaling(shares)
     for parcel, share in zip(received[0], shares, strict=True):
@@ -297,3 +309,38 @@ def test_every_case_learns_from_a_real_table(lipids, layer):
     result = run(TriadConfig(layer=layer, participants=participants, epochs=40, batch_size=32), lipids)
     share = 0.85 if layer == "random-vector-relu" else 0.75
     assert result.metric < share * result.baseline
+
+
+def test_participants_over_mutual_tls_get_the_servers_nonce_and_train_the_same(small, tmp_path):
+    make_authority(tmp_path)
+    make_server(tmp_path, ["localhost"])
+    for i in range(3):
+        make_client(tmp_path, f"hospital-{i}")
+    config = TriadConfig(layer="random-vector", participants=3, epochs=1)
+    server = TriadServer(NONCE)
+    with GrpcServer("localhost:0", server.converse, tls=ServerTls.load(tmp_path)) as transport:
+
+        def open_channel(i):
+            return connect(f"localhost:{transport.port}", tls=ClientTls.load(tmp_path, f"hospital-{i}"))
+
+        result = run(config, small, server=server, connect=open_channel)
+        assert set(server.received) == {"hospital-0", "hospital-1", "hospital-2"}
+        again = open_channel(0)
+        assert join(again) == NONCE
+        with pytest.raises(hn.ProtocolError, match="already"):
+            submit(again, Parcel(b"", b""), Parcel(b"", b""))
+        again.close()
+    assert numbers(result) == numbers(run(config, small, server=TriadServer(NONCE)))
+
+
+def test_nonces_are_fresh_and_messages_out_of_order_are_refused():
+    def channel(server):
+        return InProcessChannel(server.converse(ClientInfo("a")))
+
+    assert join(channel(TriadServer())) != join(channel(TriadServer()))
+    with pytest.raises(hn.ProtocolError, match="came where 0 was due"):
+        submit(channel(TriadServer()), Parcel(b"", b""), Parcel(b"", b""))
+    talk = channel(TriadServer())
+    join(talk)
+    talk.send(b"HESL")
+    assert b"shorter than its header" in talk.receive()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hesplit_native._core import __version__, cpu_features, set_num_threads
 from hesplit_native.errors import (
+    ConnectionLost,
     DataError,
     HESplitError,
     KeyMismatchError,
@@ -14,14 +15,15 @@ from hesplit_native.errors import (
     RangeError,
     WireError,
 )
-from hesplit_native.keys import SecretKey
-from hesplit_native.linear import LinearClient, LinearServer
+from hesplit_native.keys import ReleaseLedger, SecretKey
+from hesplit_native.linear import LinearClient, LinearServer, SealedClient, SealedServer
 from hesplit_native.parameters import Parameters
 
 if TYPE_CHECKING:
     from hesplit_native import nn as nn
 
 __all__ = [
+    "ConnectionLost",
     "DataError",
     "HESplitError",
     "KeyMismatchError",
@@ -31,6 +33,9 @@ __all__ = [
     "Parameters",
     "ProtocolError",
     "RangeError",
+    "ReleaseLedger",
+    "SealedClient",
+    "SealedServer",
     "SecretKey",
     "WireError",
     "__version__",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import numpy.typing as npt
 from hesplit_native.errors import DataError
 
 
-def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
-    """These arrays of an archive, without pickles.
+def read_npz(
+    path: Path, names: tuple[str, ...], *, optional: tuple[str, ...] = (), max_bytes: int = 1 << 34
+) -> dict[str, npt.NDArray[Any]]:
+    """These arrays of an archive, without pickles; those that are ``optional`` only where they are.
 
     Every checksum is compared first: numpy stops reading where a header says that an array ends, and zip compares the checksum of a
     member only at its end, so a damaged header could pass as other data.
@@ -21,16 +25,26 @@ def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
     Raises
     ------
     DataError
-        When the file is missing, damaged or lacks an array.
+        When the file is missing, damaged, lacks an array, or would unpack to more than ``max_bytes``.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > max_bytes:
+                raise DataError(f"{path} would unpack to {unpacked} bytes, more than the {max_bytes} that are expected")
             damaged = archive.testzip()
             if damaged is not None:
                 raise DataError(f"{path} is damaged: the checksum of {damaged} is wrong")
         with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in names}
-    except KeyError as error:
-        raise DataError(f"{path} lacks the array {error}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            missing = [name for name in names if name not in data]
+            if missing:
+                raise DataError(f"{path} has no array {missing[0]!r}; it has {sorted(data)}")
+            return {name: data[name] for name in (*names, *optional) if name in data}
+    except DataError:
+        raise
+    # A RuntimeError is what the zip reader says to encryption and, as NotImplementedError, to compressions that it does not know.
+    except (
+        OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error,
+        NotImplementedError, RuntimeError, struct.error,
+    ) as error:  # fmt: skip
         raise DataError(f"{path} cannot be read: {error}") from error

@@ -62,6 +62,9 @@ class MessageType(IntEnum):
     RESTORE = 20  # text (terms, run and step), blob (public material)
     MERGE = 21  # text: this participant's weight in the average
     ADOPT = 22  # empty: take the average of all participants
+    JOIN = 23  # triad: empty
+    NONCE = 24  # triad: the session's shared nonce
+    SUBMIT = 25  # triad: sanitised rows and labels
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from hesplit_native.triad.cifar10 import Images, load_cifar10, synthetic_images
 from hesplit_native.triad.layers import PretrainedLocal, RandomVector, RandomVectorReLU, shared_vector
 from hesplit_native.triad.lipids import Cohort, load_csv, synthetic_cohort
+from hesplit_native.triad.service import TriadServer
 from hesplit_native.triad.training import TriadConfig, TriadEpoch, TriadObserver, TriadResult, run
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "TriadEpoch",
     "TriadObserver",
     "TriadResult",
+    "TriadServer",
     "load_cifar10",
     "load_csv",
     "run",

@@ -6,8 +6,6 @@ The format of the binary files is that of Krizhevsky 2009: rows of one byte of l
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hesplit_native.data.npz import read_npz
 from hesplit_native.errors import DataError, ParameterError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -26,8 +25,6 @@ _TEST_FILE = "test_batch.bin"
 _ROWS_PER_FILE = 10_000
 _ROW_BYTES = 1 + 3 * 32 * 32
 _MAX_ARCHIVE_BYTES = 1 << 30  # of what an archive says it unpacks to; the whole of CIFAR-10 has 0.18 GB
-# A RuntimeError is what the zip reader says to encryption and, as NotImplementedError, to compressions that it does not know.
-_ZIP_ERRORS = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -92,10 +89,7 @@ def _read_binary(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int6
 
 
 def _load_npz(path: Path) -> Images:
-    arrays = _read_npz(path)
-    missing = [name for name in _ARRAYS if name not in arrays]
-    if missing:
-        raise DataError(f"{path} has no array {missing[0]!r}; it has {sorted(arrays)}")
+    arrays = read_npz(path, _ARRAYS, optional=("classes",), max_bytes=_MAX_ARCHIVE_BYTES)
     sides: list[Any] = []
     for side in ("train", "test"):
         x, y = arrays[f"x_{side}"], arrays[f"y_{side}"]
@@ -109,24 +103,6 @@ def _load_npz(path: Path) -> Images:
         raise DataError(f"{path}, classes: expected ten names, got {names.dtype} {list(names.shape)}")
     train_x, train_y, test_x, test_y = sides
     return Images(path.stem, train_x, train_y, test_x, test_y, tuple(names.tolist()))
-
-
-def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > _MAX_ARCHIVE_BYTES:
-                raise DataError(f"{path} would unpack to {unpacked} bytes, more than CIFAR-10 can have")
-            # numpy stops at the end of an array, where a damaged size or a file that is too long keeps it from the checksum.
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise DataError(f"{path} is damaged: {damaged} fails its checksum")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in (*_ARRAYS, "classes") if name in arrays}
-    except DataError:
-        raise
-    except _ZIP_ERRORS as error:
-        raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
 
 
 def _labels(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.int64]:

@@ -2,14 +2,15 @@
 
 The data are dealt evenly to the participants (section IV-A). Each passes its rows through its privacy-preserving layer and sends the
 outcome with the labels; the server merges what it gets and trains the deeper layers. The layer is frozen by then, so nothing flows
-back. Everything runs in this process, but the server sees nothing except what `pack` serialised.
+back. The server sees nothing except what
+travelled as messages (`service`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, Protocol, get_args
@@ -19,10 +20,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hesplit_native.errors import ParameterError, WireError
+from hesplit_native.errors import ParameterError, ProtocolError, WireError
+from hesplit_native.transport.channel import Channel, ClientInfo
+from hesplit_native.transport.in_process import InProcessChannel
 from hesplit_native.triad.cifar10 import Images
 from hesplit_native.triad.layers import PretrainedLocal, RandomVector, RandomVectorReLU, pretrained_shape
 from hesplit_native.triad.lipids import Cohort
+from hesplit_native.triad.service import Parcel, TriadServer, join, submit
 
 Task = Literal["ldl", "cifar10"]
 Layer = Literal["none", "random-vector", "random-vector-relu", "pretrained"]
@@ -137,19 +141,13 @@ class Scaling:
         return (torch.from_numpy(x.astype(np.float32)) - self.mean) / self.deviation
 
 
-@dataclass(frozen=True)
-class Parcel:
-    """What a participant sends: float32 activations and labels, float32 or one byte each, in little-endian C order."""
-
-    activations: bytes
-    labels: bytes
-
-    def __len__(self) -> int:
-        return len(self.activations) + len(self.labels)
-
-
 def run(
-    config: TriadConfig, dataset: Cohort | Images, observer: TriadObserver | None = None, *, nonce: bytes | None = None
+    config: TriadConfig,
+    dataset: Cohort | Images,
+    observer: TriadObserver | None = None,
+    *,
+    server: TriadServer | None = None,
+    connect: Callable[[int], Channel] | None = None,
 ) -> TriadResult:
     """Deal the data, sanitise them at the participants, train the server's network.
 
@@ -157,9 +155,10 @@ def run(
     ----------
     dataset
         A `Cohort` for the task ``"ldl"``, `Images` for ``"cifar10"``. Its test side is the validation set.
-    nonce
-        The session's secret from the server, at least 16 bytes. None: derived from the seed, which is enough to measure accuracy
-        and no secret.
+    server
+        The session. None: one whose nonce is derived from the seed, which is enough to measure accuracy and no secret.
+    connect
+        Opens the connection of participant 0, 1, … to that server; None: in this process.
 
     Returns
     -------
@@ -169,17 +168,23 @@ def run(
     if not isinstance(dataset, Cohort if config.task == "ldl" else Images):
         raise ParameterError(f"the task {config.task!r} does not go with the {type(dataset).__name__} {dataset.name!r}")
     classes = len(dataset.classes) if isinstance(dataset, Images) else None
-    session = nonce if nonce is not None else _digest(f"nonce {config.seed}")
+    server = server or TriadServer(_digest(f"nonce {config.seed}"))
     start = perf_counter()
     shares = deal(dataset, config)
     scaling, scaling_bytes = fit_scaling(shares)
-    trains, tests = [], []
     for index, share in enumerate(shares):
-        layer = participant_layer(config, share, scaling, session, index, classes)
-        trains.append(pack(_sanitise(layer, scaling, share.train_x), share.train_y))
-        tests.append(pack(_sanitise(layer, scaling, share.test_x), share.test_y))
+        channel = (
+            connect(index) if connect else InProcessChannel(server.converse(ClientInfo(f"participant-{index + 1}")))
+        )
+        layer = participant_layer(config, share, scaling, join(channel), index, classes)
+        parcel = pack(_sanitise(layer, scaling, share.train_x), share.train_y)
+        submit(channel, parcel, pack(_sanitise(layer, scaling, share.test_x), share.test_y))
+        channel.close()
         if observer:
-            observer.on_participant(index + 1, len(shares), len(share.train_y), len(trains[-1]))
+            observer.on_participant(index + 1, len(shares), len(share.train_y), len(parcel))
+    if len(server.received) != len(shares):
+        raise ProtocolError(f"{len(shares)} participants sent rows, the server has those of {len(server.received)}")
+    trains, tests = (list(parcels) for parcels in zip(*server.received.values(), strict=True))
     shape = shares[0].train_x.shape[1:]
     shape = pretrained_shape(shape) if config.layer == "pretrained" else shape
     train, test = merge(trains, shape, classes), merge(tests, shape, classes)
