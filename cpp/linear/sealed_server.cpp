@@ -55,17 +55,57 @@ Degree2 multiply(const Ring& ring, const Pointers& a0, const Pointers& a1, const
     return product;
 }
 
-void write_product(const Ring& ring, const Degree2& product, const std::vector<std::uint32_t>& positions, int bits,
-                   std::uint8_t* out) {
-    Buffer<std::uint64_t> switched(ring.degree());
-    ring.switch_to_bits(product.c0.data(), {positions.data(), positions.size()}, bits, switched.data());
-    pack_bits({switched.data(), positions.size()}, bits, out);
-    out += packed_bytes(positions.size(), bits);
-    for (const Buffer<std::uint64_t>* poly : {&product.c1, &product.c2}) {
-        ring.switch_to_bits(poly->data(), bits, switched.data());
-        pack_bits({switched.data(), switched.size()}, bits, out);
-        out += packed_bytes(ring.degree(), bits);
+// A reply of products: one per group and run, each with c0 at its positions and c1, c2 in full.
+class Reply {
+  public:
+    Reply(const Ring& ring, Header header, const BatchShape& shape, int bits,
+          std::vector<std::vector<std::uint32_t>> positions)
+        : ring_(ring), bits_(bits), positions_(std::move(positions)) {
+        std::size_t total = 0;
+        for (const std::vector<std::uint32_t>& list : positions_) {
+            offsets_.push_back(total);
+            total += packed_bytes(list.size(), bits) + 2 * packed_bytes(ring.degree(), bits);
+        }
+        header.type = MessageType::sealed_reply;
+        writer_ = std::make_unique<WireWriter>(header, kShapeBytes + total);
+        write_shape(*writer_, shape);
+        out_ = writer_->reserve(total);
     }
+
+    // May be called from several threads for different indices.
+    void write(std::size_t index, const Degree2& product) const {
+        const std::vector<std::uint32_t>& positions = positions_[index];
+        std::uint8_t* out = out_ + offsets_[index];
+        Buffer<std::uint64_t> switched(ring_.degree());
+        ring_.switch_to_bits(product.c0.data(), {positions.data(), positions.size()}, bits_, switched.data());
+        pack_bits({switched.data(), positions.size()}, bits_, out);
+        out += packed_bytes(positions.size(), bits_);
+        for (const Buffer<std::uint64_t>* poly : {&product.c1, &product.c2}) {
+            ring_.switch_to_bits(poly->data(), bits_, switched.data());
+            pack_bits({switched.data(), switched.size()}, bits_, out);
+            out += packed_bytes(ring_.degree(), bits_);
+        }
+    }
+
+    std::string finish() const { return writer_->finish(); }
+
+  private:
+    const Ring& ring_;
+    int bits_;
+    std::vector<std::vector<std::uint32_t>> positions_;
+    std::vector<std::size_t> offsets_;
+    std::unique_ptr<WireWriter> writer_;
+    std::uint8_t* out_ = nullptr;
+};
+
+// `count` polynomials from the `first` on, `step` apart.
+Pointers pointers(const Buffer<std::uint64_t>& polys, const Ring& ring, std::size_t first, std::size_t count,
+                  std::size_t step) {
+    Pointers list(count);
+    for (std::size_t i = 0; i < count; ++i) {
+        list[i] = polys.data() + (first + i * step) * ring.size();
+    }
+    return list;
 }
 
 }  // namespace
@@ -161,36 +201,24 @@ std::string SealedServer::forward(View<const std::uint8_t> request) const {
         bits = bits_.logits;
     }
 
-    std::vector<std::size_t> offsets;
-    std::size_t total = 0;
+    std::vector<std::vector<std::uint32_t>> positions;
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t p = 0; p < products; ++p) {
-            offsets.push_back(total);
-            total += packed_bytes(layout_.outputs_of(p) * shape.rows_of(group), bits) +
-                     2 * packed_bytes(ring_->degree(), bits);
+            positions.push_back(output_positions(layout_, p, shape.rows_of(group)));
         }
     }
-    Header header = reader.header();
-    header.type = MessageType::sealed_reply;
-    WireWriter writer(header, kShapeBytes + total);
-    write_shape(writer, shape);
-    std::uint8_t* out = writer.reserve(total);
+    const Reply reply(*ring_, reader.header(), shape, bits, std::move(positions));
     parallel_for(shape.groups(), [&](std::size_t group) {
         Buffer<std::uint64_t> x0(inputs * ring_->size()), x1(inputs * ring_->size());
         read_ciphertexts(ciphertexts, seed, group * inputs, inputs, x0.data(), x1.data());
         for (std::size_t p = 0; p < products; ++p) {
-            Pointers a0, a1, b0, b1;
-            for (std::size_t j = 0; j < inputs; ++j) {
-                a0.push_back(x0.data() + j * ring_->size());
-                a1.push_back(x1.data() + j * ring_->size());
-                b0.push_back(weights->c0.data() + (p * inputs + j) * ring_->size());
-                b1.push_back(weights->c1.data() + (p * inputs + j) * ring_->size());
-            }
-            write_product(*ring_, multiply(*ring_, a0, a1, b0, b1), output_positions(layout_, p, shape.rows_of(group)),
-                          bits, out + offsets[group * products + p]);
+            reply.write(group * products + p,
+                        multiply(*ring_, pointers(x0, *ring_, 0, inputs, 1), pointers(x1, *ring_, 0, inputs, 1),
+                                 pointers(weights->c0, *ring_, p * inputs, inputs, 1),
+                                 pointers(weights->c1, *ring_, p * inputs, inputs, 1)));
         }
     });
-    return writer.finish();
+    return reply.finish();
 }
 
 std::string SealedServer::update(View<const std::uint8_t> update) {
@@ -208,34 +236,21 @@ std::string SealedServer::update(View<const std::uint8_t> update) {
         throw WireError("the sealed weights have taken all the updates that the parameters allow; refresh them");
     }
 
-    const int bits = bits_.input_gradient;
-    std::vector<std::size_t> offsets;
-    std::size_t total = 0;
+    std::vector<std::vector<std::uint32_t>> positions;
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t j = 0; j < inputs; ++j) {
-            offsets.push_back(total);
-            total += packed_bytes(layout_.features_of(j) * shape.rows_of(group), bits) +
-                     2 * packed_bytes(ring_->degree(), bits);
+            positions.push_back(input_gradient_positions(layout_, j, shape.rows_of(group)));
         }
     }
-    Header header = reader.header();
-    header.type = MessageType::sealed_reply;
-    WireWriter writer(header, kShapeBytes + total);
-    write_shape(writer, shape);
-    std::uint8_t* out = writer.reserve(total);
+    const Reply reply(*ring_, reader.header(), shape, bits_.input_gradient, std::move(positions));
     Buffer<std::uint64_t> g0(gradients * ring_->size()), g1(gradients * ring_->size());
     read_ciphertexts(ciphertexts, seed, 0, gradients, g0.data(), g1.data());
     parallel_for(shape.groups() * inputs, [&](std::size_t index) {
-        const std::size_t group = index / inputs, j = index % inputs;
-        Pointers a0, a1, b0, b1;
-        for (std::size_t p = 0; p < products; ++p) {
-            a0.push_back(g0.data() + (group * products + p) * ring_->size());
-            a1.push_back(g1.data() + (group * products + p) * ring_->size());
-            b0.push_back(weights->c0.data() + (p * inputs + j) * ring_->size());
-            b1.push_back(weights->c1.data() + (p * inputs + j) * ring_->size());
-        }
-        write_product(*ring_, multiply(*ring_, a0, a1, b0, b1),
-                      input_gradient_positions(layout_, j, shape.rows_of(group)), bits, out + offsets[index]);
+        const std::size_t first = index / inputs * products, j = index % inputs;
+        reply.write(index,
+                    multiply(*ring_, pointers(g0, *ring_, first, products, 1), pointers(g1, *ring_, first, products, 1),
+                             pointers(weights->c0, *ring_, j, products, inputs),
+                             pointers(weights->c1, *ring_, j, products, inputs)));
     });
 
     auto next = std::make_shared<Weights>();
@@ -254,7 +269,7 @@ std::string SealedServer::update(View<const std::uint8_t> update) {
         }
         weights_ = std::move(next);
     }
-    return writer.finish();
+    return reply.finish();
 }
 
 std::string SealedServer::saved() const {

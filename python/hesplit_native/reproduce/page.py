@@ -10,6 +10,7 @@ from typing import Any
 
 from hesplit_native import report
 from hesplit_native.reproduce.tables import Row
+from hesplit_native.triad import TriadConfig
 
 Results = dict[str, dict[str, Any]]
 
@@ -52,6 +53,12 @@ def _summary(rows: list[Row], results: Results, quick: bool) -> list[str]:
         lines.append(
             "**Quick: a few batches of synthetic data. It shows that every row runs; the figures mean nothing.**"
         )
+    if rows and isinstance(rows[0].config, TriadConfig):
+        lines.append(
+            "On the validation set after the last epoch. Bytes are those of the sanitised training rows, sent once; seconds are the server's. "
+            "The paper's cohort (400,000 patients of one hospital) is not public; figures are comparable only in kind."
+        )
+        return lines + _provenance(done)
     lines.append(
         "Accuracy in percent on the test set, averaged over the last three epochs. Bytes are counted at the channel, both directions, "
         "training steps only; seconds are those of training steps, one thread, rows side by side. "
@@ -68,6 +75,12 @@ def _summary(rows: list[Row], results: Results, quick: bool) -> list[str]:
     ]
     if below:
         lines.append(f"Below 128 bits by the 2024 guideline, as published: {', '.join(sorted(set(below)))}.")
+    return lines + _provenance(done)
+
+
+def _provenance(done: list[dict[str, Any]]) -> list[str]:
+    """Machine, versions, seeds and data."""
+    lines = []
     for values in done[:1]:
         machine, versions = values["machine"], values["versions"]
         features = ", ".join(name for name, there in machine["cpu_features"].items() if there)
