@@ -55,7 +55,8 @@ def _summary(rows: list[Row], results: Results, quick: bool) -> list[str]:
         )
     if rows and isinstance(rows[0].config, TriadConfig):
         lines.append(
-            "On the validation set after the last epoch. Bytes are those of the sanitised training rows, sent once; seconds are the server's. "
+            "On the validation set after the last epoch. Bytes are those of the sanitised training rows, sent once; seconds are the "
+            "server's. "
             "The paper's cohort (400,000 patients of one hospital) is not public; figures are comparable only in kind."
         )
         return lines + _provenance(done)
