@@ -121,7 +121,7 @@ def test_predict_classifies_a_record(trained, tmp_path):
 def test_info_shows_both_packings():
     result = run("info")
     assert result.exit_code == 0, result.output
-    for word in ("blocks", "slots", "128 bits", "error bound", "request", "decrypt"):
+    for word in ("blocks", "slots", "sealed", "128 bits", "error bound", "request", "server"):
         assert word in result.output
 
 

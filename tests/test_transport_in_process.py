@@ -12,12 +12,12 @@ def echo(replies):
         request = yield request[::-1]
 
 
-def test_replies_arrive_and_are_counted_with_their_frame_headers():
+def test_replies_arrive_and_are_counted_with_their_prefixes():
     channel = InProcessChannel(echo(2))
     for message in (b"abc", b""):
         channel.send(message)
         assert channel.receive() == message[::-1]
-    assert (channel.bytes_up, channel.bytes_down) == (4 + 3 + 4, 4 + 3 + 4)
+    assert (channel.bytes_up, channel.bytes_down) == (5 + 3 + 5, 5 + 3 + 5)
 
 
 def test_receiving_without_a_request_is_an_error():

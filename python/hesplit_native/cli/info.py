@@ -13,7 +13,9 @@ def info_command(
     in_features: int = typer.Option(256, min=1),
     out_features: int = typer.Option(5, min=1),
     batch_size: int = typer.Option(4, min=1),
-    packing: PackingName | None = typer.Option(None, help="Both when left out."),
+    packing: PackingName | None = typer.Option(
+        None, help="Only this one; else both, flooded releases and sealed weights."
+    ),
 ) -> None:
     """Show versions, CPU features, and the recommended parameters with the sizes and times of one step."""
     from rich.console import Console
@@ -29,17 +31,24 @@ def info_command(
     )
     table = Table(title=f"One step of batch {batch_size}, {in_features} -> {out_features}", title_justify="left")
     table.add_column("", no_wrap=True)
-    columns = [packing.value] if packing else [name.value for name in PackingName]
+    shape = (in_features, out_features, batch_size)
     measured = []
-    for name in columns:
+    if packing is not PackingName.slots:
+        measured.append(("blocks", _measure(*shape, "blocks", 0)))
+    if packing is None:
+        measured.append(("flooded, key per step", _measure(*shape, "blocks", 1)))
+        measured.append(("flooded, key per run", _measure(*shape, "blocks", 1 << 20)))
+        measured.append(("sealed", _measure_sealed(*shape)))
+    if packing is not PackingName.blocks:
+        measured.append(("slots", _measure(*shape, "slots", 0)))
+    for name, _ in measured:
         table.add_column(name, justify="right")
-        measured.append(_measure(in_features, out_features, batch_size, name))
-    for key in measured[0]:
-        table.add_row(key, *(column[key] for column in measured))
+    for key in measured[0][1]:
+        table.add_row(key, *(column[key] for _, column in measured))
     console.print(table)
 
 
-def _measure(in_features: int, out_features: int, batch_size: int, packing: str) -> dict[str, str]:
+def _measure(in_features: int, out_features: int, batch_size: int, packing: str, releases: int) -> dict[str, str]:
     """Really run one step, a few times; the median counts."""
     from statistics import median
     from time import perf_counter
@@ -53,12 +62,14 @@ def _measure(in_features: int, out_features: int, batch_size: int, packing: str)
 
     params = Parameters.recommend(
         in_features=in_features, out_features=out_features, batch_size=batch_size,
-        packing="blocks" if packing == "blocks" else "slots",
+        packing="blocks" if packing == "blocks" else "slots", releases=releases,
+        activation_bound=32.0 if releases else 64.0,
     )  # fmt: skip
     generator = np.random.default_rng(0)
     weight = generator.normal(size=(out_features, in_features)) / np.sqrt(in_features)
     x = generator.normal(size=(batch_size, in_features))
-    client = LinearClient(SecretKey.generate(params), in_features, out_features)
+    key = SecretKey.generate(params)
+    client = LinearClient(key, in_features, out_features, fresh_keys=releases == 1)
     material = client.public_material()
     server = LinearServer(material, weight)
     times = []
@@ -69,7 +80,7 @@ def _measure(in_features: int, out_features: int, batch_size: int, packing: str)
         server.set_weight(weight)
         reply = server.forward(request)
         marks.append(perf_counter())
-        y = client.decrypt(reply)
+        y = client.decrypt_for_release(reply) if releases else client.decrypt(reply)
         marks.append(perf_counter())
         times.append([1e3 * (b - a) for a, b in itertools.pairwise(marks)])
     encrypt, forward, decrypt = (median(column) for column in zip(*times, strict=True))
@@ -84,8 +95,66 @@ def _measure(in_features: int, out_features: int, batch_size: int, packing: str)
         "public material, once": size(len(material)),
         "request": size(len(request)),
         "reply": size(len(reply)),
-        "gradients in the clear": size(4 * (out_features * (batch_size + in_features) + batch_size * in_features)),
-        "encrypt": f"{encrypt:.3f} ms",
-        "encode weights, forward": f"{forward:.3f} ms",
-        "decrypt": f"{decrypt:.3f} ms",
+        "gradients": size(4 * (out_features * (batch_size + in_features) + batch_size * in_features)) + " in the clear",
+        "client": f"{encrypt + decrypt:.3f} ms",
+        "server": f"{forward:.3f} ms",
+    }
+
+
+def _measure_sealed(in_features: int, out_features: int, batch_size: int) -> dict[str, str]:
+    """A whole training step of sealed weights, backward pass included."""
+    from statistics import median
+    from time import perf_counter
+
+    import numpy as np
+
+    from hesplit_native.keys import SecretKey
+    from hesplit_native.linear import SealedClient, SealedServer
+    from hesplit_native.parameters import Parameters
+    from hesplit_native.report import size
+
+    params = Parameters.recommend_sealed(
+        in_features=in_features, out_features=out_features, batch_size=batch_size, activation_bound=32.0
+    )
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(out_features, in_features)) / np.sqrt(in_features)
+    bias, gradient = np.zeros(out_features), generator.normal(size=(batch_size, out_features)) / batch_size
+    x = generator.normal(size=(batch_size, in_features))
+    client = SealedClient(SecretKey.generate(params), in_features, out_features)
+    material = client.seal(weight, bias)
+    server = SealedServer(material)
+    times: list[tuple[float, float]] = []
+    for _ in range(7):
+        marks = [perf_counter()]
+
+        def lap(marks: list[float] = marks) -> None:
+            marks.append(perf_counter())
+
+        request = client.encrypt(x)
+        lap()
+        reply = server.forward(request)
+        lap()
+        y = client.decrypt(reply)
+        update = client.update(gradient, weight, bias)
+        lap()
+        answer = server.update(update)
+        lap()
+        client.decrypt_input_gradient(answer)
+        lap()
+        laps = [1e3 * (b - a) for a, b in itertools.pairwise(marks)]
+        times.append((laps[0] + laps[2] + laps[4], laps[1] + laps[3]))
+    return {
+        "ring degree": str(params.ring_degree),
+        "modulus (bits)": " + ".join(map(str, params.modulus_bits)),
+        "security": f"128 bits ({params.total_bits} <= {params.max_bits})",
+        "scale": f"2^{np.log2(params.scale):g}",
+        "error bound": f"{params.error_bound:g}",
+        "seen here": f"{np.abs(y - x @ weight.T).max():.1e}",
+        "|activation|, row norm <=": f"{params.activation_bound:g}, {params.activation_norm:g}",
+        "public material, once": size(len(material)),
+        "request": size(len(request)),
+        "reply": size(len(reply)),
+        "gradients": size(len(update) + len(answer)) + " encrypted",
+        "client": f"{median(client for client, _ in times):.3f} ms",
+        "server": f"{median(server for _, server in times):.3f} ms",
     }

@@ -1,17 +1,15 @@
 """What every transport offers: whole messages, in order, in both directions, counted.
 
-The protocols know nothing else about a transport, so an in-process call, a TCP connection or a later
-gRPC stream carry the same bytes.
+The protocols know nothing else about a transport: an in-process call and a gRPC stream carry the same bytes.
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import Protocol
 
-#: A frame on a byte stream: the message's length, then the message.
-FRAME_HEADER = struct.Struct("<I")
+#: What gRPC puts before every message: a flag and its length. In-process calls are counted alike.
+PREFIX_BYTES = 5
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class Channel(Protocol):
     """One conversation between a client and a server.
 
     `bytes_up` (client to server) and `bytes_down` (server to client) count every byte handed over,
-    frame headers included, and mean the same at both ends. A peer that went away or does not answer
-    in time is a `ProtocolError`; bytes that are no frame are a `WireError`.
+    prefixes included, and mean the same at both ends. A peer that went away or does not answer
+    in time is a `ProtocolError`; messages above the size limit are a `WireError`.
     """
 
     @property
@@ -52,8 +50,3 @@ class Channel(Protocol):
     def close(self) -> None:
         """End the conversation; closing twice is harmless."""
         ...
-
-
-def frame_size(message: bytes) -> int:
-    """Bytes that `message` takes on a byte stream."""
-    return FRAME_HEADER.size + len(message)

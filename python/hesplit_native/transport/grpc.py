@@ -22,7 +22,7 @@ import grpc
 
 from hesplit_native.errors import ConnectionLost, HESplitError, ParameterError, ProtocolError, WireError
 from hesplit_native.transport.certificates import ClientTls, ServerTls
-from hesplit_native.transport.channel import ClientInfo
+from hesplit_native.transport.channel import PREFIX_BYTES, ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
 #: No message of this package is longer (rotation keys of the slot packing are the longest).
@@ -31,7 +31,6 @@ MAX_MESSAGE = 1 << 28
 TIMEOUT = 300.0
 
 _SERVICE, _METHOD = "hesplit_native.Split", "Converse"
-_PREFIX = 5  # of every gRPC message: a flag and its length
 _CONNECT_SECONDS = 10.0
 _CLIENT_ID = "client-id"
 
@@ -106,7 +105,7 @@ class GrpcChannel:
         if self._closed.is_set():
             raise ConnectionLost("the connection is closed")
         self._outgoing.put(message)
-        self.bytes_up += len(message) + _PREFIX
+        self.bytes_up += len(message) + PREFIX_BYTES
 
     def receive(self) -> bytes:
         """Wait for one whole message."""
@@ -119,7 +118,7 @@ class GrpcChannel:
             raise self._explain(error) from error
         finally:
             self._waiting_since = None
-        self.bytes_down += len(message) + _PREFIX
+        self.bytes_down += len(message) + PREFIX_BYTES
         return message
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from hesplit_native.errors import ProtocolError
-from hesplit_native.transport.channel import frame_size
+from hesplit_native.transport.channel import PREFIX_BYTES
 
 #: A server's side of a conversation: yields replies, is sent requests. Its first `next` yields nothing of use.
 Conversation = Generator[bytes, bytes, None]
@@ -14,7 +14,7 @@ Conversation = Generator[bytes, bytes, None]
 class InProcessChannel:
     """The client's `Channel` to a server that is a generator in the same thread.
 
-    Bytes are counted as TCP would count them.
+    Bytes are counted as gRPC would count them.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class InProcessChannel:
         """Let the server work on `message`; its reply waits for `receive`."""
         if self._reply is not None:
             raise ProtocolError("a message was sent before the reply to the last one was received")
-        self.bytes_up += frame_size(message)
+        self.bytes_up += len(message) + PREFIX_BYTES
         try:
             self._reply = self._conversation.send(message)
         except StopIteration:
@@ -44,7 +44,7 @@ class InProcessChannel:
         if self._reply is None:
             raise ProtocolError("there is no message to receive: the server only answers requests")
         reply, self._reply = self._reply, None
-        self.bytes_down += frame_size(reply)
+        self.bytes_down += len(reply) + PREFIX_BYTES
         return reply
 
     def close(self) -> None:
