@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
 import hesplit_native as hn
 from hesplit_native.data import synthetic_ecg, synthetic_ptbxl
+from hesplit_native.protocols.server import Server
 from hesplit_native.training import RunConfig, train
+from hesplit_native.transport import GrpcServer, connect
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +185,38 @@ def test_interrupted_runs_keep_their_metrics(data):
     assert result.interrupted == "interrupted by the user"
     assert result.epochs == 1
     assert result.batches == 101
+
+
+def test_several_clients_at_once_on_one_server(data):
+    """Each has its own session, key and layer; one that breaks off does not disturb the others."""
+    server = Server()
+    results = {}
+    with GrpcServer("127.0.0.1:0", server.converse) as transport:
+        address = f"127.0.0.1:{transport.port}"
+
+        def work(name, config):
+            results[name] = train(config, data, connect=lambda: connect(address, client_id=name))
+
+        configs = {
+            "a": RunConfig(protocol="plain", epochs=1, limit_batches=30),
+            "b": RunConfig(protocol="splitways", epochs=1, limit_batches=30, flooding="off"),
+            "c": RunConfig(protocol="sealed", epochs=1, limit_batches=30),
+            "d": RunConfig(protocol="plain", epochs=1, limit_batches=30, seed=1),
+        }
+        threads = [threading.Thread(target=work, args=item) for item in configs.items()]
+        for thread in threads:
+            thread.start()
+        broken = connect(address, client_id="broken")
+        broken.send(b"nonsense")
+        assert b"shorter than its header" in broken.receive()
+        broken.close()
+        for thread in threads:
+            thread.join(120)
+    assert server.ended == 4
+    assert not server.sessions
+    alone = train(configs["a"], data)
+    assert results["a"].history[0].train_loss == alone.history[0].train_loss
+    assert results["d"].history[0].train_loss != alone.history[0].train_loss
+    for name in "bc":
+        assert results[name].interrupted is None
+        assert abs(results[name].history[0].train_loss - alone.history[0].train_loss) < 1e-3

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
 from hesplit_native.errors import ParameterError
+from hesplit_native.seeding import seeded
 
 Model = Literal["m1", "m2", "base"]
 
@@ -46,8 +46,7 @@ class Architecture:
         Convolutions beyond the second, up to eight, keep the size (Abuadbba et al., who vary their number from 2 to 8).
         The global generator is left alone.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             more: list[nn.Module] = []
             for _ in range(self.convolutions - 2):
                 more += [nn.Conv1d(self.channels, self.channels, kernel_size=5, padding=2), nn.LeakyReLU()]
@@ -64,8 +63,7 @@ class Architecture:
 
     def head(self, seed: int) -> nn.Sequential:
         """What follows the server's layer: nothing, or the second fully connected layer."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return nn.Sequential(nn.LeakyReLU(), nn.Linear(_HIDDEN, self.classes)) if self.hidden else nn.Sequential()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hesplit_native.errors import ProtocolError, WireError
+from hesplit_native.seeding import seeded
 
 Protocol = Literal["local", "vanilla", "plain", "splitways", "hesplit", "sealed"]
 ENCRYPTED = ("splitways", "hesplit", "sealed")
@@ -112,8 +113,7 @@ class Terms:
 
 def initial_linear(terms: Terms) -> nn.Linear:
     """The linear layer in the state that every protocol starts from under one seed; the global generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(terms.weight_seed)
+    with seeded(terms.weight_seed):
         return nn.Linear(terms.in_features, terms.out_features)
 
 

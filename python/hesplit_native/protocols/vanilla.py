@@ -20,6 +20,7 @@ from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.plain import Answer, take_activations, take_tensor
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import Terms, initial_linear, make_optimizer
+from hesplit_native.seeding import seeded
 
 
 class VanillaClient:
@@ -112,6 +113,5 @@ class VanillaServer:
 
 def initial_head(terms: Terms) -> nn.Linear:
     """The base paper's second fully connected layer, in the state that every protocol starts from under one seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(terms.weight_seed + 1)
+    with seeded(terms.weight_seed + 1):
         return nn.Linear(terms.out_features, terms.classes)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hesplit_native.errors import ParameterError
+from hesplit_native.seeding import seeded
 
 MIN_NONCE_BYTES = 16
 
@@ -117,7 +118,7 @@ class PretrainedLocal(nn.Module):
         self.shape = _shape(shape)
         self.pretrained = False
         self.out_shape = pretrained_shape(self.shape)
-        with torch.random.fork_rng(devices=[]):  # torch draws weights of its own
+        with seeded(0):  # torch draws weights of its own, which are overwritten
             if len(self.shape) == 1:
                 self.layers = nn.Sequential(nn.Linear(self.shape[0], _TABLE_FEATURES), nn.ReLU())
             else:
@@ -161,8 +162,7 @@ class PretrainedLocal(nn.Module):
         _check_rows(x, self.shape)
         if len(x) < 2 or epochs < 1:
             raise ParameterError(f"pre-training takes at least 2 rows and 1 epoch, got {len(x)} and {epochs}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(math.prod(self.out_shape), classes or 1))
             target = y if classes else ((y - y.mean()) / y.std().clamp_min(1e-6))[:, None]
             criterion: nn.Module = nn.CrossEntropyLoss() if classes else nn.MSELoss()

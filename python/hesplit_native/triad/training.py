@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hesplit_native.errors import ParameterError, ProtocolError, WireError
+from hesplit_native.seeding import seeded
 from hesplit_native.transport.channel import Channel, ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
 from hesplit_native.triad.cifar10 import Images
@@ -317,8 +318,7 @@ def _train_server(
     observer: TriadObserver | None,
 ) -> Iterator[TriadEpoch]:
     x, y = train
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_seed(f"server {config.seed}"))
+    with seeded(_seed(f"server {config.seed}")):
         network = server_network(config.layer, tuple(x.shape[1:]), classes or 1)
     # The server standardises the target for training; losses and predictions are in its own unit again.
     center, unit = (0.0, 1.0) if classes else (y.mean().item(), max(y.std().item(), 1e-6))
