@@ -33,6 +33,7 @@ TIMEOUT = 300.0
 _SERVICE, _METHOD = "hesplit_native.Split", "Converse"
 _CONNECT_SECONDS = 10.0
 _CLIENT_ID = "client-id"
+_BROKEN = "disconnected (connection lost, or a message above the size limit)"
 
 
 def _options(max_message: int) -> list[tuple[str, int]]:
@@ -351,6 +352,21 @@ class GrpcServer:
 
     def _converse(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         client = self._client(context)
+        begun = threading.Event()
+
+        def over() -> None:
+            # A call that ends before its first message was taken never reaches `_talk`.
+            if not begun.is_set():
+                self._on_event(f"{client.id}: {_BROKEN}")
+
+        if not context.add_callback(over):
+            over()
+        return self._talk(client, begun, requests, context)
+
+    def _talk(
+        self, client: ClientInfo, begun: threading.Event, requests: Iterator[bytes], context: Any
+    ) -> Iterator[bytes]:
+        begun.set()
         stream = _Stream(client, context.cancel, monotonic())
         with self._lock:
             same = sum(1 for other in self._by_id.values() if other.client.id == client.id)
@@ -366,7 +382,7 @@ class GrpcServer:
         try:
             conversation = self._open(client)
             next(conversation)
-            yield from self._exchange(conversation, requests, stream)
+            yield from self._exchange(conversation, self._received(requests, stream, context), stream)
         except grpc.RpcError:
             self._on_event(f"{client.id}: the connection was lost")
         except Exception as error:  # whatever one client causes, the others are served
@@ -380,7 +396,7 @@ class GrpcServer:
 
     def _exchange(self, conversation: Conversation, requests: Iterator[bytes], stream: _Stream) -> Iterator[bytes]:
         messages, sizes = _Bucket(self._limits.messages_per_second), _Bucket(self._limits.bytes_per_second)
-        for request in self._received(requests, stream):
+        for request in requests:
             wait = max(messages.take(1), sizes.take(len(request)))
             if wait > 0:
                 sleep(min(wait, self._limits.idle_seconds))
@@ -392,18 +408,22 @@ class GrpcServer:
             yield reply
             stream.seen, stream.working = monotonic(), False
 
-    def _received(self, requests: Iterator[bytes], stream: _Stream) -> Iterator[bytes]:
+    def _received(self, requests: Iterator[bytes], stream: _Stream, context: Any) -> Iterator[bytes]:
         """The client's messages; ends when the client does, however that happens."""
         while True:
             try:
-                request = next(requests)
+                yield next(requests)
             except StopIteration:
-                return
+                whole = bool(context.is_active())
             except Exception:  # the iterator raises bare Exceptions when a stream breaks
-                why = f"nothing for {self._limits.idle_seconds:g} seconds" if stream.idle else "connection lost"
-                self._on_event(f"{stream.client.id}: disconnected ({why}, or a message above the size limit)")
-                return
-            yield request
+                whole = False
+            else:
+                continue
+            if stream.idle:
+                self._on_event(f"{stream.client.id}: disconnected (nothing for {self._limits.idle_seconds:g} seconds)")
+            elif not whole:
+                self._on_event(f"{stream.client.id}: {_BROKEN}")
+            return
 
     def _watch_idle(self) -> None:
         pause = min(1.0, self._limits.idle_seconds / 4)
