@@ -32,8 +32,10 @@ TIMEOUT = 300.0
 
 _SERVICE, _METHOD = "hesplit_native.Split", "Converse"
 _CONNECT_SECONDS = 10.0
+_GOODBYE_SECONDS = 0.25  # for a server to notice that the client has nothing more to say
 _CLIENT_ID = "client-id"
-_BROKEN = "disconnected (connection lost, or a message above the size limit)"
+# gRPC ends a call with an oversized message in the same ways as one that the client ends.
+_ENDED = "disconnected (by the client, a lost connection, or a message above the size limit)"
 
 
 def _options(max_message: int) -> list[tuple[str, int]]:
@@ -127,6 +129,9 @@ class GrpcChannel:
         if not self._closed.is_set():
             self._closed.set()
             self._outgoing.put(None)
+            deadline = monotonic() + _GOODBYE_SECONDS
+            while self._call.is_active() and monotonic() < deadline:
+                sleep(0.001)
             self._call.cancel()
             self._channel.close()
 
@@ -266,6 +271,8 @@ class _Stream:
     seen: float
     working: bool = False
     idle: bool = False
+    over: bool = False  # ended as it should, or said why not
+    conversation: Conversation | None = None
 
 
 class GrpcServer:
@@ -352,21 +359,6 @@ class GrpcServer:
 
     def _converse(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         client = self._client(context)
-        begun = threading.Event()
-
-        def over() -> None:
-            # A call that ends before its first message was taken never reaches `_talk`.
-            if not begun.is_set():
-                self._on_event(f"{client.id}: {_BROKEN}")
-
-        if not context.add_callback(over):
-            over()
-        return self._talk(client, begun, requests, context)
-
-    def _talk(
-        self, client: ClientInfo, begun: threading.Event, requests: Iterator[bytes], context: Any
-    ) -> Iterator[bytes]:
-        begun.set()
         stream = _Stream(client, context.cancel, monotonic())
         with self._lock:
             same = sum(1 for other in self._by_id.values() if other.client.id == client.id)
@@ -378,21 +370,35 @@ class GrpcServer:
             context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "the server has as many connections as it takes; try later"
             )
-        conversation: Conversation | None = None
+        # gRPC drops the generator of a call that breaks, sometimes before its first step: only this is always called.
+        if not context.add_callback(lambda: self._over(stream)):
+            self._over(stream)
+        return self._talk(requests, stream, context)
+
+    def _over(self, stream: _Stream) -> None:
+        """Free what a connection held; at most once."""
+        with self._lock:
+            if self._by_id.pop(id(stream), None) is None:
+                return
+        if stream.idle:
+            self._on_event(f"{stream.client.id}: disconnected (nothing for {self._limits.idle_seconds:g} seconds)")
+        elif not stream.over:
+            self._on_event(f"{stream.client.id}: {_ENDED}")
+        if stream.conversation is not None:
+            with contextlib.suppress(ValueError):  # it is at work in another thread, which closes it
+                stream.conversation.close()
+
+    def _talk(self, requests: Iterator[bytes], stream: _Stream, context: Any) -> Iterator[bytes]:
+        conversation = stream.conversation = self._open(stream.client)
         try:
-            conversation = self._open(client)
             next(conversation)
-            yield from self._exchange(conversation, self._received(requests, stream, context), stream)
-        except grpc.RpcError:
-            self._on_event(f"{client.id}: the connection was lost")
+            yield from self._exchange(conversation, self._received(requests), stream)
         except Exception as error:  # whatever one client causes, the others are served
-            self._on_event(f"{client.id}: internal error: {error!r}")
+            stream.over = True
+            self._on_event(f"{stream.client.id}: internal error: {error!r}")
             context.abort(grpc.StatusCode.INTERNAL, "internal error at the server; its log says which")
         finally:
-            with self._lock:
-                self._by_id.pop(id(stream), None)
-            if conversation is not None:
-                conversation.close()
+            conversation.close()
 
     def _exchange(self, conversation: Conversation, requests: Iterator[bytes], stream: _Stream) -> Iterator[bytes]:
         messages, sizes = _Bucket(self._limits.messages_per_second), _Bucket(self._limits.bytes_per_second)
@@ -404,26 +410,19 @@ class GrpcServer:
             try:
                 reply = conversation.send(request)
             except StopIteration:
+                stream.over = True
                 return
             yield reply
             stream.seen, stream.working = monotonic(), False
 
-    def _received(self, requests: Iterator[bytes], stream: _Stream, context: Any) -> Iterator[bytes]:
+    def _received(self, requests: Iterator[bytes]) -> Iterator[bytes]:
         """The client's messages; ends when the client does, however that happens."""
         while True:
             try:
-                yield next(requests)
-            except StopIteration:
-                whole = bool(context.is_active())
-            except Exception:  # the iterator raises bare Exceptions when a stream breaks
-                whole = False
-            else:
-                continue
-            if stream.idle:
-                self._on_event(f"{stream.client.id}: disconnected (nothing for {self._limits.idle_seconds:g} seconds)")
-            elif not whole:
-                self._on_event(f"{stream.client.id}: {_BROKEN}")
-            return
+                request = next(requests)
+            except Exception:  # StopIteration, or the bare Exceptions that the iterator raises when a stream breaks
+                return
+            yield request
 
     def _watch_idle(self) -> None:
         pause = min(1.0, self._limits.idle_seconds / 4)
