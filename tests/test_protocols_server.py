@@ -341,3 +341,13 @@ def test_groups_share_one_layer_or_average_theirs(make_terms):
     for talk in pair:
         assert talk.ask(MessageType.ADOPT).type is MessageType.DONE
         torch.testing.assert_close(talk.state.layer.linear.weight, 0.25 * weights[0] + 0.75 * weights[1])
+
+
+def test_one_client_cannot_crowd_out_the_others(make_terms):
+    server = Server()
+    good = Conversation(server, ClientInfo("good"))
+    good.hello(make_terms())
+    for _ in range(40):
+        Conversation(server, ClientInfo("greedy")).hello(make_terms())
+    assert len(server.sessions) <= 17
+    assert good.ask(MessageType.FORWARD, matrix(4, 6)).type is MessageType.LOGITS

@@ -220,3 +220,14 @@ def test_several_clients_at_once_on_one_server(data):
     for name in "bc":
         assert results[name].interrupted is None
         assert abs(results[name].history[0].train_loss - alone.history[0].train_loss) < 1e-3
+
+
+def test_one_key_per_run_counts_its_releases_on_disk_and_resumes_under_another(data, tmp_path):
+    config = RunConfig(flooding="run", epochs=1, limit_batches=6, checkpoint_every=3)
+    folder = tmp_path / "c"
+    assert train(config, data, checkpoints=folder).interrupted is None
+    assert len(list(folder.glob("releases-*.json"))) == 1
+    again = train(config, data, checkpoints=folder, resume=True)
+    assert again.interrupted is None
+    assert again.batches == 6
+    assert train(config, data, checkpoints=folder).epochs == 1  # anew, in the same folder

@@ -26,7 +26,7 @@ struct LinearServer::Weights {
 
     std::shared_ptr<const BlockWeights> for_layout(const Parameters& parameters, const Ring& ring,
                                                    const BlockLayout& layout, const BatchShape& shape) {
-        constexpr std::size_t kMaxLayouts = 8;
+        constexpr std::size_t kMaxLayouts = 4;  // each may keep 256 MB
         const std::lock_guard<std::mutex> lock(mutex);
         if (blocks.size() >= kMaxLayouts) {
             blocks.clear();

@@ -75,8 +75,9 @@ class Client:
         As in `Terms`.
     key
         Under which `sealed` encrypts; None: a new one. A consortium shares one.
-    ledger
-        Where the releases under one key are counted (``flooding="run"``); None: in memory only, for a key that lives no longer.
+    ledgers
+        Directory where the releases under each key are counted (``flooding="run"``); None: in memory only, for keys that live
+        no longer than this process.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Client:
         group: str = "",
         members: int = 0,
         key: SecretKey | None = None,
-        ledger: Path | None = None,
+        ledgers: Path | None = None,
     ) -> None:
         self.config = config
         self.architecture = architecture
@@ -104,7 +105,7 @@ class Client:
         self.session: Session | None = None
         self._connect = connect
         self._key = key
-        self._ledger = ledger
+        self._ledgers = ledgers
         sealed = config.protocol == "sealed"
         self.terms = Terms(
             protocol=config.protocol,
@@ -180,11 +181,16 @@ class Client:
                 on_overflow=self.config.on_overflow,
                 fresh_keys=self.config.flooding == "step",
                 weight_gradients=self.config.protocol == "hesplit",
-                ledger=ReleaseLedger(self._ledger, key) if self._ledger and self.config.flooding == "run" else None,
+                ledger=self._ledger(key),
             )
             material = self.linear.public_material()
         self.linear.clipped = clipped
         return material
+
+    def _ledger(self, key: SecretKey) -> ReleaseLedger | None:
+        if self._ledgers is None or self.config.flooding != "run":
+            return None
+        return ReleaseLedger(self._ledgers / f"releases-{key.id}.json", key)
 
     def _protocol(self, session: Session) -> RemoteLayer | VanillaClient:
         protocol = self.config.protocol

@@ -203,7 +203,7 @@ class _Run:
             dataset_architecture(config, dataset),
             batches=self.batches_per_epoch,
             connect=connect,
-            ledger=checkpoints / "releases.json" if checkpoints else None,
+            ledgers=checkpoints,
         )
         self.connect = connect
         # Independent of the protocol: the same data in the same order for one seed.

@@ -35,9 +35,10 @@ from hesplit_native.protocols.vanilla import VanillaLayers, VanillaServer
 from hesplit_native.transport.channel import ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
-#: Sessions without a connection are forgotten after that many seconds, and beyond that many.
+#: Sessions without a message for that many seconds are forgotten, and a client's oldest beyond that many, so that it cannot crowd
+#: out the others.
 RESUME_SECONDS = 900.0
-MAX_SESSIONS = 256
+MAX_SESSIONS_PER_CLIENT = 16
 
 _PHASES = {
     MessageType.LOGITS: "forward",
@@ -56,7 +57,7 @@ class Answers(Protocol):
         ...
 
 
-@dataclass
+@dataclass(eq=False)
 class SessionState:
     """One session: what was agreed on, the layer, and what the next message must be."""
 
@@ -92,6 +93,7 @@ class Group:
     layer: TrainedLayer | VanillaLayers
     offers: dict[str, tuple[float, dict[str, Tensor]]] = field(default_factory=dict)  # by run
     average: dict[str, Tensor] | None = None
+    seen: float = field(default_factory=monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -177,7 +179,7 @@ class Server:
         session.owner = owner
         self._last = session
         with self._lock:
-            self._drop_old()
+            self._drop_old(client)
             self.sessions[session.nonce] = session
         self._on_event(f"{client.id}: {session.terms.protocol}, run {session.run[:8]}, step {session.steps}")
         agreed = json.loads(session.terms.to_json()) | {"run": session.run}
@@ -195,6 +197,7 @@ class Server:
             return fresh
         with self._lock:
             group = self._groups.setdefault(terms.group, Group(terms, fresh))
+            group.seen = monotonic()
         for name in ("protocol", "in_features", "out_features", "classes", "hidden", "weight_seed", "members"):
             if getattr(group.terms, name) != getattr(terms, name):
                 raise ProtocolError(f"handshake: the group agreed on another {name}")
@@ -243,11 +246,18 @@ class Server:
         answer = messages.text(json.dumps({"checkpoints": steps}))
         return None, messages.pack(MessageType.RESUMED, 0, messages.NO_SESSION, answer)
 
-    def _drop_old(self) -> None:
+    def _drop_old(self, client: ClientInfo) -> None:
         now = monotonic()
+        same = [session for session in self.sessions.values() if session.client == client.id]
+        too_many = same[: max(0, len(same) + 1 - MAX_SESSIONS_PER_CLIENT)]
         for session in list(self.sessions.values()):
-            if now - session.seen > RESUME_SECONDS or len(self.sessions) >= MAX_SESSIONS:
+            if now - session.seen > RESUME_SECONDS or session in too_many:
                 del self.sessions[session.nonce]
+        # A group lasts as long as one of its members is there, and long enough for them to come.
+        needed = {session.terms.group for session in self.sessions.values()}
+        for name, group in list(self._groups.items()):
+            if name not in needed and now - group.seen > RESUME_SECONDS:
+                del self._groups[name]
 
     def _forget(self, session: SessionState) -> None:
         with self._lock:
