@@ -16,7 +16,8 @@ namespace hesplit {
 
 namespace {
 
-// Precision of a gradient of slots: its rounding then stays below 2^-18 of the largest possible entry, where the noise is.
+// Precision of a gradient of slots: its rounding then stays below 2^-18 of the largest possible entry, where the noise
+// is.
 constexpr int kSlotGradientBits = 34;
 
 // The largest scale of the gradient with which no sum of |x| <= B times G wraps around.
