@@ -98,3 +98,19 @@ def test_list_and_unknown_rows(tmp_path):
     listed = run("hesplit", "--rows", "list")
     assert "mitbih-default-S1-4" in listed.output
     assert run("hesplit", "--rows", "nothing", "--output", tmp_path).exit_code == 1
+
+
+def test_paired_seeds_are_averaged():
+    rows = [row for row in tables.pairs("mitbih", 2) if "plain" in row.id or "sealed" in row.id]
+    values = {
+        "seconds_per_epoch": 1.0, "bytes_per_epoch": 1e6, "curve": [1.0], "flooding": "not needed", "parameters": None,
+        "data": "d", "machine": {"platform": "p", "cpus": 2, "cpu_features": {}}, "versions": {},
+    }  # fmt: skip
+    metrics = {"plain-seed0": 90.0, "plain-seed1": 92.0, "sealed-step-seed0": 90.5, "sealed-step-seed1": 91.9}
+    results = {
+        row.id: values | {"metric": metrics[row.id.split("ours-")[1]], "config": {"seed": row.config.seed}}
+        for row in rows
+    }
+    text = page.markdown("T", rows, results, quick=False)
+    assert "| sealed | 2 | 91.20 | +0.20 (-0.10 to +0.50) |" in text
+    assert "<td>+0.20 (-0.10 to +0.50)</td>" in page.page("T", rows, results, quick=False)

@@ -39,6 +39,25 @@ def _cells(row: Row, results: Results, quick: bool) -> list[str]:
     return cells
 
 
+def _means(members: list[Row], results: Results) -> list[list[str]]:
+    """Rows of one title under several seeds: how many, their mean, and the mean of their differences to the plaintext ones."""
+    lines = []
+    for title in dict.fromkeys(row.title for row in members):
+        same = [row for row in members if row.title == title and row.id in results]
+        if len(same) < 2:
+            continue
+        metrics = [results[row.id]["metric"] for row in same]
+        pairs = [
+            results[row.id]["metric"] - results[row.reference]["metric"] for row in same if row.reference in results
+        ]
+        difference = f"{sum(pairs) / len(pairs):+.2f} ({min(pairs):+.2f} to {max(pairs):+.2f})" if pairs else ""
+        lines.append([title, str(len(same)), f"{sum(metrics) / len(metrics):.2f}", difference])
+    return lines
+
+
+_MEANS_HEAD = ["row", "seeds", "mean", "mean difference to plaintext"]
+
+
 def _sections(rows: list[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -103,6 +122,10 @@ def markdown(title: str, rows: list[Row], results: Results, *, quick: bool) -> s
         lines += [f"## {section}", "", "| " + " | ".join(_HEAD) + " |", "|---" + "|---:" * (len(_HEAD) - 1) + "|"]
         lines += ["| " + " | ".join(_cells(row, results, quick)) + " |" for row in members]
         lines.append("")
+        means = _means(members, results)
+        if means:
+            lines += ["| " + " | ".join(_MEANS_HEAD) + " |", "|---|---:|---:|---:|"]
+            lines += ["| " + " | ".join(cells) + " |" for cells in means] + [""]
     return "\n".join(lines)
 
 
@@ -154,6 +177,11 @@ def page(title: str, rows: list[Row], results: Results, *, quick: bool) -> str:
                 "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row, results, quick)) + "</tr>"
             )
         parts.append("</table>")
+        means = _means(members, results)
+        if means:
+            parts.append("<table><tr>" + "".join(f"<th>{name}</th>" for name in _MEANS_HEAD) + "</tr>")
+            parts += ["<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>" for cells in means]
+            parts.append("</table>")
         picture = _curves(members, results)
         if picture:
             parts.append(f'<img alt="{html.escape(section)}: by epoch" src="{picture}">')
