@@ -83,7 +83,7 @@ def test_the_noise_of_updates_is_what_the_formula_says():
     rest = seen.var(axis=0, ddof=1).mean() / repeats
     measured = math.sqrt(max(0.0, (error**2).mean() - rest))
     expected = math.sqrt((10.5 + 18 / 12) * (updates + 1)) * math.sqrt(4 * 16 + 1) / scale
-    assert 0.7 < measured / expected < 1.3
+    assert 0.6 < measured / expected < 1.5  # 64 samples: the deviation itself scatters by 9 %
     assert client.error > 7.5 * expected * math.sqrt(100_001 / (updates + 1))
 
 
