@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/kernels.h"
 
 #if defined(__linux__)
 #include <sys/random.h>
@@ -57,73 +58,6 @@ std::uint32_t load32(const std::uint8_t* in) {
     return std::uint32_t{in[0]} | std::uint32_t{in[1]} << 8 | std::uint32_t{in[2]} << 16 | std::uint32_t{in[3]} << 24;
 }
 
-// Blocks computed side by side: the inner loops over lanes are what the compiler turns into vector code.
-constexpr std::size_t kLanes = 8;
-
-using Lanes = std::uint32_t[kLanes];
-
-template <int Bits>
-inline void rotate(Lanes& x) {
-    for (std::size_t l = 0; l < kLanes; ++l) {
-        x[l] = (x[l] << Bits) | (x[l] >> (32 - Bits));
-    }
-}
-
-inline void add(Lanes& x, const Lanes& y) {
-    for (std::size_t l = 0; l < kLanes; ++l) {
-        x[l] += y[l];
-    }
-}
-
-inline void exclusive_or(Lanes& x, const Lanes& y) {
-    for (std::size_t l = 0; l < kLanes; ++l) {
-        x[l] ^= y[l];
-    }
-}
-
-inline void quarter_round(Lanes& a, Lanes& b, Lanes& c, Lanes& d) {
-    add(a, b), exclusive_or(d, a), rotate<16>(d);
-    add(c, d), exclusive_or(b, c), rotate<12>(b);
-    add(a, b), exclusive_or(d, a), rotate<8>(d);
-    add(c, d), exclusive_or(b, c), rotate<7>(b);
-}
-
-// Writes kLanes consecutive 64-byte blocks.
-void eight_blocks(const std::uint32_t state[16], std::uint8_t* out) {
-    alignas(kAlignment) Lanes start[16];
-    alignas(kAlignment) Lanes x[16];
-    for (std::size_t w = 0; w < 16; ++w) {
-        for (std::size_t l = 0; l < kLanes; ++l) {
-            start[w][l] = state[w] + (w == 12 ? static_cast<std::uint32_t>(l) : 0U);
-        }
-    }
-    std::memcpy(x, start, sizeof(x));
-    for (int round = 0; round < 10; ++round) {
-        quarter_round(x[0], x[4], x[8], x[12]);
-        quarter_round(x[1], x[5], x[9], x[13]);
-        quarter_round(x[2], x[6], x[10], x[14]);
-        quarter_round(x[3], x[7], x[11], x[15]);
-        quarter_round(x[0], x[5], x[10], x[15]);
-        quarter_round(x[1], x[6], x[11], x[12]);
-        quarter_round(x[2], x[7], x[8], x[13]);
-        quarter_round(x[3], x[4], x[9], x[14]);
-    }
-    for (std::size_t w = 0; w < 16; ++w) {
-        add(x[w], start[w]);
-    }
-    for (std::size_t l = 0; l < kLanes; ++l) {
-        for (std::size_t w = 0; w < 16; ++w) {
-            const std::uint32_t word = x[w][l];
-            std::uint8_t* to = out + 64 * l + 4 * w;
-            to[0] = static_cast<std::uint8_t>(word);
-            to[1] = static_cast<std::uint8_t>(word >> 8);
-            to[2] = static_cast<std::uint8_t>(word >> 16);
-            to[3] = static_cast<std::uint8_t>(word >> 24);
-        }
-    }
-    secure_zero(x, sizeof(x));
-}
-
 }  // namespace
 
 ChaCha20::ChaCha20(const std::uint8_t key[32], const std::array<std::uint32_t, 3>& nonce, std::uint32_t counter) {
@@ -143,46 +77,53 @@ ChaCha20::~ChaCha20() {
 }
 
 void ChaCha20::blocks(std::uint8_t* out, std::size_t size) {
-    constexpr std::size_t kChunk = 64 * kLanes;
-    while (size >= kChunk) {
-        eight_blocks(state_, out);
-        state_[12] += kLanes;
-        out += kChunk;
-        size -= kChunk;
-    }
-    if (size > 0) {
-        std::uint8_t last[kChunk];
-        eight_blocks(state_, last);
-        state_[12] += static_cast<std::uint32_t>(size / 64);
-        std::memcpy(out, last, size);
-        secure_zero(last, sizeof(last));
-    }
+    kernels().chacha20(state_, out, size / 64);
+    state_[12] += static_cast<std::uint32_t>(size / 64);
 }
 
 namespace {
 
-// Reads 64-bit little-endian words from the stream, a chunk at a time.
-class Words {
-  public:
-    explicit Words(ChaCha20& stream) : stream_(stream) {}
-    ~Words() { secure_zero(bytes_, sizeof(bytes_)); }
-    Words(const Words&) = delete;
-    Words& operator=(const Words&) = delete;
+// The stream a chunk at a time: a whole number of blocks, of 64-bit words and of 6-byte coins for 8 values.
+constexpr std::size_t kChunk = 64 * 48;
 
-    std::uint64_t next() {
-        if (at_ == kWords) {
-            stream_.blocks(bytes_, sizeof(bytes_));
-            at_ = 0;
-        }
-        const std::uint8_t* in = bytes_ + 8 * at_++;
-        return std::uint64_t{load32(in)} | std::uint64_t{load32(in + 4)} << 32;
+class Chunk {
+  public:
+    explicit Chunk(ChaCha20& stream) : stream_(stream) {}
+    ~Chunk() { secure_zero(bytes_, sizeof(bytes_)); }
+    Chunk(const Chunk&) = delete;
+    Chunk& operator=(const Chunk&) = delete;
+
+    // Draws the next `size` <= kChunk bytes, rounded up to whole blocks.
+    const std::uint8_t* draw(std::size_t size) {
+        stream_.blocks(bytes_, (size + 63) / 64 * 64);
+        return bytes_;
     }
 
   private:
-    static constexpr std::size_t kWords = 128;
     ChaCha20& stream_;
-    alignas(kAlignment) std::uint8_t bytes_[8 * kWords];
-    std::size_t at_ = kWords;
+    alignas(kAlignment) std::uint8_t bytes_[kChunk];
+};
+
+// 64-bit little-endian words.
+class Words {
+  public:
+    explicit Words(ChaCha20& stream) : chunk_(stream) {}
+
+    std::uint64_t next() {
+        if (left_ == 0) {
+            in_ = chunk_.draw(kChunk);
+            left_ = kChunk / 8;
+        }
+        const std::uint64_t word = std::uint64_t{load32(in_)} | std::uint64_t{load32(in_ + 4)} << 32;
+        in_ += 8;
+        --left_;
+        return word;
+    }
+
+  private:
+    Chunk chunk_;
+    const std::uint8_t* in_ = nullptr;
+    std::size_t left_ = 0;
 };
 
 int bit_length(std::uint64_t value) {
@@ -193,35 +134,41 @@ int bit_length(std::uint64_t value) {
     return bits;
 }
 
-// The number of ones among the low 21 bits, without a table and without a branch.
-std::uint64_t count_ones_21(std::uint64_t x) {
-    x &= 0x1fffff;
-    x = (x & 0x155555) + ((x >> 1) & 0x155555);
-    x = (x & 0x133333) + ((x >> 2) & 0x133333);
-    x = (x & 0x0f0f0f) + ((x >> 4) & 0x0f0f0f);
-    return (x + (x >> 8) + (x >> 16)) & 0x1f;
-}
-
 }  // namespace
 
 void sample_uniform(ChaCha20& stream, std::uint64_t modulus, std::uint64_t* out, std::size_t count) {
     // Masked words are rejected with probability below 1/2; for our primes, just under a power of two, almost never.
+    // Words have 32 bits where that is enough, else 64, and none is skipped.
     const std::uint64_t mask = (std::uint64_t{1} << bit_length(modulus - 1)) - 1;
-    Words words(stream);
-    for (std::size_t i = 0; i < count;) {
-        const std::uint64_t candidate = words.next() & mask;
-        if (candidate < modulus) {
-            out[i++] = candidate;
+    const bool narrow = modulus <= (std::uint64_t{1} << 32);
+    const std::size_t word = narrow ? 4 : 8;
+    Chunk chunk(stream);
+    while (count > 0) {
+        const std::size_t drawn = std::min(kChunk, (count * word + 63) / 64 * 64);
+        const std::uint8_t* bytes = chunk.draw(drawn);
+        for (std::size_t at = 0; at < drawn / word && count > 0;) {
+            const std::size_t candidates = std::min(count, drawn / word - at);
+            const std::size_t kept = kernels().accept(bytes + at * word, narrow, mask, modulus, out, candidates);
+            at += candidates;
+            out += kept;
+            count -= kept;
         }
     }
 }
 
 void sample_noise(ChaCha20& stream, std::int8_t* out, std::size_t count) {
-    Words words(stream);
-    for (std::size_t i = 0; i < count; ++i) {
-        const std::uint64_t coins = words.next();
-        out[i] = static_cast<std::int8_t>(static_cast<int>(count_ones_21(coins)) -
-                                          static_cast<int>(count_ones_21(coins >> 21)));
+    constexpr std::size_t kValues = kChunk / 6;
+    Chunk chunk(stream);
+    while (count >= 8) {
+        const std::size_t values = std::min(count / 8 * 8, kValues);
+        kernels().noise(chunk.draw(6 * values), out, values);
+        out += values;
+        count -= values;
+    }
+    if (count > 0) {
+        SecretBuffer<std::int8_t> last(8);
+        kernels().noise(chunk.draw(48), last.data(), last.size());
+        std::copy_n(last.begin(), count, out);
     }
 }
 

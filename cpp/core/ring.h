@@ -1,52 +1,61 @@
 // The ring R_q = Z_q[x]/(x^N + 1) with q a product of primes (residue number system).
 //
 // A polynomial is `rows() * degree()` residues, one row per prime, each row below its prime. "coefficients" and "NTT
-// form" say which representation a function takes; nothing is tracked at run time. This room is where faster kernels
-// go.
+// form" say which representation a function takes; nothing is tracked at run time. The loops are in core/kernels.h.
 #pragma once
 
-#include <seal/util/ntt.h>
+#include <seal/modulus.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "core/buffer.h"
+#include "core/kernels.h"
 
 namespace hesplit {
 
 class Ring {
   public:
     // Throws ParameterError when a prime has no 2N-th root of unity.
-    Ring(std::size_t degree, const std::vector<std::uint64_t>& primes);
+    Ring(std::size_t degree, const std::vector<std::uint64_t>& primes, const Kernels& kernels = hesplit::kernels());
 
     std::size_t degree() const { return degree_; }
     std::size_t rows() const { return tables_.size(); }
     std::size_t size() const { return degree_ * tables_.size(); }  // residues of a polynomial
-    std::uint64_t prime(std::size_t row) const { return tables_[row].modulus().value(); }
-    const seal::Modulus& modulus(std::size_t row) const { return tables_[row].modulus(); }
+    std::uint64_t prime(std::size_t row) const { return tables_[row].prime.value; }
+    const Kernels& kernels() const { return *kernels_; }
     double modulus_value() const { return modulus_value_; }  // q, rounded to a double
 
     void to_ntt(std::uint64_t* poly) const;
     void to_coefficients(std::uint64_t* poly) const;
-    // One row alone.
+    // One row alone, here and below.
     void to_ntt_row(std::uint64_t* residues, std::size_t row) const;
+    void to_coefficients_row(std::uint64_t* residues, std::size_t row) const;
 
     // out = a * b in NTT form; out may be a or b.
     void multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out) const;
     // out = sum_j a[j] * b[j] in NTT form (or a[j] coefficients times constants in every position).
     void dot(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::uint64_t* out) const;
-    // out = sum_j scalars[j] * a[j]; `scalars` holds rows() residues per j. Any form.
-    void combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars, std::uint64_t* out) const;
+    // A matrix product, out[o] = sum_j scalars[o, j] * a[j]; `scalars` is [rows(), out.size, a.size] residues. Any
+    // form.
+    void combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars,
+                 View<std::uint64_t* const> out) const;
     // a *= 2^shift, in any form.
     void multiply_power_of_two(std::uint64_t* a, int shift) const;
     // a += b.
     void add(std::uint64_t* a, const std::uint64_t* b) const;
-    void subtract_from(std::uint64_t* a, const std::uint64_t* b) const;  // a = b - a
+    void add_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const;
+    // a = b - a.
+    void subtract_from(std::uint64_t* a, const std::uint64_t* b) const;
+    void subtract_from_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const;
+    // a *= factor, a residue.
+    void scale_row(std::uint64_t* a, std::uint64_t factor, std::size_t row) const;
 
     // The residues of small signed coefficients.
     void lift(View<const std::int8_t> coefficients, std::uint64_t* poly) const;
     void lift(View<const std::int64_t> coefficients, std::uint64_t* poly) const;
+    void lift_row(View<const std::int64_t> coefficients, std::size_t row, std::uint64_t* residues) const;
     // Adds small signed coefficients, in coefficient form.
     void add_small(View<const std::int8_t> coefficients, std::uint64_t* poly) const;
     // The residue of an integer in one row; of a double, which must hold an integer (of any magnitude).
@@ -61,11 +70,12 @@ class Ring {
     void switch_to_bits(const std::uint64_t* coefficients, int bits, std::uint64_t* out) const;
 
   private:
-    std::uint64_t switch_one(const std::uint64_t* coefficients, std::size_t position, int bits) const;
-
     std::size_t degree_;
-    std::vector<seal::util::NTTTables> tables_;
-    std::vector<seal::util::MultiplyUIntModOperand> inverse_cofactor_;  // (q / q_row)^-1 mod q_row
+    const Kernels* kernels_;
+    std::vector<Buffer<std::uint64_t>> roots_;  // what the tables point to
+    std::vector<NttTable> tables_;
+    std::vector<seal::Modulus> moduli_;
+    std::vector<std::uint64_t> inverse_cofactors_;  // (q / q_row)^-1 mod q_row
     double modulus_value_ = 1;
 };
 

@@ -2,6 +2,7 @@
 
 #include <seal/encryptionparams.h>
 #include <seal/modulus.h>
+#include <seal/util/common.h>
 #include <seal/util/galois.h>
 #include <seal/util/uintarithsmallmod.h>
 
@@ -36,9 +37,18 @@ seal::SEALContext make_context(const Parameters& parameters) {
 SlotRing::SlotRing(const Parameters& parameters)
     : context_(make_context(parameters)),
       encoder_(context_),
-      evaluator_(context_),
       data_(parameters.ring_degree(), parameters.data_primes()),
-      key_(parameters.ring_degree(), parameters.primes()) {}
+      key_(parameters.ring_degree(), parameters.primes()) {
+    const std::uint64_t special = key_.prime(key_.rows() - 1);
+    for (std::size_t row = 0; row < data_.rows(); ++row) {
+        const seal::Modulus modulus(data_.prime(row));
+        std::uint64_t inverse = 0;
+        if (!seal::util::try_invert_uint_mod(special % modulus.value(), modulus, inverse)) {
+            throw ParameterError("the primes of the modulus must differ");
+        }
+        inverse_special_.push_back(inverse);
+    }
+}
 
 void SlotRing::encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const {
     encode_ntt(values, scale, coefficients);
@@ -115,7 +125,7 @@ void SlotRing::make_rotation_key(const SecretKey& secret, int step, const Encryp
         encrypt(key_, secret_ntt, randomness, index + static_cast<std::uint32_t>(digit), zero.data(), out, scratch);
         key_.to_ntt(out);
         // An encryption of special * s(x^element) in the row of this digit, of zero in the others.
-        const seal::Modulus& q = key_.modulus(digit);
+        const seal::Modulus q(key_.prime(digit));
         const std::uint64_t factor = special % q.value();
         for (std::size_t i = digit * n; i < (digit + 1) * n; ++i) {
             out[i] = seal::util::add_uint_mod(out[i], seal::util::multiply_uint_mod(rotated_ntt[i], factor, q), q);
@@ -123,42 +133,125 @@ void SlotRing::make_rotation_key(const SecretKey& secret, int step, const Encryp
     }
 }
 
-void SlotRing::load_rotation_key(int step, const Seed& seed, std::uint32_t index, const std::uint64_t* c0,
-                                 seal::GaloisKeys& keys) const {
-    const std::size_t slot = seal::GaloisKeys::get_index(galois_element(step));
-    keys.parms_id() = context_.key_parms_id();
-    if (keys.data().size() <= slot) {
-        keys.data().resize(data_.degree());
+RotationKey SlotRing::load_rotation_key(int step, const Seed& seed, std::uint32_t index,
+                                        const std::uint64_t* c0) const {
+    // Position i of the NTT form holds the value at psi^e for e = 2 reversed(i) + 1; a rotated polynomial has there the
+    // value at psi^(element * e).
+    const std::size_t n = key_.degree();
+    const int power = seal::util::get_power_of_two(n);
+    const std::uint64_t element = galois_element(step);
+    RotationKey key;
+    key.permutation.resize(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        const std::uint64_t exponent = (2 * seal::util::reverse_bits(i, power) + 1) * element % (2 * n);
+        key.permutation[i] = static_cast<std::uint32_t>(seal::util::reverse_bits((exponent - 1) / 2, power));
     }
-    std::vector<seal::PublicKey>& digits = keys.data()[slot];
-    digits.clear();
+    key.c0.resize(rotation_key_size());
+    key.c1.resize(rotation_key_size());
+    Buffer<std::uint64_t> expanded(key_.size());
     for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
-        seal::PublicKey part;
-        part.data().resize(context_, context_.key_parms_id(), 2);
-        part.data().is_ntt_form() = true;
-        part.data().scale() = 1.0;
-        std::copy_n(c0 + digit * key_.size(), key_.size(), part.data().data(0));
-        expand_uniform(key_, seed, index + static_cast<std::uint32_t>(digit), part.data().data(1));
-        digits.push_back(std::move(part));
+        expand_uniform(key_, seed, index + static_cast<std::uint32_t>(digit), expanded.data());
+        for (std::size_t row = 0; row < key_.rows(); ++row) {
+            const std::size_t at = digit * key_.size() + row * n;
+            for (std::size_t i = 0; i < n; ++i) {
+                key.c0[at + key.permutation[i]] = c0[at + i];
+                key.c1[at + key.permutation[i]] = expanded[row * n + i];
+            }
+        }
+    }
+    return key;
+}
+
+namespace {
+
+// The residues in [0, q) as integers in [-q/2, q/2].
+void centre(const std::uint64_t* residues, std::uint64_t q, std::size_t n, std::int64_t* out) {
+    for (std::size_t i = 0; i < n; ++i) {
+        const std::uint64_t negative = std::uint64_t{0} - static_cast<std::uint64_t>(residues[i] > q / 2);
+        out[i] = static_cast<std::int64_t>(residues[i] - (negative & q));
     }
 }
 
-seal::Ciphertext SlotRing::zero_ciphertext() const {
-    seal::Ciphertext ciphertext(seal::MemoryPoolHandle::Global());
-    ciphertext.resize(context_, context_.first_parms_id(), 2);
-    ciphertext.is_ntt_form() = true;
-    ciphertext.scale() = 1.0;
-    std::fill_n(ciphertext.data(0), 2 * data_.size(), 0);
-    return ciphertext;
+// out[i] = in[permutation[i]], row by row.
+void permute(const Ring& ring, const std::vector<std::uint32_t>& permutation, const std::uint64_t* in,
+             std::uint64_t* out) {
+    for (std::size_t at = 0; at < ring.size(); at += ring.degree()) {
+        for (std::size_t i = 0; i < ring.degree(); ++i) {
+            out[at + i] = in[at + permutation[i]];
+        }
+    }
 }
 
-void SlotRing::rotate(const seal::Ciphertext& in, int step, const seal::GaloisKeys& keys, seal::Ciphertext& out) const {
-    if (step == 0 || in.is_transparent()) {
-        // A transparent ciphertext (c1 = 0) comes only from all-zero weights here, and then c0 is zero too.
-        out = in;
-        return;
+}  // namespace
+
+Buffer<std::uint64_t> SlotRing::decompose(const SlotCiphertext& in) const {
+    const std::size_t n = data_.degree();
+    Buffer<std::uint64_t> digits(data_.rows() * key_.size());
+    Buffer<std::uint64_t> coefficients(n);
+    Buffer<std::int64_t> centred(n);
+    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+        const std::uint64_t* source = in.c1.data() + digit * n;
+        std::copy_n(source, n, coefficients.data());
+        data_.to_coefficients_row(coefficients.data(), digit);
+        centre(coefficients.data(), data_.prime(digit), n, centred.data());
+        for (std::size_t row = 0; row < key_.rows(); ++row) {
+            std::uint64_t* out = digits.data() + digit * key_.size() + row * n;
+            if (row == digit) {
+                std::copy_n(source, n, out);
+            } else {
+                key_.lift_row({centred.data(), n}, row, out);
+                key_.to_ntt_row(out, row);
+            }
+        }
     }
-    evaluator_.rotate_vector(in, step, keys, out, seal::MemoryPoolHandle::Global());
+    return digits;
+}
+
+SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
+                                    const RotationKey& key) const {
+    std::vector<const std::uint64_t*> parts, key0, key1;
+    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+        parts.push_back(digits.data() + digit * key_.size());
+        key0.push_back(key.c0.data() + digit * key_.size());
+        key1.push_back(key.c1.data() + digit * key_.size());
+    }
+    SwitchedCiphertext out{Buffer<std::uint64_t>(key_.size()), Buffer<std::uint64_t>(key_.size()),
+                           Buffer<std::uint64_t>(data_.size())};
+    Buffer<std::uint64_t> product(key_.size());
+    const View<const std::uint64_t* const> view{parts.data(), parts.size()};
+    key_.dot(view, {key0.data(), key0.size()}, product.data());
+    permute(key_, key.permutation, product.data(), out.k0.data());
+    key_.dot(view, {key1.data(), key1.size()}, product.data());
+    permute(key_, key.permutation, product.data(), out.k1.data());
+    permute(data_, key.permutation, in.c0.data(), out.c0.data());
+    return out;
+}
+
+void SlotRing::add(SwitchedCiphertext& a, const SwitchedCiphertext& b) const {
+    key_.add(a.k0.data(), b.k0.data());
+    key_.add(a.k1.data(), b.k1.data());
+    data_.add(a.c0.data(), b.c0.data());
+}
+
+void SlotRing::add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const {
+    // (x - centred remainder) / special, for each data prime; the remainder is the special row.
+    const std::size_t n = data_.degree();
+    const std::size_t special = data_.rows();
+    Buffer<std::int64_t> centred(n);
+    Buffer<std::uint64_t> remainder(n);
+    for (Buffer<std::uint64_t>* part : {&in.k0, &in.k1}) {
+        Buffer<std::uint64_t>& sum = part == &in.k0 ? out.c0 : out.c1;
+        key_.to_coefficients_row(part->data() + special * n, special);
+        centre(part->data() + special * n, key_.prime(special), n, centred.data());
+        for (std::size_t row = 0; row < data_.rows(); ++row) {
+            data_.lift_row({centred.data(), n}, row, remainder.data());
+            data_.to_ntt_row(remainder.data(), row);
+            data_.subtract_from_row(remainder.data(), part->data() + row * n, row);
+            data_.scale_row(remainder.data(), inverse_special_[row], row);
+            data_.add_row(sum.data() + row * n, remainder.data(), row);
+        }
+    }
+    data_.add(out.c0.data(), in.c0.data());
 }
 
 double SlotRing::rotation_deviation() const {

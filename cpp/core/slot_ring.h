@@ -1,14 +1,17 @@
-// The CKKS machinery of SEAL that slots need: the canonical embedding (encode, decode) and rotations with their keys.
+// The CKKS machinery that slots need: the canonical embedding (SEAL's encoder) and rotations with their keys.
+//
+// A rotation is a permutation of the NTT form and a key switch: c1 is decomposed into one digit per prime, the digits
+// meet the key over the key ring, and the result is divided by the special prime. Decompositions and divisions cost
+// almost everything, so both are steps of their own: several rotations of one ciphertext share the first, a sum of
+// rotations shares the second (Halevi and Shoup 2018, "hoisting").
 #pragma once
 
-#include <seal/ciphertext.h>
 #include <seal/ckks.h>
 #include <seal/context.h>
-#include <seal/evaluator.h>
-#include <seal/galoiskeys.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "core/buffer.h"
@@ -17,6 +20,24 @@
 #include "core/rlwe.h"
 
 namespace hesplit {
+
+// Two polynomials in NTT form over the data ring.
+struct SlotCiphertext {
+    explicit SlotCiphertext(const Ring& data) : c0(data.size()), c1(data.size()) {}
+    Buffer<std::uint64_t> c0, c1;
+};
+
+struct RotationKey {
+    std::vector<std::uint32_t> permutation;  // of the NTT form: out[i] = in[permutation[i]]
+    // Per digit a pair over the key ring, permuted the other way, so that digits need not be.
+    Buffer<std::uint64_t> c0, c1;
+};
+using RotationKeys = std::map<int, RotationKey>;  // by step
+
+// A rotated ciphertext before the division by the special prime: (k0, k1) over the key ring, and c0 beside it.
+struct SwitchedCiphertext {
+    Buffer<std::uint64_t> k0, k1, c0;
+};
 
 class SlotRing {
   public:
@@ -41,13 +62,17 @@ class SlotRing {
     void make_rotation_key(const SecretKey& secret, int step, const EncryptionRandomness& randomness,
                            std::uint32_t index, std::uint64_t* c0) const;
     std::size_t rotation_key_size() const { return data_.rows() * key_.size(); }  // residues of the c0 parts
-    void load_rotation_key(int step, const Seed& seed, std::uint32_t index, const std::uint64_t* c0,
-                           seal::GaloisKeys& keys) const;
+    RotationKey load_rotation_key(int step, const Seed& seed, std::uint32_t index, const std::uint64_t* c0) const;
 
-    // A ciphertext of two polynomials in NTT form over the data ring, all zero.
-    seal::Ciphertext zero_ciphertext() const;
-    // Rotates slots to the left: slot i takes the value of slot i + step. Zero ciphertexts stay as they are.
-    void rotate(const seal::Ciphertext& in, int step, const seal::GaloisKeys& keys, seal::Ciphertext& out) const;
+    // The digits of c1, one polynomial over the key ring for each data prime, each centred: [data().rows(),
+    // key().size()].
+    Buffer<std::uint64_t> decompose(const SlotCiphertext& in) const;
+    // Rotates slots to the left: slot i takes the value of slot i + step of `in`, whose digits these are.
+    SwitchedCiphertext rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
+                              const RotationKey& key) const;
+    void add(SwitchedCiphertext& a, const SwitchedCiphertext& b) const;
+    // out += in / special prime.
+    void add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const;
 
     // The standard deviation per coefficient of the noise that one rotation adds.
     double rotation_deviation() const;
@@ -57,9 +82,9 @@ class SlotRing {
 
     seal::SEALContext context_;
     seal::CKKSEncoder encoder_;
-    seal::Evaluator evaluator_;
     Ring data_;
     Ring key_;
+    std::vector<std::uint64_t> inverse_special_;  // of the special prime modulo each data prime
 };
 
 }  // namespace hesplit

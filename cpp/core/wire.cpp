@@ -1,8 +1,10 @@
 #include "core/wire.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/error.h"
+#include "core/kernels.h"
 
 namespace hesplit {
 
@@ -79,16 +81,20 @@ std::uint8_t* as_bytes(std::string& text) {
 }  // namespace
 
 void pack_bits(View<const std::uint64_t> values, int bits, std::uint8_t* out) {
+    // Eight values fill whole bytes: the rest, up to seven, is packed bit by bit.
+    const std::size_t whole = bits < 8 ? 0 : values.size / 8 * 8;
+    kernels().pack(values.data, bits, out, whole);
+    out += packed_bytes(whole, bits);
     std::uint64_t pending = 0;
     int filled = 0;
-    for (const std::uint64_t value : values) {
-        pending |= value << filled;
+    for (std::size_t i = whole; i < values.size; ++i) {
+        pending |= values[i] << filled;
         filled += bits;
         if (filled >= 64) {
             store_le(out, pending, 8);
             out += 8;
             filled -= 64;
-            pending = filled == 0 ? 0 : value >> (bits - filled);
+            pending = filled == 0 ? 0 : values[i] >> (bits - filled);
         }
     }
     store_le(out, pending, static_cast<std::size_t>(filled + 7) / 8);
@@ -97,11 +103,13 @@ void pack_bits(View<const std::uint64_t> values, int bits, std::uint8_t* out) {
 void unpack_bits(const std::uint8_t* in, View<std::uint64_t> values, int bits, std::uint64_t limit) {
     const std::uint8_t* end = in + packed_bytes(values.size, bits);
     const std::uint64_t mask = (std::uint64_t{1} << bits) - 1;
+    const std::size_t whole = bits < 8 ? 0 : values.size / 8 * 8;
+    std::uint64_t largest = kernels().unpack(in, bits, values.data, whole);
+    in += packed_bytes(whole, bits);
     std::uint64_t pending = 0;
     int filled = 0;
-    std::uint64_t largest = 0;
-    for (std::uint64_t& value : values) {
-        value = pending;
+    for (std::size_t i = whole; i < values.size; ++i) {
+        std::uint64_t value = pending;
         if (filled < bits) {
             const std::size_t left = static_cast<std::size_t>(end - in);
             const std::size_t step = left < 8 ? left : 8;
@@ -115,8 +123,8 @@ void unpack_bits(const std::uint8_t* in, View<std::uint64_t> values, int bits, s
             pending >>= bits;
             filled -= bits;
         }
-        value &= mask;
-        largest = value > largest ? value : largest;
+        values[i] = value & mask;
+        largest = std::max(largest, values[i]);
     }
     if (pending != 0) {
         throw WireError("a packed run of numbers does not end in zero bits");

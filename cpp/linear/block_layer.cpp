@@ -37,8 +37,9 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
         scalars_.resize(weight.size * ring.rows());
         for (std::size_t i = 0; i < weight.size; ++i) {
             const std::int64_t value = std::llrint(weight[i] * scaling_.weight_scale);
+            const std::size_t p = i / inputs;
             for (std::size_t row = 0; row < ring.rows(); ++row) {
-                scalars_[i * ring.rows() + row] =
+                scalars_[(p * ring.rows() + row) * inputs + i % inputs] =
                     ring.residue(std::ldexp(static_cast<double>(value), scaling_.weight_shift), row);
             }
         }
@@ -90,8 +91,8 @@ void BlockWeights::product(const GroupInputs& inputs, std::size_t p, std::uint64
     const View<const std::uint64_t* const> view1{in1.data(), in1.size()};
     if (layout_.scalar()) {
         const std::uint64_t* scalars = scalars_.data() + p * layout_.inputs() * ring_.rows();
-        ring_.combine(view0, scalars, c0);
-        ring_.combine(view1, scalars, c1);
+        ring_.combine(view0, scalars, {&c0, 1});
+        ring_.combine(view1, scalars, {&c1, 1});
     } else {
         Buffer<std::uint64_t> made;
         if (encoded_.empty()) {

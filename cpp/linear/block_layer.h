@@ -44,7 +44,7 @@ class BlockWeights {
     View<const double> weight_;
     View<const double> bias_;
     std::vector<Buffer<std::uint64_t>> encoded_;  // by product; empty when not kept
-    std::vector<std::uint64_t> scalars_;          // scalar layouts: [product, input, row]
+    std::vector<std::uint64_t> scalars_;          // scalar layouts: [product, row, input]
 };
 
 }  // namespace hesplit

@@ -113,7 +113,8 @@ void LinearServer::load_rotation_keys(WireReader& reader) {
         for (std::size_t digit = 0; digit < parts; ++digit) {
             codec.unpack(reader.raw(codec.bytes()).data, c0.data() + digit * slot_ring_->key().size());
         }
-        slot_ring_->load_rotation_key(steps[k], seed, static_cast<std::uint32_t>(k * parts), c0.data(), rotation_keys_);
+        rotation_keys_.emplace(
+            steps[k], slot_ring_->load_rotation_key(steps[k], seed, static_cast<std::uint32_t>(k * parts), c0.data()));
     }
 }
 
@@ -257,16 +258,16 @@ std::string LinearServer::forward_slots(const ForwardJob& job, Kept* kept) const
         SlotGroupInputs inputs;
         for (std::size_t j = 0; j < slots_.inputs(); ++j) {
             const std::size_t index = group * slots_.inputs() + j;
-            inputs.push_back(slot_ring_->zero_ciphertext());
-            codec_->unpack(job.ciphertexts.data + index * codec_->bytes(), inputs.back().data(0));
-            ring_->to_ntt(inputs.back().data(0));
-            expand_uniform(*ring_, job.seed, static_cast<std::uint32_t>(index), inputs.back().data(1));
+            inputs.emplace_back(*ring_);
+            codec_->unpack(job.ciphertexts.data + index * codec_->bytes(), inputs.back().c0.data());
+            ring_->to_ntt(inputs.back().c0.data());
+            expand_uniform(*ring_, job.seed, static_cast<std::uint32_t>(index), inputs.back().c1.data());
         }
         Buffer<std::uint64_t> switched(ring_->degree());
         std::uint8_t* to = out + group * group_bytes;
-        for (const Buffer<std::uint64_t>& product : weights.products(inputs, rotation_keys_)) {
-            for (std::size_t part = 0; part < 2; ++part) {
-                ring_->switch_to_bits(product.data() + part * ring_->size(), bits, switched.data());
+        for (const SlotCiphertext& product : weights.products(inputs, rotation_keys_)) {
+            for (const Buffer<std::uint64_t>* part : {&product.c0, &product.c1}) {
+                ring_->switch_to_bits(part->data(), bits, switched.data());
                 pack_bits({switched.data(), switched.size()}, bits, to);
                 to += run;
             }

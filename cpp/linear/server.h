@@ -63,7 +63,7 @@ class LinearServer {
     bool weight_gradients_ = false;        // the client sent what they need
     std::unique_ptr<SlotRing> slot_ring_;  // slots only
     SlotLayout slots_;
-    seal::GaloisKeys rotation_keys_;
+    RotationKeys rotation_keys_;
     std::unique_ptr<Ring> own_ring_;  // blocks only
     const Ring* ring_ = nullptr;
     std::unique_ptr<RequestCodec> codec_;

@@ -5,6 +5,7 @@
 // nothing; masking W - eta dW, as the paper writes it, hides no more, and would round W anew in every step.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "core/error.h"
 #include "core/parallel.h"
@@ -108,15 +109,18 @@ std::string LinearServer::weight_gradient(const Kept& kept, View<const double> g
     parallel_for(masked->runs.size(), [&](std::size_t r) {
         const GradientRun& run = masked->runs[r];
         std::vector<std::uint32_t> positions;
-        Buffer<std::uint64_t> product(2 * ring_->size());
+        Buffer<std::uint64_t> c0(ring_->size()), c1(ring_->size());
         Buffer<std::uint64_t> switched(ring_->degree());
         if (slot_ring_) {
-            product = slot_gradient(*slot_ring_, slots_, kept.slots, rotation_keys_, gradient, scale, run.p, run.j);
-            ring_->switch_to_bits(product.data(), bits, switched.data());
+            SlotCiphertext product =
+                slot_gradient(*slot_ring_, slots_, kept.slots, rotation_keys_, gradient, scale, run.p, run.j);
+            c0 = std::move(product.c0);
+            c1 = std::move(product.c1);
+            ring_->switch_to_bits(c0.data(), bits, switched.data());
         } else {
-            encoded->product(kept.blocks, run.p, run.j, product.data(), product.data() + ring_->size());
+            encoded->product(kept.blocks, run.p, run.j, c0.data(), c1.data());
             positions = weight_gradient_positions(layout, run.p, run.j);
-            ring_->switch_to_bits(product.data(), {positions.data(), positions.size()}, bits, switched.data());
+            ring_->switch_to_bits(c0.data(), {positions.data(), positions.size()}, bits, switched.data());
         }
         SecretBuffer<std::uint64_t>& mask = masked->masks[r];
         mask.resize(run.coefficients);
@@ -127,7 +131,7 @@ std::string LinearServer::weight_gradient(const Kept& kept, View<const double> g
             switched[i] = (switched[i] + mask[i]) & low;
         }
         pack_bits({switched.data(), run.coefficients}, bits, out + offsets[r]);
-        ring_->switch_to_bits(product.data() + ring_->size(), bits, switched.data());
+        ring_->switch_to_bits(c1.data(), bits, switched.data());
         pack_bits({switched.data(), switched.size()}, bits, out + offsets[r] + packed_bytes(run.coefficients, bits));
     });
     masked_out = std::move(masked);

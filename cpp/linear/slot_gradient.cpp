@@ -1,17 +1,19 @@
 #include "linear/slot_gradient.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/parallel.h"
 
 namespace hesplit {
 
-Buffer<std::uint64_t> slot_gradient(const SlotRing& ring, const SlotLayout& layout,
-                                    const std::vector<SlotGroupInputs>& inputs, const seal::GaloisKeys& keys,
-                                    View<const double> gradient, double scale, std::size_t p, std::size_t j) {
+SlotCiphertext slot_gradient(const SlotRing& ring, const SlotLayout& layout, const std::vector<SlotGroupInputs>& inputs,
+                             const RotationKeys& keys, View<const double> gradient, double scale, std::size_t p,
+                             std::size_t j) {
     const std::size_t samples = gradient.size / layout.outputs;
     const std::vector<std::int64_t> shifts = gradient_shifts(layout, samples);
-    std::vector<seal::Ciphertext> terms(shifts.size());
+    SlotCiphertext result(ring.data());
+    std::vector<SwitchedCiphertext> terms(shifts.size());
     parallel_for(shifts.size(), [&](std::size_t k) {
         // Groups are summed before the rotation, of which one per shift is then enough.
         std::vector<Buffer<std::uint64_t>> encoded;
@@ -25,25 +27,40 @@ Buffer<std::uint64_t> slot_gradient(const SlotRing& ring, const SlotLayout& layo
             }
             encoded.emplace_back(ring.data().size());
             ring.encode_ntt(values, scale, encoded.back().data());
-            in0.push_back(inputs[group][j].data(0));
-            in1.push_back(inputs[group][j].data(1));
+            in0.push_back(inputs[group][j].c0.data());
+            in1.push_back(inputs[group][j].c1.data());
         }
         for (const Buffer<std::uint64_t>& poly : encoded) {
             factors.push_back(poly.data());
         }
-        seal::Ciphertext sum = ring.zero_ciphertext();
+        SlotCiphertext sum(ring.data());
         const View<const std::uint64_t* const> view{factors.data(), factors.size()};
-        ring.data().dot({in0.data(), in0.size()}, view, sum.data(0));
-        ring.data().dot({in1.data(), in1.size()}, view, sum.data(1));
-        ring.rotate(sum, gradient_step(layout, shifts[k]), keys, terms[k]);
+        ring.data().dot({in0.data(), in0.size()}, view, sum.c0.data());
+        ring.data().dot({in1.data(), in1.size()}, view, sum.c1.data());
+        const int step = gradient_step(layout, shifts[k]);
+        if (step == 0) {
+            result = std::move(sum);  // the only shift that stays in place
+        } else {
+            terms[k] = ring.rotate(sum, ring.decompose(sum), keys.at(step));
+        }
     });
-    for (std::size_t k = 1; k < terms.size(); ++k) {
-        ring.data().add(terms[0].data(0), terms[k].data(0));
-        ring.data().add(terms[0].data(1), terms[k].data(1));
+    SwitchedCiphertext* total = nullptr;
+    for (SwitchedCiphertext& term : terms) {
+        if (term.k0.empty()) {
+            continue;
+        }
+        if (total != nullptr) {
+            ring.add(*total, term);
+        } else {
+            total = &term;
+        }
     }
-    ring.data().to_coefficients(terms[0].data(0));
-    ring.data().to_coefficients(terms[0].data(1));
-    return {terms[0].data(0), terms[0].data(0) + 2 * ring.data().size()};
+    if (total != nullptr) {
+        ring.add_divided(*total, result);
+    }
+    ring.data().to_coefficients(result.c0.data());
+    ring.data().to_coefficients(result.c1.data());
+    return result;
 }
 
 }  // namespace hesplit

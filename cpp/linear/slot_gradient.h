@@ -9,12 +9,12 @@
 
 namespace hesplit {
 
-using SlotGroupInputs = std::vector<seal::Ciphertext>;  // one per input of the layout
+using SlotGroupInputs = std::vector<SlotCiphertext>;  // one per input of the layout
 
-// The ciphertext of dW of product p and input j: both polynomials in coefficient form, one after the other. `inputs`
-// are the groups of a batch, `gradient` is row-major [samples, outputs].
-Buffer<std::uint64_t> slot_gradient(const SlotRing& ring, const SlotLayout& layout,
-                                    const std::vector<SlotGroupInputs>& inputs, const seal::GaloisKeys& keys,
-                                    View<const double> gradient, double scale, std::size_t p, std::size_t j);
+// The ciphertext of dW of product p and input j, in coefficient form. `inputs` are the groups of a batch, `gradient` is
+// row-major [samples, outputs].
+SlotCiphertext slot_gradient(const SlotRing& ring, const SlotLayout& layout, const std::vector<SlotGroupInputs>& inputs,
+                             const RotationKeys& keys, View<const double> gradient, double scale, std::size_t p,
+                             std::size_t j);
 
 }  // namespace hesplit

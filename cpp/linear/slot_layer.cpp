@@ -1,5 +1,7 @@
 #include "linear/slot_layer.h"
 
+#include <utility>
+
 #include "core/parallel.h"
 
 namespace hesplit {
@@ -42,61 +44,85 @@ const Buffer<std::uint64_t>& SlotWeights::diagonal(std::size_t p, std::size_t g,
     return diagonals_[((p * layout_.giants() + g) * layout_.inputs() + j) * layout_.babies + b];
 }
 
-seal::Ciphertext SlotWeights::giant_sum(const std::vector<seal::Ciphertext>& rotated, std::size_t p,
-                                        std::size_t g) const {
+SlotCiphertext SlotWeights::giant_sum(const std::vector<SlotCiphertext>& rotated, std::size_t p, std::size_t g) const {
     std::vector<const std::uint64_t*> in0, in1, weights;
     for (std::size_t j = 0; j < layout_.inputs(); ++j) {
         for (std::size_t b = 0; b < layout_.babies; ++b) {
             const Buffer<std::uint64_t>& weight = diagonal(p, g, j, b);
             if (!weight.empty()) {
-                const seal::Ciphertext& input = rotated[j * layout_.babies + b];
-                in0.push_back(input.data(0));
-                in1.push_back(input.data(1));
+                const SlotCiphertext& input = rotated[j * layout_.babies + b];
+                in0.push_back(input.c0.data());
+                in1.push_back(input.c1.data());
                 weights.push_back(weight.data());
             }
         }
     }
-    seal::Ciphertext sum = ring_.zero_ciphertext();
+    SlotCiphertext sum(ring_.data());
     const View<const std::uint64_t* const> view{weights.data(), weights.size()};
-    ring_.data().dot({in0.data(), in0.size()}, view, sum.data(0));
-    ring_.data().dot({in1.data(), in1.size()}, view, sum.data(1));
+    ring_.data().dot({in0.data(), in0.size()}, view, sum.c0.data());
+    ring_.data().dot({in1.data(), in1.size()}, view, sum.c1.data());
     return sum;
 }
 
-std::vector<Buffer<std::uint64_t>> SlotWeights::products(const std::vector<seal::Ciphertext>& inputs,
-                                                         const seal::GaloisKeys& keys) const {
+std::vector<SlotCiphertext> SlotWeights::products(const std::vector<SlotCiphertext>& inputs,
+                                                  const RotationKeys& keys) const {
     const Ring& ring = ring_.data();
     const std::size_t babies = layout_.babies;
-    std::vector<seal::Ciphertext> rotated(inputs.size() * babies);
+    // One decomposition of each input serves all of its rotations.
+    std::vector<SlotCiphertext> rotated(inputs.size() * babies, SlotCiphertext(ring));
+    std::vector<Buffer<std::uint64_t>> digits(inputs.size());
+    if (babies > 1) {
+        parallel_for(inputs.size(), [&](std::size_t j) { digits[j] = ring_.decompose(inputs[j]); });
+    }
     parallel_for(rotated.size(), [&](std::size_t i) {
-        ring_.rotate(inputs[i / babies], static_cast<int>(i % babies), keys, rotated[i]);
+        const std::size_t j = i / babies;
+        if (i % babies == 0) {
+            rotated[i] = inputs[j];
+        } else {
+            SwitchedCiphertext switched = ring_.rotate(inputs[j], digits[j], keys.at(static_cast<int>(i % babies)));
+            ring_.add_divided(switched, rotated[i]);
+        }
     });
 
-    std::vector<Buffer<std::uint64_t>> results(layout_.products());
+    std::vector<SlotCiphertext> results(layout_.products(), SlotCiphertext(ring));
     for (std::size_t p = 0; p < layout_.products(); ++p) {
+        SlotCiphertext& sum = results[p];
         const auto slots = static_cast<std::int64_t>(layout_.slots);
-        std::vector<seal::Ciphertext> terms(layout_.giants());
+        // The giants' sum is divided once.
+        std::vector<SwitchedCiphertext> terms(layout_.giants());
         parallel_for(terms.size(), [&](std::size_t g) {
-            const std::int64_t step = (layout_.giant_step(g) + slots) % slots;
-            ring_.rotate(giant_sum(rotated, p, g), static_cast<int>(step), keys, terms[g]);
+            const auto step = static_cast<int>((layout_.giant_step(g) + slots) % slots);
+            SlotCiphertext giant = giant_sum(rotated, p, g);
+            if (step == 0) {
+                sum = std::move(giant);  // the only giant that stays in place
+            } else {
+                terms[g] = ring_.rotate(giant, ring_.decompose(giant), keys.at(step));
+            }
         });
-        seal::Ciphertext& sum = terms[0];
-        for (std::size_t g = 1; g < terms.size(); ++g) {
-            ring.add(sum.data(0), terms[g].data(0));
-            ring.add(sum.data(1), terms[g].data(1));
+        SwitchedCiphertext* total = nullptr;
+        for (SwitchedCiphertext& term : terms) {
+            if (term.k0.empty()) {
+                continue;
+            }
+            if (total != nullptr) {
+                ring_.add(*total, term);
+            } else {
+                total = &term;
+            }
         }
-        seal::Ciphertext shifted(seal::MemoryPoolHandle::Global());
+        if (total != nullptr) {
+            ring_.add_divided(*total, sum);
+        }
         for (std::size_t f = 0; f < layout_.folds; ++f) {
-            ring_.rotate(sum, static_cast<int>(layout_.period << f), keys, shifted);
-            ring.add(sum.data(0), shifted.data(0));
-            ring.add(sum.data(1), shifted.data(1));
+            const RotationKey& key = keys.at(static_cast<int>(layout_.period << f));
+            SwitchedCiphertext shifted = ring_.rotate(sum, ring_.decompose(sum), key);
+            ring_.add_divided(shifted, sum);
         }
-        ring.to_coefficients(sum.data(0));
-        ring.to_coefficients(sum.data(1));
+        ring.to_coefficients(sum.c0.data());
+        ring.to_coefficients(sum.c1.data());
         if (!bias_.empty()) {
-            ring.add(sum.data(0), bias_[p].data());
+            ring.add(sum.c0.data(), bias_[p].data());
         }
-        results[p].assign(sum.data(0), sum.data(0) + 2 * ring.size());
     }
     return results;
 }

@@ -19,13 +19,12 @@ class SlotWeights {
 
     const Scaling& scaling() const { return scaling_; }
 
-    // All products of a group, with bias, from its input ciphertexts: [product][0] and [1] in coefficient form.
-    std::vector<Buffer<std::uint64_t>> products(const std::vector<seal::Ciphertext>& inputs,
-                                                const seal::GaloisKeys& keys) const;
+    // All products of a group, with bias, from its input ciphertexts, in coefficient form.
+    std::vector<SlotCiphertext> products(const std::vector<SlotCiphertext>& inputs, const RotationKeys& keys) const;
 
   private:
     const Buffer<std::uint64_t>& diagonal(std::size_t p, std::size_t g, std::size_t j, std::size_t b) const;
-    seal::Ciphertext giant_sum(const std::vector<seal::Ciphertext>& rotated, std::size_t p, std::size_t g) const;
+    SlotCiphertext giant_sum(const std::vector<SlotCiphertext>& rotated, std::size_t p, std::size_t g) const;
 
     const SlotRing& ring_;
     SlotLayout layout_;
