@@ -63,6 +63,9 @@ struct Kernels {
     void (*multiply)(const Prime& q, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n);
     // out[i] = sum_j a[j][i] * b[j][i], reduced once per 2^kLazyTerms products.
     void (*dot)(const Prime& q, Rows a, Rows b, std::size_t terms, std::uint64_t* out, std::size_t n);
+    // sum_{j, i} a[j][i] * b[j][i] over `segments` runs of n residues each; n is a multiple of 8.
+    std::uint64_t (*inner)(const Prime& q, const std::uint64_t* const* a, const std::uint64_t* const* b,
+                           std::size_t segments, std::size_t n);
     // A matrix product: out[o][i] = sum_j scalars[o * terms + j] * a[j][i] for `outputs` rows of out.
     void (*combine)(const Prime& q, Rows a, std::size_t terms, const std::uint64_t* scalars, std::size_t outputs,
                     std::uint64_t* const* out, std::size_t n);
@@ -78,6 +81,11 @@ struct Kernels {
     // 2^-63.
     void (*add_fraction)(const Prime& q, std::uint64_t factor, const std::uint64_t* a, std::uint64_t* fractions,
                          std::size_t n);
+
+    // out[p] = sum_i s[i] * windows[p][i] modulo 2^64 for a ternary s in two masks: sign is all ones where s is negative,
+    // nonzero where it is not 0. Constant time. n is a multiple of 8.
+    void (*ternary_dot)(const std::uint64_t* sign, const std::uint64_t* nonzero, const std::uint64_t* const* windows,
+                        std::size_t count, std::uint64_t* out, std::size_t n);
 
     // Key stream of RFC 8439 from the block counter in state[12] on; `blocks` of 64 bytes.
     void (*chacha20)(const std::uint32_t state[16], std::uint8_t* out, std::size_t blocks);

@@ -338,6 +338,33 @@ void dot(const Prime& prime, Rows a, Rows b, std::size_t terms, std::uint64_t* o
     }
 }
 
+std::uint64_t inner(const Prime& prime, const std::uint64_t* const* a, const std::uint64_t* const* b,
+                    std::size_t segments, std::size_t n) {
+    if (prime.bits > kIntegerBits) {
+        return kScalarKernels.inner(prime, a, b, segments, n);
+    }
+    const std::size_t lazy = lazy_terms(prime) * kLanes;
+    __m256i sum = _mm256_setzero_si256();
+    std::uint64_t total = 0;
+    alignas(32) std::uint64_t lanes[kLanes];
+    for (std::size_t j = 0; j < segments; ++j) {
+        for (std::size_t i = 0; i < n;) {
+            const std::size_t stop = i + lazy < n ? i + lazy : n;
+            for (; i < stop; i += kLanes) {
+                sum = _mm256_add_epi64(sum, _mm256_mul_epu32(load(a[j] + i), load(b[j] + i)));
+            }
+            store(lanes, sum);
+            reduce_words(lanes, kLanes, prime);
+            sum = load(lanes);
+        }
+    }
+    store(lanes, sum);
+    for (const std::uint64_t lane : lanes) {
+        total += lane;
+    }
+    return reduce_word(total, prime);
+}
+
 constexpr std::size_t kOutputs = 4;
 
 template <std::size_t Outputs>
@@ -412,6 +439,21 @@ void add_small(std::uint64_t q, std::uint64_t* a, const std::int8_t* small, std:
         __builtin_memcpy(&four, small + i, sizeof(four));
         const __m256i value = add_if_negative(_mm256_cvtepi8_epi64(_mm_cvtsi32_si128(four)), modulus);
         store(a + i, add_if_negative(_mm256_sub_epi64(_mm256_add_epi64(load(a + i), value), modulus), modulus));
+    }
+}
+
+void ternary_dot(const std::uint64_t* sign, const std::uint64_t* nonzero, const std::uint64_t* const* windows,
+                 std::size_t count, std::uint64_t* out, std::size_t n) {
+    for (std::size_t p = 0; p < count; ++p) {
+        __m256i sum = _mm256_setzero_si256();
+        for (std::size_t i = 0; i < n; i += kLanes) {
+            const __m256i negative = load(sign + i);
+            const __m256i value = _mm256_sub_epi64(_mm256_xor_si256(load(windows[p] + i), negative), negative);
+            sum = _mm256_add_epi64(sum, _mm256_and_si256(value, load(nonzero + i)));
+        }
+        alignas(32) std::uint64_t lanes[kLanes];
+        store(lanes, sum);
+        out[p] = lanes[0] + lanes[1] + lanes[2] + lanes[3];
     }
 }
 
@@ -559,8 +601,6 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",   prepare, forward,       inverse,   multiply, dot,
-                              combine,  add,     subtract_from, add_small, lift,     add_fraction,
-                              chacha20, noise,   accept,        pack,      unpack};
+const Kernels kAvx2Kernels = {"avx2",   prepare, forward,       inverse,   multiply, dot, inner, combine,  add,     subtract_from, add_small, lift,     add_fraction, ternary_dot, chacha20, noise,   accept,        pack,      unpack};
 
 }  // namespace hesplit

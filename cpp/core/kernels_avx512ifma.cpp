@@ -376,6 +376,32 @@ void dot(const Prime& prime, Rows a, Rows b, std::size_t terms, std::uint64_t* o
     }
 }
 
+std::uint64_t inner(const Prime& prime, const std::uint64_t* const* a, const std::uint64_t* const* b,
+                    std::size_t segments, std::size_t n) {
+    if (prime.bits > kVectorPrimeBits) {
+        return kScalarKernels.inner(prime, a, b, segments, n);
+    }
+    const Modulus modulus(prime);
+    const std::size_t lazy = lazy_terms(prime);
+    std::size_t pending = 0;
+    Sum sum;
+    for (std::size_t j = 0; j < segments; ++j) {
+        for (std::size_t i = 0; i < n; i += kLanes) {
+            if (pending == lazy) {
+                sum.low = modulus.reduce(sum.high, sum.low);
+                sum.high = _mm512_setzero_si512();
+                pending = 0;
+            }
+            sum.add(load(a[j] + i), load(b[j] + i));
+            ++pending;
+        }
+    }
+    // Eight residues below 2^50 add up to less than 2^53.
+    const auto total =
+        static_cast<std::uint64_t>(_mm512_reduce_add_epi64(modulus.reduce(sum.high, sum.low)));
+    return total % prime.value;
+}
+
 // Outputs and vectors of coefficients that are summed side by side: 2 * 4 * 2 accumulators stay in registers.
 constexpr std::size_t kOutputs = 4;
 
@@ -494,6 +520,39 @@ void add_fraction(const Prime& prime, std::uint64_t factor, const std::uint64_t*
         const Vector low =
             _mm512_madd52hi_epu64(_mm512_madd52lo_epu64(load(fractions + i), t, ratio_high), t, ratio_low);
         store(fractions + i, _mm512_add_epi64(low, _mm512_slli_epi64(high52(t, ratio_high), 52)));
+    }
+}
+
+// Four windows at a time share the masks.
+template <std::size_t Windows>
+void ternary_dot_tile(const std::uint64_t* sign, const std::uint64_t* nonzero, const std::uint64_t* const* windows,
+                      std::uint64_t* out, std::size_t n) {
+    Vector sums[Windows];
+    for (Vector& sum : sums) {
+        sum = _mm512_setzero_si512();
+    }
+    for (std::size_t i = 0; i < n; i += kLanes) {
+        const __mmask8 negative = _mm512_movepi64_mask(load(sign + i));
+        const __mmask8 positive = _mm512_movepi64_mask(_mm512_andnot_si512(load(sign + i), load(nonzero + i)));
+        for (std::size_t p = 0; p < Windows; ++p) {
+            const Vector value = load(windows[p] + i);
+            sums[p] = _mm512_mask_add_epi64(sums[p], positive, sums[p], value);
+            sums[p] = _mm512_mask_sub_epi64(sums[p], negative, sums[p], value);
+        }
+    }
+    for (std::size_t p = 0; p < Windows; ++p) {
+        out[p] = static_cast<std::uint64_t>(_mm512_reduce_add_epi64(sums[p]));
+    }
+}
+
+void ternary_dot(const std::uint64_t* sign, const std::uint64_t* nonzero, const std::uint64_t* const* windows,
+                 std::size_t count, std::uint64_t* out, std::size_t n) {
+    std::size_t p = 0;
+    for (; p + 4 <= count; p += 4) {
+        ternary_dot_tile<4>(sign, nonzero, windows + p, out + p, n);
+    }
+    for (; p < count; ++p) {
+        ternary_dot_tile<1>(sign, nonzero, windows + p, out + p, n);
     }
 }
 
@@ -665,8 +724,6 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 
 }  // namespace
 
-const Kernels kAvx512IfmaKernels = {"avx512ifma", prepare, forward,       inverse,   multiply, dot,
-                                    combine,      add,     subtract_from, add_small, lift,     add_fraction,
-                                    chacha20,     noise,   accept,        pack,      unpack};
+const Kernels kAvx512IfmaKernels = {"avx512ifma", prepare, forward,       inverse,   multiply, dot, inner, combine,      add,     subtract_from, add_small, lift,     add_fraction, ternary_dot, chacha20,     noise,   accept,        pack,      unpack};
 
 }  // namespace hesplit

@@ -122,6 +122,22 @@ void dot(const Prime& q, Rows a, Rows b, std::size_t terms, std::uint64_t* out, 
     }
 }
 
+std::uint64_t inner(const Prime& q, const std::uint64_t* const* a, const std::uint64_t* const* b, std::size_t segments,
+                    std::size_t n) {
+    const std::size_t lazy = lazy_terms(q);
+    Wide sum = 0;
+    for (std::size_t j = 0; j < segments; ++j) {
+        for (std::size_t i = 0; i < n;) {
+            const std::size_t stop = std::min(n, i + lazy);
+            for (; i < stop; ++i) {
+                sum += Wide{a[j][i]} * b[j][i];
+            }
+            sum = reduce(sum, q);
+        }
+    }
+    return static_cast<std::uint64_t>(sum);
+}
+
 void combine(const Prime& q, Rows a, std::size_t terms, const std::uint64_t* scalars, std::size_t outputs,
              std::uint64_t* const* out, std::size_t n) {
     // Tiles of coefficients keep the sums in the first-level cache while the inputs stream by.
@@ -193,6 +209,17 @@ void add_fraction(const Prime& q, std::uint64_t factor, const std::uint64_t* a, 
         } else {
             fractions[i] += t * q.ratio_high + high(t, q.ratio_low);
         }
+    }
+}
+
+void ternary_dot(const std::uint64_t* sign, const std::uint64_t* nonzero, const std::uint64_t* const* windows,
+                 std::size_t count, std::uint64_t* out, std::size_t n) {
+    for (std::size_t p = 0; p < count; ++p) {
+        std::uint64_t sum = 0;
+        for (std::size_t i = 0; i < n; ++i) {
+            sum += ((windows[p][i] ^ sign[i]) - sign[i]) & nonzero[i];
+        }
+        out[p] = sum;
     }
 }
 
@@ -347,8 +374,6 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", prepare, forward,       inverse,   multiply, dot,
-                                combine,  add,     subtract_from, add_small, lift,     add_fraction,
-                                chacha20, noise,   accept,        pack,      unpack};
+const Kernels kScalarKernels = {"scalar", prepare, forward,       inverse,   multiply, dot, inner, combine,  add,     subtract_from, add_small, lift,     add_fraction, ternary_dot, chacha20, noise,   accept,        pack,      unpack};
 
 }  // namespace hesplit

@@ -110,6 +110,11 @@ void Ring::dot(View<const std::uint64_t* const> a, View<const std::uint64_t* con
     }
 }
 
+std::uint64_t Ring::inner(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t n,
+                          std::size_t row) const {
+    return kernels_->inner(tables_[row].prime, a.data, b.data, a.size, n);
+}
+
 void Ring::combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars,
                    View<std::uint64_t* const> out) const {
     std::vector<std::uint64_t*> rows_out(out.size);
@@ -121,14 +126,14 @@ void Ring::combine(View<const std::uint64_t* const> a, const std::uint64_t* scal
     }
 }
 
-void Ring::scale_row(std::uint64_t* a, std::uint64_t factor, std::size_t row) const {
-    const std::uint64_t* in = a;
-    kernels_->combine(tables_[row].prime, {&in, 0}, 1, &factor, 1, &a, degree_);
+void Ring::scale_row(View<std::uint64_t> a, std::uint64_t factor, std::size_t row) const {
+    const std::uint64_t* in = a.data;
+    kernels_->combine(tables_[row].prime, {&in, 0}, 1, &factor, 1, &a.data, a.size);
 }
 
 void Ring::multiply_power_of_two(std::uint64_t* a, int shift) const {
     for (std::size_t row = 0; row < rows(); ++row) {
-        scale_row(a + row * degree_, residue(std::ldexp(1.0, shift), row), row);
+        scale_row({a + row * degree_, degree_}, residue(std::ldexp(1.0, shift), row), row);
     }
 }
 
@@ -178,7 +183,7 @@ void Ring::lift(View<const std::int8_t> coefficients, std::uint64_t* poly) const
 }
 
 void Ring::lift_row(View<const std::int64_t> coefficients, std::size_t row, std::uint64_t* residues) const {
-    kernels_->lift(tables_[row].prime, coefficients.data, residues, degree_);
+    kernels_->lift(tables_[row].prime, coefficients.data, residues, coefficients.size);
 }
 
 void Ring::lift(View<const std::int64_t> coefficients, std::uint64_t* poly) const {
@@ -193,6 +198,33 @@ void Ring::add_small(View<const std::int8_t> coefficients, std::uint64_t* poly) 
     }
 }
 
+void Ring::compose(const std::uint64_t* poly, std::uint64_t* integers) const {
+    if (rows() == 1) {
+        std::copy_n(poly, degree_, integers);
+        return;
+    }
+    // v = r0 + q0 * ((r1 - r0) / q0 mod q1).
+    Buffer<std::uint64_t> first(degree_), quotient(degree_);
+    const std::uint64_t q0 = prime(0);
+    std::copy_n(poly, degree_, first.data());
+    kernels_->lift(tables_[1].prime, reinterpret_cast<const std::int64_t*>(first.data()), quotient.data(), degree_);
+    subtract_from_row(quotient.data(), poly + degree_, 1);
+    scale_row({quotient.data(), degree_}, inverse_cofactors_[1], 1);
+    for (std::size_t i = 0; i < degree_; ++i) {
+        integers[i] = first[i] + q0 * quotient[i];
+    }
+}
+
+void Ring::decompose(const std::uint64_t* integers, std::uint64_t* poly) const {
+    if (rows() == 1) {
+        std::copy_n(integers, degree_, poly);
+        return;
+    }
+    const auto* values = reinterpret_cast<const std::int64_t*>(integers);  // below 2^61
+    kernels_->lift(tables_[1].prime, values, poly + degree_, degree_);
+    kernels_->lift(tables_[0].prime, values, poly, degree_);
+}
+
 namespace {
 
 // v / q modulo 1 is the sum over rows of t / q_row with t = v * (q / q_row)^-1 mod q_row; fractions come in 64 bits.
@@ -205,26 +237,25 @@ void round_fractions(std::uint64_t* fractions, std::size_t count, int bits) {
 
 }  // namespace
 
-void Ring::switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits,
-                          std::uint64_t* out) const {
-    Buffer<std::uint64_t> gathered((positions.size + 15) / 16 * 16), fractions(gathered.size());
+void Ring::switch_to_bits(const std::uint64_t* coefficients, std::size_t count, int bits, std::uint64_t* out) const {
+    std::fill_n(out, count, 0);
     for (std::size_t row = 0; row < rows(); ++row) {
-        for (std::size_t i = 0; i < positions.size; ++i) {
-            gathered[i] = coefficients[row * degree_ + positions[i]];
-        }
-        kernels_->add_fraction(tables_[row].prime, inverse_cofactors_[row], gathered.data(), fractions.data(),
-                               gathered.size());
+        kernels_->add_fraction(tables_[row].prime, inverse_cofactors_[row], coefficients + row * count, out, count);
     }
-    round_fractions(fractions.data(), positions.size, bits);
-    std::copy_n(fractions.data(), positions.size, out);
+    round_fractions(out, count, bits);
 }
 
-void Ring::switch_to_bits(const std::uint64_t* coefficients, int bits, std::uint64_t* out) const {
-    std::fill_n(out, degree_, 0);
+void Ring::switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits,
+                          std::uint64_t* out) const {
+    const std::size_t count = (positions.size + 15) / 16 * 16;
+    Buffer<std::uint64_t> gathered(rows() * count), switched(count);
     for (std::size_t row = 0; row < rows(); ++row) {
-        kernels_->add_fraction(tables_[row].prime, inverse_cofactors_[row], coefficients + row * degree_, out, degree_);
+        for (std::size_t i = 0; i < positions.size; ++i) {
+            gathered[row * count + i] = coefficients[row * degree_ + positions[i]];
+        }
     }
-    round_fractions(out, degree_, bits);
+    switch_to_bits(gathered.data(), count, bits, switched.data());
+    std::copy_n(switched.data(), positions.size, out);
 }
 
 }  // namespace hesplit

@@ -49,8 +49,12 @@ class Ring {
     // a = b - a.
     void subtract_from(std::uint64_t* a, const std::uint64_t* b) const;
     void subtract_from_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const;
-    // a *= factor, a residue.
-    void scale_row(std::uint64_t* a, std::uint64_t factor, std::size_t row) const;
+    // a *= factor, a residue; the size is a multiple of 16, as is that of coefficients to lift.
+    void scale_row(View<std::uint64_t> a, std::uint64_t factor, std::size_t row) const;
+
+    // sum_{j, i} a[j][i] * b[j][i] in one row, over a.size runs of n residues each; n is a multiple of 8.
+    std::uint64_t inner(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t n,
+                        std::size_t row) const;
 
     // The residues of small signed coefficients.
     void lift(View<const std::int8_t> coefficients, std::uint64_t* poly) const;
@@ -62,12 +66,22 @@ class Ring {
     std::uint64_t residue(std::int64_t value, std::size_t row) const;
     std::uint64_t residue(double integer, std::size_t row) const;
 
-    // out[i] = round(2^bits * v / q) mod 2^bits for the coefficient v at positions[i]; 1 <= bits <= 62.
-    // Off by at most 1/2 + rows() * 2^(bits-63) from the exact quotient.
+    // out[i] = round(2^bits * v / q) mod 2^bits for `count` coefficients v, whose residues are `count` apart; 1 <= bits
+    // <= 62; count is a multiple of 16. Off by at most 1/2 + rows() * 2^(bits-63) from the exact quotient.
+    void switch_to_bits(const std::uint64_t* coefficients, std::size_t count, int bits, std::uint64_t* out) const;
+    // The same for the coefficients of a polynomial at `positions`, and for all of them.
     void switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits,
                         std::uint64_t* out) const;
-    // The same for all coefficients.
-    void switch_to_bits(const std::uint64_t* coefficients, int bits, std::uint64_t* out) const;
+    void switch_to_bits(const std::uint64_t* coefficients, int bits, std::uint64_t* out) const {
+        switch_to_bits(coefficients, degree_, bits, out);
+    }
+
+    // With one or two primes and q below 2^61 a coefficient fits a word.
+    bool composable() const { return rows() <= 2 && modulus_value_ < 0x1p61; }
+    // The coefficients as integers in [0, q), by the Chinese remainder theorem; and back. Composable rings only.
+    // Constant time. `integers` may be `poly`.
+    void compose(const std::uint64_t* poly, std::uint64_t* integers) const;
+    void decompose(const std::uint64_t* integers, std::uint64_t* poly) const;
 
   private:
     std::size_t degree_;

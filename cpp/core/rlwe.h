@@ -100,7 +100,7 @@ class PhaseDecryptor {
 // Throws WireError for a deviation of 2^54 and more, which no honest reply leads to.
 SecretBuffer<std::int64_t> flood(double deviation, std::size_t count);
 
-// How many bits a reply of degree 2 may have: N * N * 2^(bits-1) stays below half the auxiliary prime.
+// How many bits a reply of degree 2 may have: N * N * 2^(bits-1) stays below half the auxiliary modulus.
 int max_degree_2_bits(std::size_t ring_degree);
 
 // An upper bound on the standard deviation of the rounding error of a degree-1 reply, in units of its last bit: 1/12 of

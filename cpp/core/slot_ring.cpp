@@ -247,7 +247,7 @@ void SlotRing::add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const {
             data_.lift_row({centred.data(), n}, row, remainder.data());
             data_.to_ntt_row(remainder.data(), row);
             data_.subtract_from_row(remainder.data(), part->data() + row * n, row);
-            data_.scale_row(remainder.data(), inverse_special_[row], row);
+            data_.scale_row({remainder.data(), n}, inverse_special_[row], row);
             data_.add_row(sum.data() + row * n, remainder.data(), row);
         }
     }

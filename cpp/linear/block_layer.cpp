@@ -1,5 +1,6 @@
 #include "linear/block_layer.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/parallel.h"
@@ -33,23 +34,44 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
       bias_(bias) {
     const std::size_t products = layout_.products();
     const std::size_t inputs = layout_.inputs();
-    if (layout_.scalar()) {
-        scalars_.resize(weight.size * ring.rows());
-        for (std::size_t i = 0; i < weight.size; ++i) {
-            const std::int64_t value = std::llrint(weight[i] * scaling_.weight_scale);
-            const std::size_t p = i / inputs;
-            for (std::size_t row = 0; row < ring.rows(); ++row) {
-                scalars_[(p * ring.rows() + row) * inputs + i % inputs] =
-                    ring.residue(std::ldexp(static_cast<double>(value), scaling_.weight_shift), row);
-            }
-        }
-    } else if (products * inputs * ring.size() * sizeof(std::uint64_t) <= kMaxKeptBytes) {
+    if (layout_.scalar() || direct()) {
+        encode_rows();
+    }
+    if (!layout_.scalar() && products * inputs * ring.size() * sizeof(std::uint64_t) <= kMaxKeptBytes) {
         encoded_.resize(products);
         parallel_for(products, [&](std::size_t p) {
             encoded_[p].resize(inputs * ring_.size());
             encode(p, encoded_[p].data());
         });
     }
+}
+
+void BlockWeights::encode_rows() {
+    const std::size_t features = layout_.features, outputs = layout_.outputs, inputs = layout_.inputs();
+    const std::size_t padded = layout_.scalar() ? 1 : padded_width();
+    residues_.resize(ring_.rows() * outputs * inputs * padded);
+    parallel_for(outputs, [&](std::size_t o) {
+        const std::size_t size = inputs * padded;
+        Buffer<std::int64_t> integers((size + 15) / 16 * 16);
+        Buffer<std::uint64_t> residues(integers.size());
+        for (std::size_t i = 0; i < features; ++i) {
+            const std::size_t j = i / layout_.width;
+            integers[j * padded + i % layout_.width] =
+                std::llrint(weight_[o * features + i] * scaling_.weight_scale);
+        }
+        // Scalar layouts: products at once are neighbours, and each group of them starts a new run of rows.
+        const std::size_t group = layout_.scalar() ? products_at_once() : outputs;
+        const std::size_t first = o / group * group;
+        const std::size_t members = std::min(group, outputs - first);
+        for (std::size_t row = 0; row < ring_.rows(); ++row) {
+            ring_.lift_row({integers.data(), integers.size()}, row, residues.data());
+            if (scaling_.weight_shift > 0) {
+                ring_.scale_row({residues.data(), residues.size()},
+                                ring_.residue(std::ldexp(1.0, scaling_.weight_shift), row), row);
+            }
+            std::copy_n(residues.data(), size, residues_.data() + (first * ring_.rows() + row * members + o - first) * size);
+        }
+    });
 }
 
 void BlockWeights::encode(std::size_t p, std::uint64_t* polys) const {
@@ -66,7 +88,7 @@ void BlockWeights::encode(std::size_t p, std::uint64_t* polys) const {
     }
 }
 
-void BlockWeights::add_bias(std::size_t p, std::uint64_t* c0) const {
+void BlockWeights::add_bias(std::size_t p, std::size_t samples, std::uint64_t* outputs) const {
     if (bias_.size == 0) {
         return;
     }
@@ -75,8 +97,8 @@ void BlockWeights::add_bias(std::size_t p, std::uint64_t* c0) const {
         for (std::size_t row = 0; row < ring_.rows(); ++row) {
             const std::uint64_t q = ring_.prime(row);
             const std::uint64_t residue = ring_.residue(value, row);
-            for (std::size_t s = 0; s < layout_.rows; ++s) {
-                std::uint64_t& coefficient = c0[row * ring_.degree() + (u * layout_.rows + s) * layout_.width];
+            for (std::size_t s = 0; s < samples; ++s) {
+                std::uint64_t& coefficient = outputs[row * padded_outputs() + u * samples + s];
                 const std::uint64_t sum = coefficient + residue;
                 coefficient = sum >= q ? sum - q : sum;
             }
@@ -84,29 +106,94 @@ void BlockWeights::add_bias(std::size_t p, std::uint64_t* c0) const {
     }
 }
 
-void BlockWeights::product(const GroupInputs& inputs, std::size_t p, std::uint64_t* c0, std::uint64_t* c1) const {
+void BlockWeights::direct_outputs(const GroupInputs& inputs, std::size_t p, std::size_t samples,
+                                  std::uint64_t* outputs) const {
+    // Coefficient t of c0 * w is sum_{u, i} W[u, i] * c0[t - u * n * k + i], with c0[e] = -c0[N + e] for e < 0: for each
+    // u a run of k neighbours in the window (-c0, c0). Weights beyond k are zero, so that runs may be read to a multiple
+    // of 8.
+    const std::size_t n = ring_.degree(), padded = padded_width(), count = layout_.outputs_of(p);
+    Buffer<std::uint64_t> window(inputs.count * (2 * n + 8));
+    std::vector<const std::uint64_t*> runs(count * inputs.count), weights(runs.size());
+    for (std::size_t row = 0; row < ring_.rows(); ++row) {
+        const std::uint64_t q = ring_.prime(row);
+        for (std::size_t j = 0; j < inputs.count; ++j) {
+            const std::uint64_t* c0 = inputs.c0.data() + j * ring_.size() + row * n;
+            std::uint64_t* out = window.data() + j * (2 * n + 8);
+            for (std::size_t i = 0; i < n; ++i) {
+                out[i] = std::min(std::uint64_t{0} - c0[i], q - c0[i]);  // 0 for 0
+            }
+            std::copy_n(c0, n, out + n);
+        }
+        const std::uint64_t* first =
+            residues_.data() + (row * layout_.outputs + p * layout_.per_product()) * layout_.inputs() * padded;
+        for (std::size_t u = 0; u < count; ++u) {
+            for (std::size_t j = 0; j < inputs.count; ++j) {
+                weights[u * inputs.count + j] = first + (u * inputs.count + j) * padded;
+            }
+        }
+        for (std::size_t u = 0; u < count; ++u) {
+            for (std::size_t s = 0; s < samples; ++s) {
+                for (std::size_t v = 0; v < count; ++v) {
+                    const std::size_t at = n + (u * layout_.rows + s) * layout_.width - v * layout_.rows * layout_.width;
+                    for (std::size_t j = 0; j < inputs.count; ++j) {
+                        runs[v * inputs.count + j] = window.data() + j * (2 * n + 8) + at;
+                    }
+                }
+                outputs[row * padded_outputs() + u * samples + s] = ring_.inner(
+                    {runs.data(), runs.size()}, {weights.data(), weights.size()}, padded, row);
+            }
+        }
+    }
+}
+
+void BlockWeights::products(const GroupInputs& inputs, std::size_t first, std::size_t count, std::size_t samples,
+                            std::uint64_t* outputs, std::uint64_t* c1) const {
     const auto in0 = pointers(inputs.c0.data(), inputs.count, ring_.size());
     const auto in1 = pointers(inputs.c1.data(), inputs.count, ring_.size());
     const View<const std::uint64_t* const> view0{in0.data(), in0.size()};
     const View<const std::uint64_t* const> view1{in1.data(), in1.size()};
+    const std::size_t stride = ring_.rows() * padded_outputs();
+    Buffer<std::uint64_t> made, c0(direct() && !layout_.scalar() ? 0 : count * ring_.size());
     if (layout_.scalar()) {
-        const std::uint64_t* scalars = scalars_.data() + p * layout_.inputs() * ring_.rows();
-        ring_.combine(view0, scalars, {&c0, 1});
-        ring_.combine(view1, scalars, {&c1, 1});
-    } else {
-        Buffer<std::uint64_t> made;
-        if (encoded_.empty()) {
-            made.resize(layout_.inputs() * ring_.size());
-            encode(p, made.data());
+        const std::uint64_t* scalars = residues_.data() + first * ring_.rows() * inputs.count;
+        std::vector<std::uint64_t*> out0(count), out1(count);
+        for (std::size_t i = 0; i < count; ++i) {
+            out0[i] = c0.data() + i * ring_.size();
+            out1[i] = c1 + i * ring_.size();
         }
-        const auto weights = pointers(encoded_.empty() ? made.data() : encoded_[p].data(), inputs.count, ring_.size());
-        const View<const std::uint64_t* const> view{weights.data(), weights.size()};
-        ring_.dot(view0, view, c0);
-        ring_.dot(view1, view, c1);
-        ring_.to_coefficients(c0);
+        ring_.combine(view0, scalars, {out0.data(), count});
+        ring_.combine(view1, scalars, {out1.data(), count});
     }
-    ring_.to_coefficients(c1);
-    add_bias(p, c0);
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t p = first + i;
+        std::uint64_t* product = c1 + i * ring_.size();
+        if (!layout_.scalar()) {
+            if (encoded_.empty()) {
+                made.resize(inputs.count * ring_.size());
+                encode(p, made.data());
+            }
+            const auto weights = pointers(encoded_.empty() ? made.data() : encoded_[p].data(), inputs.count, ring_.size());
+            const View<const std::uint64_t* const> view{weights.data(), weights.size()};
+            ring_.dot(view1, view, product);
+            if (direct()) {
+                direct_outputs(inputs, p, samples, outputs + i * stride);
+            } else {
+                ring_.dot(view0, view, c0.data());
+                ring_.to_coefficients(c0.data());
+            }
+        }
+        ring_.to_coefficients(product);
+        if (layout_.scalar() || !direct()) {
+            const std::uint64_t* from = c0.data() + (layout_.scalar() ? i * ring_.size() : 0);
+            const std::vector<std::uint32_t> positions = output_positions(layout_, p, samples);
+            for (std::size_t row = 0; row < ring_.rows(); ++row) {
+                for (std::size_t k = 0; k < positions.size(); ++k) {
+                    outputs[i * stride + row * padded_outputs() + k] = from[row * ring_.degree() + positions[k]];
+                }
+            }
+        }
+        add_bias(p, samples, outputs + i * stride);
+    }
 }
 
 }  // namespace hesplit

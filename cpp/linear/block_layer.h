@@ -1,4 +1,9 @@
-// The encrypted linear layer on coefficient blocks: no rotations, no keys, no rescaling.
+// The encrypted linear layer on coefficient blocks: weights encoded for one layout, and the products with input
+// ciphertexts.
+//
+// A reply needs all of a product's c1, but of c0 only the few coefficients that hold outputs. c1 comes from a seed, so it
+// begins in NTT form; c0 arrives as coefficients, and with few outputs it stays that way: inner products are then
+// cheaper than its transforms.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +16,8 @@
 
 namespace hesplit {
 
-// The ciphertexts of one group: `count` pairs over the ring. c1 is in NTT form, c0 too unless the layout is scalar.
+// The input ciphertexts of one group, one polynomial after the other: c1 in NTT form, c0 in the form that BlockWeights
+// asks for.
 struct GroupInputs {
     std::size_t count = 0;
     Buffer<std::uint64_t> c0;
@@ -30,13 +36,27 @@ class BlockWeights {
 
     const BlockLayout& layout() const { return layout_; }
     const Scaling& scaling() const { return scaling_; }
+    // Whether products() takes c0 in NTT form; else as coefficients.
+    bool c0_in_ntt() const { return !layout_.scalar() && !direct(); }
+    // How many products are best computed in one call.
+    std::size_t products_at_once() const { return layout_.scalar() ? 8 : 1; }
 
-    // Product p of a group, with bias, both polynomials in coefficient form; c0 is meaningful only at output_positions.
-    void product(const GroupInputs& inputs, std::size_t p, std::uint64_t* c0, std::uint64_t* c1) const;
+    // Products first, ..., first + count - 1 of a group of `samples`, with bias. Of c0 the outputs alone, in the order of
+    // output_positions: [count, rows of the ring, padded_outputs()] residues. c1: [count, ring size] in coefficient form.
+    void products(const GroupInputs& inputs, std::size_t first, std::size_t count, std::size_t samples,
+                  std::uint64_t* outputs, std::uint64_t* c1) const;
+    // Outputs of one product, rounded up to what Ring::switch_to_bits takes.
+    std::size_t padded_outputs() const { return (layout_.per_product() * layout_.rows + 15) / 16 * 16; }
 
   private:
+    // Direct inner products cost about one multiplication per output and coefficient of c0; a transform as much as 20.
+    bool direct() const { return layout_.outputs <= 20; }
+    std::size_t padded_width() const { return (layout_.width + 7) / 8 * 8; }
+
     void encode(std::size_t p, std::uint64_t* polys) const;  // inputs() polynomials in NTT form
-    void add_bias(std::size_t p, std::uint64_t* c0) const;
+    void encode_rows();
+    void direct_outputs(const GroupInputs& inputs, std::size_t p, std::size_t samples, std::uint64_t* outputs) const;
+    void add_bias(std::size_t p, std::size_t samples, std::uint64_t* outputs) const;
 
     const Ring& ring_;
     BlockLayout layout_;
@@ -44,7 +64,9 @@ class BlockWeights {
     View<const double> weight_;
     View<const double> bias_;
     std::vector<Buffer<std::uint64_t>> encoded_;  // by product; empty when not kept
-    std::vector<std::uint64_t> scalars_;          // scalar layouts: [product, row, input]
+    // Residues of the rounded weights: [row of the ring, output, input, padded_width()]; in scalar layouts [product,
+    // row of the ring, input] with products_at_once() products interleaved as [row of the ring, product, input].
+    Buffer<std::uint64_t> residues_;
 };
 
 }  // namespace hesplit

@@ -1,5 +1,7 @@
 #include "linear/messages.h"
 
+#include <algorithm>
+
 namespace hesplit {
 
 void write_shape(WireWriter& writer, const BatchShape& shape) {
@@ -37,22 +39,21 @@ std::vector<GradientRun> weight_gradient_runs(const SlotLayout& layout, std::siz
 }
 
 RequestCodec::RequestCodec(const Ring& ring, int dropped) : ring_(ring), dropped_(dropped) {
-    for (std::size_t row = 0; row < ring_.rows(); ++row) {
-        bytes_ += packed_bytes(ring_.degree(), bits(row));
-    }
-}
-
-std::uint64_t RequestCodec::limit(std::size_t row) const {
     const std::uint64_t half = (std::uint64_t{1} << dropped_) >> 1;
-    return ((ring_.prime(row) - 1 + half) >> dropped_) + 1;
-}
-
-int RequestCodec::bits(std::size_t row) const {
-    int bits = 0;
-    for (std::uint64_t largest = limit(row) - 1; largest != 0; largest >>= 1) {
-        ++bits;
+    for (std::size_t row = 0; row < ring_.rows(); ++row) {
+        if (row == 0 || !ring_.composable()) {
+            runs_.push_back({ring_.prime(row), 0, 0});
+        } else {
+            runs_[0].modulus *= ring_.prime(row);
+        }
     }
-    return bits;
+    for (Run& run : runs_) {
+        run.limit = ((run.modulus - 1 + half) >> dropped_) + 1;
+        for (std::uint64_t largest = run.limit - 1; largest != 0; largest >>= 1) {
+            ++run.bits;
+        }
+        bytes_ += packed_bytes(ring_.degree(), run.bits);
+    }
 }
 
 double RequestCodec::bits_per_coefficient() const {
@@ -63,29 +64,36 @@ void RequestCodec::pack(const std::uint64_t* c0, std::uint8_t* out, Buffer<std::
     const std::size_t n = ring_.degree();
     const std::uint64_t half = (std::uint64_t{1} << dropped_) >> 1;
     scratch.resize(n);
-    for (std::size_t row = 0; row < ring_.rows(); ++row) {
-        for (std::size_t i = 0; i < n; ++i) {
-            // Half-way cases go to the even side: a bias of 1/2, always upwards, would add up in sealed weights.
-            const std::uint64_t value = c0[row * n + i];
-            const std::uint64_t odd = (value >> dropped_) & 1;
-            scratch[i] = dropped_ == 0 ? value : (value + half - 1 + odd) >> dropped_;
+    for (std::size_t r = 0; r < runs_.size(); ++r) {
+        if (ring_.composable()) {
+            ring_.compose(c0, scratch.data());
+        } else {
+            std::copy_n(c0 + r * n, n, scratch.data());
         }
-        pack_bits({scratch.data(), n}, bits(row), out);
-        out += packed_bytes(n, bits(row));
+        for (std::size_t i = 0; dropped_ != 0 && i < n; ++i) {
+            // Half-way cases go to the even side: a bias of 1/2, always upwards, would add up in sealed weights.
+            const std::uint64_t odd = (scratch[i] >> dropped_) & 1;
+            scratch[i] = (scratch[i] + half - 1 + odd) >> dropped_;
+        }
+        pack_bits({scratch.data(), n}, runs_[r].bits, out);
+        out += packed_bytes(n, runs_[r].bits);
     }
 }
 
 void RequestCodec::unpack(const std::uint8_t* in, std::uint64_t* c0) const {
     const std::size_t n = ring_.degree();
-    for (std::size_t row = 0; row < ring_.rows(); ++row) {
-        std::uint64_t* out = c0 + row * n;
-        unpack_bits(in, {out, n}, bits(row), limit(row));
-        in += packed_bytes(n, bits(row));
-        const std::uint64_t q = ring_.prime(row);
-        for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t r = 0; r < runs_.size(); ++r) {
+        const Run& run = runs_[r];
+        std::uint64_t* out = c0 + r * n;
+        unpack_bits(in, {out, n}, run.bits, run.limit);
+        in += packed_bytes(n, run.bits);
+        for (std::size_t i = 0; dropped_ != 0 && i < n; ++i) {
             const std::uint64_t value = out[i] << dropped_;
-            out[i] = value >= q ? value - q : value;
+            out[i] = std::min(value, value - run.modulus);  // rounding up may have reached the modulus
         }
+    }
+    if (ring_.composable()) {
+        ring_.decompose(c0, c0);
     }
 }
 

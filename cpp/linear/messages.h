@@ -47,7 +47,8 @@ struct GradientRun {
 std::vector<GradientRun> weight_gradient_runs(const BlockLayout& layout);
 std::vector<GradientRun> weight_gradient_runs(const SlotLayout& layout, std::size_t degree);
 
-// c0 of a request, in coefficient form: each residue rounded to a multiple of 2^dropped and bit-packed row by row.
+// c0 of a request, in coefficient form: as integers below q where q is small (by the Chinese remainder theorem), else as
+// residues; each rounded to a multiple of 2^dropped and bit-packed run by run.
 class RequestCodec {
   public:
     RequestCodec(const Ring& ring, int dropped);
@@ -58,11 +59,15 @@ class RequestCodec {
     void unpack(const std::uint8_t* in, std::uint64_t* c0) const;  // throws WireError
 
   private:
-    std::uint64_t limit(std::size_t row) const;  // rounded residues are below it
-    int bits(std::size_t row) const;
+    struct Run {
+        std::uint64_t modulus = 0;
+        std::uint64_t limit = 0;  // rounded numbers are below it
+        int bits = 0;
+    };
 
     const Ring& ring_;
     int dropped_;
+    std::vector<Run> runs_;  // one, or one for each prime
     std::size_t bytes_ = 0;
 };
 

@@ -15,7 +15,7 @@ namespace {
 // edge that the client takes for a wrap-around (0.999 of the range).
 constexpr double kSlack = 1.002;
 
-// A residue of a product with c1 must not wrap around in the client's auxiliary prime (core/rlwe.cpp).
+// A coefficient of a product with c1 must not wrap around in the client's auxiliary ring (core/rlwe.cpp).
 constexpr int kMaxSlotReplyBits = 44;
 constexpr int kMaxBlockReplyBits = 62;
 
@@ -67,7 +67,7 @@ Scaling finish(const ParameterChoice& choice, const WeightNorms& norms, const Bu
 }  // namespace
 
 int dropped_bits(const Ring& ring) {
-    return ring.rows() == 1 ? 2 : 0;
+    return ring.composable() ? 2 : 0;
 }
 
 double request_noise_variance(const Ring& ring) {
@@ -193,19 +193,17 @@ Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const W
     const double embedding = std::sqrt(static_cast<double>(ring.data().degree()) / 2);
     const double rotation = ring.rotation_deviation();
 
-    double input_variance = request_noise_variance(ring.data()) + 1.0 / 12;
-    if (layout.babies > 1) {
-        input_variance += rotation * rotation;
-    }
-    const double inputs = embedding * std::sqrt(input_variance) * norms.l2 / choice.scale;
+    const double inputs =
+        embedding * std::sqrt(request_noise_variance(ring.data()) + 1.0 / 12) * norms.l2 / choice.scale;
+    const double babies = layout.babies > 1 ? embedding * rotation * norms.l2 / choice.scale : 0;
     const double encoded_scale = std::min(budget.weight_scale, std::ldexp(1.0, SlotRing::kEncodedBits - 1));
     const double weights = embedding * std::sqrt(1.0 / 12) * choice.activation_norm * kSlack / encoded_scale;
     // Each fold doubles the noise variance so far and adds its own.
     const double sums = std::ldexp(static_cast<double>(layout.giants()), static_cast<int>(layout.folds));
     const double rotations = embedding * rotation * std::sqrt(sums) / product_scale;
-    budget.fixed_error =
-        kTail * std::sqrt(inputs * inputs + weights * weights + rotations * rotations) + embedding / product_scale;
-    budget.reply_deviation = embedding * reply_rounding_deviation(ring.data().degree());
+    budget.fixed_error = kTail * std::sqrt(inputs * inputs + weights * weights) +
+                         kProductTail * std::sqrt(babies * babies + rotations * rotations) + embedding / product_scale;
+    budget.reply_deviation = kProductTail / kTail * embedding * reply_rounding_deviation(ring.data().degree());
     budget.max_reply_bits = kMaxSlotReplyBits;
     return finish(choice, norms, budget);
 }

@@ -15,8 +15,11 @@ namespace hesplit {
 // Standard deviations kept between a logit's error and its bound: a sub-Gaussian error is beyond it with probability
 // below 2 exp(-kTail^2 / 2) = 2^-39.
 inline constexpr double kTail = 7.5;
+// The same probability for errors in slots that are products of two embedded noises (rounding times the secret, digits
+// times the noise of a key): nearly Laplace distributed, exp(-sqrt(2) * kProductTail) = 2^-39.
+inline constexpr double kProductTail = 19.2;
 
-// What is dropped from the bottom of a request's c0 when there is a single prime: its rounding hides below the noise.
+// What is dropped from the bottom of a request's c0 when q is small: its rounding hides below the noise.
 int dropped_bits(const Ring& ring);
 
 // The variance of a fresh ciphertext's noise, with that of the dropped bits: rounding to multiples of 2^k, half-way

@@ -1,5 +1,6 @@
 #include "linear/server.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <tuple>
@@ -215,24 +216,31 @@ std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) cons
             const std::size_t index = group * inputs.count + j;
             std::uint64_t* c0 = inputs.c0.data() + j * ring_->size();
             codec_->unpack(job.ciphertexts.data + index * codec_->bytes(), c0);
-            if (!layout.scalar()) {
+            if (weights->c0_in_ntt()) {
                 ring_->to_ntt(c0);
             }
             expand_uniform(*ring_, job.seed, static_cast<std::uint32_t>(index), inputs.c1.data() + j * ring_->size());
         });
-        parallel_for(products, [&](std::size_t p) {
-            Buffer<std::uint64_t> c0(ring_->size()), c1(ring_->size());
-            weights->product(inputs, p, c0.data(), c1.data());
-            const std::vector<std::uint32_t> positions = output_positions(layout, p, job.shape.rows_of(group));
-            Buffer<std::uint64_t> switched(ring_->degree());
-            std::uint8_t* to = out + offsets[group * products + p];
-            ring_->switch_to_bits(c0.data(), {positions.data(), positions.size()}, bits, switched.data());
-            pack_bits({switched.data(), positions.size()}, bits, to);
-            ring_->switch_to_bits(c1.data(), bits, switched.data());
-            pack_bits({switched.data(), switched.size()}, bits, to + packed_bytes(positions.size(), bits));
+        const std::size_t samples = job.shape.rows_of(group);
+        const std::size_t at_once = weights->products_at_once();
+        parallel_for((products + at_once - 1) / at_once, [&](std::size_t task) {
+            const std::size_t first = task * at_once;
+            const std::size_t count = std::min(at_once, products - first);
+            const std::size_t padded = weights->padded_outputs();
+            Buffer<std::uint64_t> outputs(count * ring_->rows() * padded), c1(count * ring_->size());
+            weights->products(inputs, first, count, samples, outputs.data(), c1.data());
+            Buffer<std::uint64_t> switched(std::max(padded, ring_->degree()));
+            for (std::size_t i = 0; i < count; ++i) {
+                const std::size_t used = layout.outputs_of(first + i) * samples;
+                std::uint8_t* to = out + offsets[group * products + first + i];
+                ring_->switch_to_bits(outputs.data() + i * ring_->rows() * padded, padded, bits, switched.data());
+                pack_bits({switched.data(), used}, bits, to);
+                ring_->switch_to_bits(c1.data() + i * ring_->size(), bits, switched.data());
+                pack_bits({switched.data(), ring_->degree()}, bits, to + packed_bytes(used, bits));
+            }
         });
         if (kept) {
-            if (layout.scalar()) {
+            if (!weights->c0_in_ntt()) {
                 for (std::size_t j = 0; j < inputs.count; ++j) {
                     ring_->to_ntt(inputs.c0.data() + j * ring_->size());
                 }

@@ -27,7 +27,7 @@ FLOODED_ERROR_BOUND = 1.25
 # Sealed weights: ten epochs of MIT-BIH in batches of four are 33,120 updates.
 SEALED_ERROR_BOUND = 0.05
 SEALED_UPDATES = 1 << 16
-_LARGEST_PRIME_2048 = 53
+_LARGEST_MODULUS_2048 = 53
 
 # Error bounds that published sets are tried with: at their own scale, and those that need another.
 _PUBLISHED_BOUNDS = tuple(1e-3 * 2**k for k in range(8))
@@ -257,7 +257,7 @@ class Parameters:
                 cost = (step["request_bytes"] + step["update_bytes"] + step["reply_bytes"], step["error"])
                 if cost < best_cost:
                     best, best_cost = candidate, cost
-            if best is not None and ring_degree < 4096 and modulus_bits[0] == _LARGEST_PRIME_2048:
+            if best is not None and ring_degree < 4096 and sum(modulus_bits) == _LARGEST_MODULUS_2048:
                 break  # a larger ring only adds bytes
         if best is None:
             raise ParameterError(
@@ -313,11 +313,17 @@ class Parameters:
 
 
 def _candidates(packing: Packing) -> list[tuple[int, list[int]]]:
-    """Ring degrees and primes that are worth trying; with slots the last prime is for key switching."""
+    """Ring degrees and primes that are worth trying; with slots the last prime is for key switching.
+
+    Vector kernels take primes below 2**50, so larger moduli are products of two.
+    """
     if packing == "blocks":
         return [
-            *((2048, [bits]) for bits in range(40, 54)),
-            *((4096, [bits, bits]) for bits in range(30, 54)),
+            *((2048, [bits]) for bits in range(40, 51)),
+            *((2048, [bits // 2, bits - bits // 2]) for bits in range(51, _LARGEST_MODULUS_2048 + 1)),
+            *((4096, [bits, bits]) for bits in range(30, 51)),
+            (4096, [51, 51]),
+            (4096, [53, 53]),
             *((8192, [bits, bits, bits]) for bits in (50, 60)),
         ]
     return [
