@@ -124,7 +124,7 @@ def test_random_bytes_with_a_right_checksum_never_crash(conversation, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("at", "patch", "message"), [
     (0, b"PICK", "other bytes"),
-    (4, b"\x03", "version 3 is not supported"),
+    (4, b"\x09", "version 9 is not supported"),
     (5, b"\x63", "got a message of unknown type"),
     (6, b"\x01", "announces"),
 ])  # fmt: skip

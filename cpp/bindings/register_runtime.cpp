@@ -1,7 +1,9 @@
 // Threads, CPU features, versions.
+#include <pybind11/stl.h>
 #include <seal/util/config.h>
 
 #include "bindings/bindings.h"
+#include "core/kernels.h"
 #include "core/parallel.h"
 
 namespace py = pybind11;
@@ -28,6 +30,8 @@ py::dict cpu_features() {
 void register_runtime(py::module_& module) {
     module.attr("SEAL_VERSION") = SEAL_VERSION;
     module.def("cpu_features", &cpu_features);
+    module.def("kernels", [] { return std::string(kernels().name); });
+    module.def("usable_kernels", &usable_kernels);
     module.def("set_num_threads", &set_num_threads, py::arg("count"));
     module.def("num_threads", &num_threads);
 }

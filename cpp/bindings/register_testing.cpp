@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "bindings/bindings.h"
+#include "core/kernels.h"
 #include "core/parallel.h"
 #include "core/prng.h"
 #include "core/ring.h"
@@ -81,6 +82,129 @@ Residues switch_to_bits(const std::vector<std::uint64_t>& primes, const Residues
     return out;
 }
 
+// The kernels of one variant on arrays, for comparison with another's. Sizes are the caller's business.
+class KernelDoor {
+  public:
+    explicit KernelDoor(const std::string& name) : kernels_(kernels(name.c_str())) {}
+
+    Residues transform(std::uint64_t prime, const Residues& a, bool inverse) const {
+        const Ring ring(static_cast<std::size_t>(a.size()), {prime}, kernels_);
+        Residues out = copy(a);
+        if (inverse) {
+            ring.to_coefficients(out.mutable_data());
+        } else {
+            ring.to_ntt(out.mutable_data());
+        }
+        return out;
+    }
+    Residues multiply(std::uint64_t prime, const Residues& a, const Residues& b) const {
+        Residues out(a.size());
+        kernels_.multiply(Prime::make(prime), a.data(), b.data(), out.mutable_data(), size(a));
+        return out;
+    }
+    Residues dot(std::uint64_t prime, const Residues& a, const Residues& b) const {
+        Residues out(a.shape(1));
+        const auto left = rows(a), right = rows(b);
+        kernels_.dot(Prime::make(prime), {left.data(), 0}, {right.data(), 0}, left.size(), out.mutable_data(),
+                     size(out));
+        return out;
+    }
+    std::uint64_t inner(std::uint64_t prime, const Residues& a, const Residues& b) const {
+        const auto left = rows(a), right = rows(b);
+        return kernels_.inner(Prime::make(prime), left.data(), right.data(), left.size(),
+                              static_cast<std::size_t>(a.shape(1)));
+    }
+    Residues combine(std::uint64_t prime, const Residues& a, const Residues& scalars) const {
+        Residues out({scalars.shape(0), a.shape(1)});
+        const auto in = rows(a);
+        std::vector<std::uint64_t*> to;
+        for (py::ssize_t o = 0; o < out.shape(0); ++o) {
+            to.push_back(out.mutable_data(o));
+        }
+        kernels_.combine(Prime::make(prime), {in.data(), 0}, in.size(), scalars.data(), to.size(), to.data(),
+                         static_cast<std::size_t>(a.shape(1)));
+        return out;
+    }
+    Residues add(std::uint64_t prime, const Residues& a, const Residues& b) const {
+        Residues out = copy(a);
+        kernels_.add(prime, out.mutable_data(), b.data(), size(a));
+        return out;
+    }
+    Residues subtract_from(std::uint64_t prime, const Residues& a, const Residues& b) const {
+        Residues out = copy(a);
+        kernels_.subtract_from(prime, out.mutable_data(), b.data(), size(a));
+        return out;
+    }
+    Residues add_small(std::uint64_t prime, const Residues& a, const py::array_t<std::int8_t>& small_values) const {
+        Residues out = copy(a);
+        kernels_.add_small(prime, out.mutable_data(), small_values.data(), size(a));
+        return out;
+    }
+    Residues lift(std::uint64_t prime, const py::array_t<std::int64_t>& values) const {
+        Residues out(values.size());
+        kernels_.lift(Prime::make(prime), values.data(), out.mutable_data(), size(out));
+        return out;
+    }
+    Residues add_fraction(std::uint64_t prime, std::uint64_t factor, const Residues& a,
+                          const Residues& fractions) const {
+        Residues out = copy(fractions);
+        kernels_.add_fraction(Prime::make(prime), factor, a.data(), out.mutable_data(), size(a));
+        return out;
+    }
+    Residues ternary_dot(const py::array_t<std::int8_t>& secret, const Residues& windows) const {
+        std::vector<std::uint64_t> sign, nonzero;
+        for (py::ssize_t i = 0; i < secret.size(); ++i) {
+            sign.push_back(secret.data()[i] < 0 ? ~std::uint64_t{0} : 0);
+            nonzero.push_back(secret.data()[i] != 0 ? ~std::uint64_t{0} : 0);
+        }
+        const auto in = rows(windows);
+        Residues out(windows.shape(0));
+        kernels_.ternary_dot(sign.data(), nonzero.data(), in.data(), in.size(), out.mutable_data(), sign.size());
+        return out;
+    }
+    py::bytes chacha20(const std::array<std::uint32_t, 16>& state, std::size_t blocks) const {
+        std::string out(64 * blocks, '\0');
+        kernels_.chacha20(state.data(), reinterpret_cast<std::uint8_t*>(out.data()), blocks);
+        return {out};
+    }
+    py::array_t<std::int8_t> noise(const std::string& coins) const {
+        py::array_t<std::int8_t> out(static_cast<py::ssize_t>(coins.size() / 6));
+        kernels_.noise(reinterpret_cast<const std::uint8_t*>(coins.data()), out.mutable_data(), coins.size() / 6);
+        return out;
+    }
+    Residues accept(const std::string& words, bool narrow, std::uint64_t mask, std::uint64_t q) const {
+        const std::size_t n = words.size() / (narrow ? 4 : 8);
+        std::vector<std::uint64_t> out(n);
+        out.resize(
+            kernels_.accept(reinterpret_cast<const std::uint8_t*>(words.data()), narrow, mask, q, out.data(), n));
+        return Residues(static_cast<py::ssize_t>(out.size()), out.data());
+    }
+    py::bytes pack(const Residues& values, int bits) const {
+        std::string out(size(values) * static_cast<std::size_t>(bits) / 8, '\0');
+        kernels_.pack(values.data(), bits, reinterpret_cast<std::uint8_t*>(out.data()), size(values));
+        return {out};
+    }
+    std::pair<Residues, std::uint64_t> unpack(const std::string& bytes, int bits, std::size_t n) const {
+        Residues out(static_cast<py::ssize_t>(n));
+        const std::uint64_t largest =
+            kernels_.unpack(reinterpret_cast<const std::uint8_t*>(bytes.data()), bits, out.mutable_data(), n);
+        return {out, largest};
+    }
+
+  private:
+    static std::size_t size(const Residues& a) { return static_cast<std::size_t>(a.size()); }
+    static Residues copy(const Residues& a) { return Residues(a.size(), a.data()); }
+    static std::vector<const std::uint64_t*> rows(const Residues& a) {
+        std::vector<const std::uint64_t*> list;
+        for (py::ssize_t row = 0; row < a.shape(0); ++row) {
+            list.push_back(a.data(row));
+        }
+        return list;
+    }
+
+    const Kernels& kernels_;
+};
+
 py::bytes pack(const Residues& values, int bits) {
     std::string out(packed_bytes(static_cast<std::size_t>(values.size()), bits), '\0');
     pack_bits({values.data(), static_cast<std::size_t>(values.size())}, bits,
@@ -132,6 +256,25 @@ void register_testing(py::module_& parent) {
     module.def("switch_to_bits", &switch_to_bits, py::arg("primes"), py::arg("a"), py::arg("bits"));
     module.def("pack_bits", &pack, py::arg("values"), py::arg("bits"));
     module.def("unpack_bits", &unpack, py::arg("data"), py::arg("count"), py::arg("bits"), py::arg("limit"));
+    py::class_<KernelDoor>(module, "Kernels")
+        .def(py::init<const std::string&>(), py::arg("name"))
+        .def("transform", &KernelDoor::transform, py::arg("prime"), py::arg("a"), py::arg("inverse"))
+        .def("multiply", &KernelDoor::multiply, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("dot", &KernelDoor::dot, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("inner", &KernelDoor::inner, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("combine", &KernelDoor::combine, py::arg("prime"), py::arg("a"), py::arg("scalars"))
+        .def("add", &KernelDoor::add, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("subtract_from", &KernelDoor::subtract_from, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("add_small", &KernelDoor::add_small, py::arg("prime"), py::arg("a"), py::arg("small"))
+        .def("lift", &KernelDoor::lift, py::arg("prime"), py::arg("values"))
+        .def("add_fraction", &KernelDoor::add_fraction, py::arg("prime"), py::arg("factor"), py::arg("a"),
+             py::arg("fractions"))
+        .def("ternary_dot", &KernelDoor::ternary_dot, py::arg("secret"), py::arg("windows"))
+        .def("chacha20", &KernelDoor::chacha20, py::arg("state"), py::arg("blocks"))
+        .def("noise", &KernelDoor::noise, py::arg("coins"))
+        .def("accept", &KernelDoor::accept, py::arg("words"), py::arg("narrow"), py::arg("mask"), py::arg("q"))
+        .def("pack", &KernelDoor::pack, py::arg("values"), py::arg("bits"))
+        .def("unpack", &KernelDoor::unpack, py::arg("data"), py::arg("bits"), py::arg("count"));
     module.def("reseal", &reseal, py::arg("message"));
     module.def("parallel_for", &loop, py::arg("count"), py::arg("fail_at"));
 }

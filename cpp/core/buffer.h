@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <utility>
 #include <vector>
 
 namespace hesplit {
@@ -45,14 +46,24 @@ struct AlignedAllocator {
         }
         ::operator delete(memory, std::align_val_t{kAlignment});
     }
+    // Elements that are not given a value stay as the memory was: most buffers are written in full anyway.
+    template <class U>
+    void construct(U* at) noexcept {
+        ::new (static_cast<void*>(at)) U;
+    }
+    template <class U, class... Values>
+    void construct(U* at, Values&&... values) {
+        ::new (static_cast<void*>(at)) U(std::forward<Values>(values)...);
+    }
     bool operator==(const AlignedAllocator&) const { return true; }
     bool operator!=(const AlignedAllocator&) const { return false; }
 };
 
+// Not initialised unless a value is given.
 template <class T>
 using Buffer = std::vector<T, AlignedAllocator<T, false>>;
 
-// Zeroed when freed: secret keys, noise, and what is derived from them.
+// The same, zeroed when freed: secret keys, noise, and what is derived from them.
 template <class T>
 using SecretBuffer = std::vector<T, AlignedAllocator<T, true>>;
 

@@ -87,6 +87,18 @@ const Kernels& kernels(const char* name) {
     throw ParameterError(std::string("no kernels called '") + name + "' (HESPLIT_CPU); this build has " + usable);
 }
 
+std::vector<std::string> usable_kernels() {
+    std::size_t count = 0;
+    const Variant* all = variants(count);
+    std::vector<std::string> names;
+    for (std::size_t i = 0; i < count; ++i) {
+        if (all[i].available) {
+            names.emplace_back(all[i].kernels->name);
+        }
+    }
+    return names;
+}
+
 const Kernels& kernels() {
     static const Kernels& chosen = choose();
     return chosen;

@@ -9,6 +9,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "core/buffer.h"
 
@@ -82,8 +84,8 @@ struct Kernels {
     void (*add_fraction)(const Prime& q, std::uint64_t factor, const std::uint64_t* a, std::uint64_t* fractions,
                          std::size_t n);
 
-    // out[p] = sum_i s[i] * windows[p][i] modulo 2^64 for a ternary s in two masks: sign is all ones where s is negative,
-    // nonzero where it is not 0. Constant time. n is a multiple of 8.
+    // out[p] = sum_i s[i] * windows[p][i] modulo 2^64 for a ternary s in two masks: sign is all ones where s is
+    // negative, nonzero where it is not 0. Constant time. n is a multiple of 8.
     void (*ternary_dot)(const std::uint64_t* sign, const std::uint64_t* nonzero, const std::uint64_t* const* windows,
                         std::size_t count, std::uint64_t* out, std::size_t n);
 
@@ -109,6 +111,8 @@ inline constexpr int kLazyTerms = 10;
 const Kernels& kernels();
 // By name; throws ParameterError for unknown names and for what this processor cannot run.
 const Kernels& kernels(const char* name);
+// The names of what this processor can run, best first.
+std::vector<std::string> usable_kernels();
 
 extern const Kernels kScalarKernels;
 #ifdef HESPLIT_X86_KERNELS

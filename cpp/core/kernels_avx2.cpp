@@ -335,6 +335,8 @@ void dot(const Prime& prime, Rows a, Rows b, std::size_t terms, std::uint64_t* o
             first = load(out + i);
             second = load(out + i + kLanes);
         }
+        store(out + i, first);
+        store(out + i + kLanes, second);
     }
 }
 
@@ -601,6 +603,8 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",   prepare, forward,       inverse,   multiply, dot, inner, combine,  add,     subtract_from, add_small, lift,     add_fraction, ternary_dot, chacha20, noise,   accept,        pack,      unpack};
+const Kernels kAvx2Kernels = {"avx2",   prepare, forward,       inverse,   multiply, dot,          inner,
+                              combine,  add,     subtract_from, add_small, lift,     add_fraction, ternary_dot,
+                              chacha20, noise,   accept,        pack,      unpack};
 
 }  // namespace hesplit

@@ -397,8 +397,7 @@ std::uint64_t inner(const Prime& prime, const std::uint64_t* const* a, const std
         }
     }
     // Eight residues below 2^50 add up to less than 2^53.
-    const auto total =
-        static_cast<std::uint64_t>(_mm512_reduce_add_epi64(modulus.reduce(sum.high, sum.low)));
+    const auto total = static_cast<std::uint64_t>(_mm512_reduce_add_epi64(modulus.reduce(sum.high, sum.low)));
     return total % prime.value;
 }
 
@@ -724,6 +723,8 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 
 }  // namespace
 
-const Kernels kAvx512IfmaKernels = {"avx512ifma", prepare, forward,       inverse,   multiply, dot, inner, combine,      add,     subtract_from, add_small, lift,     add_fraction, ternary_dot, chacha20,     noise,   accept,        pack,      unpack};
+const Kernels kAvx512IfmaKernels = {
+    "avx512ifma", prepare, forward,      inverse,     multiply, dot,   inner,  combine, add,   subtract_from,
+    add_small,    lift,    add_fraction, ternary_dot, chacha20, noise, accept, pack,    unpack};
 
 }  // namespace hesplit

@@ -374,6 +374,8 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", prepare, forward,       inverse,   multiply, dot, inner, combine,  add,     subtract_from, add_small, lift,     add_fraction, ternary_dot, chacha20, noise,   accept,        pack,      unpack};
+const Kernels kScalarKernels = {"scalar", prepare, forward,       inverse,   multiply, dot,          inner,
+                                combine,  add,     subtract_from, add_small, lift,     add_fraction, ternary_dot,
+                                chacha20, noise,   accept,        pack,      unpack};
 
 }  // namespace hesplit

@@ -248,7 +248,7 @@ void Ring::switch_to_bits(const std::uint64_t* coefficients, std::size_t count, 
 void Ring::switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits,
                           std::uint64_t* out) const {
     const std::size_t count = (positions.size + 15) / 16 * 16;
-    Buffer<std::uint64_t> gathered(rows() * count), switched(count);
+    Buffer<std::uint64_t> gathered(rows() * count, 0), switched(count);
     for (std::size_t row = 0; row < rows(); ++row) {
         for (std::size_t i = 0; i < positions.size; ++i) {
             gathered[row * count + i] = coefficients[row * degree_ + positions[i]];

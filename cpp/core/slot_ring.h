@@ -21,9 +21,9 @@
 
 namespace hesplit {
 
-// Two polynomials in NTT form over the data ring.
+// Two polynomials in NTT form over the data ring, zero at first.
 struct SlotCiphertext {
-    explicit SlotCiphertext(const Ring& data) : c0(data.size()), c1(data.size()) {}
+    explicit SlotCiphertext(const Ring& data) : c0(data.size(), 0), c1(data.size(), 0) {}
     Buffer<std::uint64_t> c0, c1;
 };
 

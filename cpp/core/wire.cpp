@@ -29,21 +29,25 @@ std::uint64_t load_le(const std::uint8_t* in, std::size_t bytes) {
 // Four interleaved sums; each word is mixed in by xor, an odd multiplication and a shifted xor: bijections of 64 bits.
 std::uint64_t checksum(const std::uint8_t* in, std::size_t size) {
     constexpr std::uint64_t kOdd = 0x9e3779b97f4a7c15ULL;
-    std::uint64_t sums[4] = {1, 2, 3, 4 + size};
+    constexpr std::size_t kLanes = 8;  // independent, so that multiplications overlap
+    std::uint64_t sums[kLanes] = {1, 2, 3, 4, 5, 6, 7, 8 + size};
     const auto mix = [](std::uint64_t sum, std::uint64_t word) {
         sum = (sum ^ word) * kOdd;
         return sum ^ (sum >> 29);
     };
     std::size_t at = 0;
-    for (; at + 32 <= size; at += 32) {
-        for (std::size_t lane = 0; lane < 4; ++lane) {
+    for (; at + 8 * kLanes <= size; at += 8 * kLanes) {
+        for (std::size_t lane = 0; lane < kLanes; ++lane) {
             sums[lane] = mix(sums[lane], load_le(in + at + 8 * lane, 8));
         }
     }
     for (; at < size; at += 8) {
         sums[0] = mix(sums[0], load_le(in + at, size - at < 8 ? size - at : 8));
     }
-    return mix(mix(mix(sums[0], sums[1]), sums[2]), sums[3]);
+    for (std::size_t lane = 1; lane < kLanes; ++lane) {
+        sums[0] = mix(sums[0], sums[lane]);
+    }
+    return sums[0];
 }
 
 std::string name(MessageType type) {

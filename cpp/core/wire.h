@@ -33,7 +33,7 @@ enum class MessageType : std::uint8_t {
     sealed_state = 11,    // what a server holds, saved
 };
 
-inline constexpr std::uint8_t kWireVersion = 2;
+inline constexpr std::uint8_t kWireVersion = 3;
 inline constexpr std::size_t kHeaderBytes = 64;
 inline constexpr std::size_t kFooterBytes = 8;
 

@@ -52,12 +52,11 @@ void BlockWeights::encode_rows() {
     residues_.resize(ring_.rows() * outputs * inputs * padded);
     parallel_for(outputs, [&](std::size_t o) {
         const std::size_t size = inputs * padded;
-        Buffer<std::int64_t> integers((size + 15) / 16 * 16);
+        Buffer<std::int64_t> integers((size + 15) / 16 * 16, 0);
         Buffer<std::uint64_t> residues(integers.size());
         for (std::size_t i = 0; i < features; ++i) {
             const std::size_t j = i / layout_.width;
-            integers[j * padded + i % layout_.width] =
-                std::llrint(weight_[o * features + i] * scaling_.weight_scale);
+            integers[j * padded + i % layout_.width] = std::llrint(weight_[o * features + i] * scaling_.weight_scale);
         }
         // Scalar layouts: products at once are neighbours, and each group of them starts a new run of rows.
         const std::size_t group = layout_.scalar() ? products_at_once() : outputs;
@@ -69,7 +68,8 @@ void BlockWeights::encode_rows() {
                 ring_.scale_row({residues.data(), residues.size()},
                                 ring_.residue(std::ldexp(1.0, scaling_.weight_shift), row), row);
             }
-            std::copy_n(residues.data(), size, residues_.data() + (first * ring_.rows() + row * members + o - first) * size);
+            std::copy_n(residues.data(), size,
+                        residues_.data() + (first * ring_.rows() + row * members + o - first) * size);
         }
     });
 }
@@ -108,9 +108,9 @@ void BlockWeights::add_bias(std::size_t p, std::size_t samples, std::uint64_t* o
 
 void BlockWeights::direct_outputs(const GroupInputs& inputs, std::size_t p, std::size_t samples,
                                   std::uint64_t* outputs) const {
-    // Coefficient t of c0 * w is sum_{u, i} W[u, i] * c0[t - u * n * k + i], with c0[e] = -c0[N + e] for e < 0: for each
-    // u a run of k neighbours in the window (-c0, c0). Weights beyond k are zero, so that runs may be read to a multiple
-    // of 8.
+    // Coefficient t of c0 * w is sum_{u, i} W[u, i] * c0[t - u * n * k + i], with c0[e] = -c0[N + e] for e < 0: for
+    // each u a run of k neighbours in the window (-c0, c0). Weights beyond k are zero, so that runs may be read to a
+    // multiple of 8.
     const std::size_t n = ring_.degree(), padded = padded_width(), count = layout_.outputs_of(p);
     Buffer<std::uint64_t> window(inputs.count * (2 * n + 8));
     std::vector<const std::uint64_t*> runs(count * inputs.count), weights(runs.size());
@@ -123,6 +123,7 @@ void BlockWeights::direct_outputs(const GroupInputs& inputs, std::size_t p, std:
                 out[i] = std::min(std::uint64_t{0} - c0[i], q - c0[i]);  // 0 for 0
             }
             std::copy_n(c0, n, out + n);
+            std::fill_n(out + 2 * n, 8, std::uint64_t{0});
         }
         const std::uint64_t* first =
             residues_.data() + (row * layout_.outputs + p * layout_.per_product()) * layout_.inputs() * padded;
@@ -134,13 +135,14 @@ void BlockWeights::direct_outputs(const GroupInputs& inputs, std::size_t p, std:
         for (std::size_t u = 0; u < count; ++u) {
             for (std::size_t s = 0; s < samples; ++s) {
                 for (std::size_t v = 0; v < count; ++v) {
-                    const std::size_t at = n + (u * layout_.rows + s) * layout_.width - v * layout_.rows * layout_.width;
+                    const std::size_t at =
+                        n + (u * layout_.rows + s) * layout_.width - v * layout_.rows * layout_.width;
                     for (std::size_t j = 0; j < inputs.count; ++j) {
                         runs[v * inputs.count + j] = window.data() + j * (2 * n + 8) + at;
                     }
                 }
-                outputs[row * padded_outputs() + u * samples + s] = ring_.inner(
-                    {runs.data(), runs.size()}, {weights.data(), weights.size()}, padded, row);
+                outputs[row * padded_outputs() + u * samples + s] =
+                    ring_.inner({runs.data(), runs.size()}, {weights.data(), weights.size()}, padded, row);
             }
         }
     }
@@ -172,7 +174,8 @@ void BlockWeights::products(const GroupInputs& inputs, std::size_t first, std::s
                 made.resize(inputs.count * ring_.size());
                 encode(p, made.data());
             }
-            const auto weights = pointers(encoded_.empty() ? made.data() : encoded_[p].data(), inputs.count, ring_.size());
+            const auto weights =
+                pointers(encoded_.empty() ? made.data() : encoded_[p].data(), inputs.count, ring_.size());
             const View<const std::uint64_t* const> view{weights.data(), weights.size()};
             ring_.dot(view1, view, product);
             if (direct()) {

@@ -1,8 +1,8 @@
 // The encrypted linear layer on coefficient blocks: weights encoded for one layout, and the products with input
 // ciphertexts.
 //
-// A reply needs all of a product's c1, but of c0 only the few coefficients that hold outputs. c1 comes from a seed, so it
-// begins in NTT form; c0 arrives as coefficients, and with few outputs it stays that way: inner products are then
+// A reply needs all of a product's c1, but of c0 only the few coefficients that hold outputs. c1 comes from a seed, so
+// it begins in NTT form; c0 arrives as coefficients, and with few outputs it stays that way: inner products are then
 // cheaper than its transforms.
 #pragma once
 
@@ -41,8 +41,9 @@ class BlockWeights {
     // How many products are best computed in one call.
     std::size_t products_at_once() const { return layout_.scalar() ? 8 : 1; }
 
-    // Products first, ..., first + count - 1 of a group of `samples`, with bias. Of c0 the outputs alone, in the order of
-    // output_positions: [count, rows of the ring, padded_outputs()] residues. c1: [count, ring size] in coefficient form.
+    // Products first, ..., first + count - 1 of a group of `samples`, with bias. Of c0 the outputs alone, in the order
+    // of output_positions: [count, rows of the ring, padded_outputs()] residues. c1: [count, ring size] in coefficient
+    // form.
     void products(const GroupInputs& inputs, std::size_t first, std::size_t count, std::size_t samples,
                   std::uint64_t* outputs, std::uint64_t* c1) const;
     // Outputs of one product, rounded up to what Ring::switch_to_bits takes.

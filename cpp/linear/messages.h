@@ -47,8 +47,8 @@ struct GradientRun {
 std::vector<GradientRun> weight_gradient_runs(const BlockLayout& layout);
 std::vector<GradientRun> weight_gradient_runs(const SlotLayout& layout, std::size_t degree);
 
-// c0 of a request, in coefficient form: as integers below q where q is small (by the Chinese remainder theorem), else as
-// residues; each rounded to a multiple of 2^dropped and bit-packed run by run.
+// c0 of a request, in coefficient form: as integers below q where q is small (by the Chinese remainder theorem), else
+// as residues; each rounded to a multiple of 2^dropped and bit-packed run by run.
 class RequestCodec {
   public:
     RequestCodec(const Ring& ring, int dropped);

@@ -227,7 +227,7 @@ std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) cons
             const std::size_t first = task * at_once;
             const std::size_t count = std::min(at_once, products - first);
             const std::size_t padded = weights->padded_outputs();
-            Buffer<std::uint64_t> outputs(count * ring_->rows() * padded), c1(count * ring_->size());
+            Buffer<std::uint64_t> outputs(count * ring_->rows() * padded, 0), c1(count * ring_->size());
             weights->products(inputs, first, count, samples, outputs.data(), c1.data());
             Buffer<std::uint64_t> switched(std::max(padded, ring_->degree()));
             for (std::size_t i = 0; i < count; ++i) {

@@ -1,0 +1,227 @@
+"""Every variant of the kernels computes the same integers as the portable one and as Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hesplit_native as hn
+from hesplit_native import _core
+
+testing = _core.testing
+SCALAR = testing.Kernels("scalar")
+VARIANTS = [name for name in _core.usable_kernels() if name != "scalar"]
+# The edges of what the variants distinguish: 26, 31, 46 and 50 bits, and primes that only the portable code takes.
+SIZES = [20, 26, 27, 30, 31, 32, 40, 46, 47, 49, 50, 51, 60]
+DEGREE = 1024
+
+variants = pytest.mark.parametrize("name", VARIANTS or [pytest.param("none", marks=pytest.mark.skip("scalar only"))])
+seeds = st.integers(0, 2**32 - 1)
+
+
+def prime_of(bits, degree=8192):
+    return hn.Parameters(
+        ring_degree=degree, modulus_bits=[bits], scale=4.0, activation_bound=1.0, activation_norm=1.0
+    )._native.primes[0]
+
+
+PRIMES = {bits: prime_of(bits) for bits in SIZES}
+primes = st.sampled_from(list(PRIMES.values()))
+
+
+def residues(rng, prime, *shape):
+    """Uniform ones, with many at the ends of the range."""
+    values = rng.integers(0, prime, shape, dtype=np.uint64)
+    edge = rng.random(shape)
+    values[edge < 0.2] = prime - 1
+    values[edge > 0.9] = 0
+    return values
+
+
+def exact(values):
+    return values.astype(object)
+
+
+@variants
+@pytest.mark.parametrize("degree", [1024, 2048, 4096, 8192, 16384, 32768])
+@pytest.mark.parametrize("bits", [26, 27, 36, 40, 46, 47, 49, 50, 55])
+def test_transforms_are_those_of_the_portable_code(name, degree, bits):
+    kernels = testing.Kernels(name)
+    prime = prime_of(bits, 32768)
+    rng = np.random.default_rng(bits)
+    for a in (residues(rng, prime, degree), np.full(degree, prime - 1, dtype=np.uint64)):
+        forward = SCALAR.transform(prime, a, False)
+        np.testing.assert_array_equal(kernels.transform(prime, a, False), forward)
+        np.testing.assert_array_equal(kernels.transform(prime, a, True), SCALAR.transform(prime, a, True))
+        np.testing.assert_array_equal(kernels.transform(prime, forward, True), a)
+
+
+@pytest.mark.parametrize("name", ["scalar", *VARIANTS])
+def test_transform_evaluates_at_odd_powers_of_a_root(name):
+    degree, prime = 1024, prime_of(26, 1024)
+    kernels = testing.Kernels(name)
+    x = np.zeros(degree, dtype=np.uint64)
+    x[1] = 1
+    points = [int(v) for v in kernels.transform(prime, x, False)]
+    assert len(set(points)) == degree
+    assert all(pow(point, degree, prime) == prime - 1 for point in points)
+    square = np.zeros(degree, dtype=np.uint64)
+    square[2] = 1
+    assert [int(v) for v in kernels.transform(prime, square, False)] == [p * p % prime for p in points]
+
+
+@variants
+@settings(max_examples=40, deadline=None)
+@given(prime=primes, seed=seeds)
+def test_products_and_sums(name, prime, seed):
+    kernels = testing.Kernels(name)
+    rng = np.random.default_rng(seed)
+    a, b = residues(rng, prime, 64), residues(rng, prime, 64)
+    for one in (SCALAR, kernels):
+        np.testing.assert_array_equal(exact(one.multiply(prime, a, b)), exact(a) * exact(b) % prime)
+        np.testing.assert_array_equal(exact(one.add(prime, a, b)), (exact(a) + exact(b)) % prime)
+        np.testing.assert_array_equal(exact(one.subtract_from(prime, a, b)), (exact(b) - exact(a)) % prime)
+        small = rng.integers(-127, 128, 64).astype(np.int8)
+        np.testing.assert_array_equal(exact(one.add_small(prime, a, small)), (exact(a) + exact(small)) % prime)
+
+
+@variants
+@settings(max_examples=40, deadline=None)
+@given(prime=primes, terms=st.sampled_from([0, 1, 2, 3, 7, 8, 9, 63, 64, 65, 1023, 1025, 2500]), seed=seeds)
+def test_sums_of_many_products(name, prime, terms, seed):
+    kernels = testing.Kernels(name)
+    rng = np.random.default_rng(seed)
+    a, b = residues(rng, prime, terms, 16), residues(rng, prime, terms, 16)
+    scalars = residues(rng, prime, 6, terms)
+    dot = (exact(a) * exact(b)).sum(0) % prime if terms else np.zeros(16, dtype=object)
+    product = scalars.astype(object) @ exact(a) % prime if terms else np.zeros((6, 16), dtype=object)
+    for one in (SCALAR, kernels):
+        np.testing.assert_array_equal(exact(one.dot(prime, a, b)), dot)
+        assert one.inner(prime, a, b) == int(dot.sum()) % prime
+        np.testing.assert_array_equal(exact(one.combine(prime, a, scalars)), product)
+
+
+@variants
+@settings(max_examples=40, deadline=None)
+@given(prime=primes, seed=seeds)
+def test_lifting_and_fractions(name, prime, seed):
+    kernels = testing.Kernels(name)
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-(2**62) + 1, 2**62, 64)
+    values[:8] = [0, -1, 1, 2**62 - 1, 1 - 2**62, prime, -prime, 2**52]
+    a, fractions = residues(rng, prime, 64), rng.integers(0, 2**64, 64, dtype=np.uint64)
+    factor = int(rng.integers(1, prime))
+    for one in (SCALAR, kernels):
+        np.testing.assert_array_equal(exact(one.lift(prime, values)), exact(values) % prime)
+    ours = kernels.add_fraction(prime, factor, a, fractions)
+    np.testing.assert_array_equal(ours, SCALAR.add_fraction(prime, factor, a, fractions))
+    for value, before, after in zip(a.tolist(), fractions.tolist(), ours.tolist(), strict=True):
+        whole = (value * factor % prime << 64) // prime
+        assert 0 <= (whole - (after - before)) % 2**64 <= 2
+
+
+@variants
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, windows=st.integers(1, 9))
+def test_sums_with_a_ternary_secret(name, seed, windows):
+    rng = np.random.default_rng(seed)
+    secret = rng.integers(-1, 2, 256).astype(np.int8)
+    values = rng.integers(0, 2**64, (windows, 256), dtype=np.uint64)
+    expected = (exact(values) @ exact(secret)) % 2**64
+    for one in (SCALAR, testing.Kernels(name)):
+        np.testing.assert_array_equal(exact(one.ternary_dot(secret, values)), expected)
+
+
+@variants
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, blocks=st.integers(1, 70))
+def test_chacha20(name, seed, blocks):
+    state = np.random.default_rng(seed).integers(0, 2**32, 16, dtype=np.uint32).tolist()
+    state[12] = 2**32 - 3  # the counter wraps around
+    assert testing.Kernels(name).chacha20(state, blocks) == SCALAR.chacha20(state, blocks)
+
+
+@variants
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, count=st.integers(1, 30))
+def test_noise(name, seed, count):
+    coins = np.random.default_rng(seed).bytes(48 * count)
+    words = [int.from_bytes(coins[i : i + 6], "little") for i in range(0, len(coins), 6)]
+    expected = [(w & 0x1FFFFF).bit_count() - (w >> 21 & 0x1FFFFF).bit_count() for w in words]
+    for one in (SCALAR, testing.Kernels(name)):
+        assert one.noise(coins).tolist() == expected
+
+
+@variants
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, count=st.integers(1, 50), narrow=st.booleans(), share=st.floats(0.05, 1.0))
+def test_rejection(name, seed, count, narrow, share):
+    bits = 27 if narrow else 50
+    mask, limit = 2**bits - 1, max(1, int(share * 2**bits))
+    size = 4 if narrow else 8
+    words = np.random.default_rng(seed).bytes(size * count)
+    drawn = [int.from_bytes(words[i : i + size], "little") & mask for i in range(0, len(words), size)]
+    for one in (SCALAR, testing.Kernels(name)):
+        assert one.accept(words, narrow, mask, limit).tolist() == [w for w in drawn if w < limit]
+
+
+@variants
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, bits=st.integers(8, 62), count=st.integers(1, 20))
+def test_packing(name, seed, bits, count):
+    values = np.random.default_rng(seed).integers(0, 2**bits, 8 * count, dtype=np.uint64)
+    whole = sum(int(v) << bits * i for i, v in enumerate(values))
+    packed = whole.to_bytes(bits * count, "little")
+    for one in (SCALAR, testing.Kernels(name)):
+        assert one.pack(values, bits) == packed
+        back, largest = one.unpack(packed, bits, 8 * count)
+        np.testing.assert_array_equal(back, values)
+        assert largest == int(values.max())
+
+
+def run_with(name, code):
+    environment = os.environ | {"HESPLIT_CPU": name}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["scalar", *VARIANTS])
+def test_the_environment_chooses(name):
+    found = run_with(name, "from hesplit_native import _core; print(_core.kernels())")
+    assert found.stdout.strip() == name, found.stderr
+
+
+def test_an_unknown_choice_is_an_error():
+    found = run_with(
+        "sse2", "import hesplit_native as hn; hn.Parameters.recommend(in_features=4, out_features=2, batch_size=1)"
+    )
+    assert "no kernels called 'sse2'" in found.stderr
+    assert "scalar" in found.stderr
+    assert found.returncode == 1
+
+
+LAYER = """
+import numpy as np, hashlib, hesplit_native as hn
+from hesplit_native import _core
+hn.set_num_threads({threads})
+digest = hashlib.sha256()
+for primes in ([26, 27], [50], [33, 40], [60, 60]):
+    q = hn.Parameters(ring_degree=8192, modulus_bits=primes, scale=4.0)._native.primes
+    rng = np.random.default_rng(1)
+    a, b = (np.stack([rng.integers(0, p, 2048, dtype=np.uint64) for p in q]) for _ in range(2))
+    product = _core.testing.multiply(q, a, b)
+    digest.update(product.tobytes() + _core.testing.switch_to_bits(q, product, 30).tobytes())
+digest.update(_core.testing.uniform(3, q[0], 5000).tobytes() + _core.testing.noise(3, 5000).tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_results_are_the_same_for_all_variants_and_numbers_of_threads():
+    digests = {run_with(name, LAYER.format(threads=t)).stdout for name in _core.usable_kernels() for t in (1, 2)}
+    assert len(digests) == 1
+    assert len(digests.pop().strip()) == 64
