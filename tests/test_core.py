@@ -134,6 +134,7 @@ def test_threads_and_fresh_randomness_after_a_fork():
     hn.set_num_threads(2)
     try:
         testing.parallel_for(100, 100)
+        client.encrypt(x)  # what is prepared for the next request must not be used on both sides of the fork
         read, write = os.pipe()
         child = os.fork()
         if child == 0:

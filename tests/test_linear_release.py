@@ -164,8 +164,8 @@ def test_a_destroyed_key_is_gone():
 def test_weight_gradients_of_random_shapes(n, d, o, packing, seed):
     client, server, x, exact, _ = make(n, d, o, packing=packing, weight_gradients=True, seed=seed)
     gradient = np.random.default_rng(seed).normal(size=(n, o)) / n
-    reply, kept = server.forward_keeping(client.encrypt(x))
-    assert kept.samples == n
+    reply, samples, kept = server.forward_training(client.encrypt(x), keep=True)
+    assert samples == n
     y = client.decrypt(reply, weight_gradient_follows=True)
     assert np.abs(y - exact).max() <= client.parameters.error_bound
     message, masked = server.weight_gradient(kept, gradient)
@@ -179,7 +179,7 @@ def test_large_batches_and_scalar_layouts():
     for n, d, o in ((700, 3, 2), (2048, 2, 1), (5000, 2, 2)):
         client, server, x, _, _ = make(n, d, o, weight_gradients=True)
         gradient = np.random.default_rng(0).normal(size=(n, o)) / n
-        reply, kept = server.forward_keeping(client.encrypt(x))
+        reply, _, kept = server.forward_training(client.encrypt(x), keep=True)
         client.decrypt(reply, weight_gradient_follows=True)
         message, masked = server.weight_gradient(kept, gradient)
         found = server.unmask(masked, client.open_weight_gradient(message, gradient))
@@ -189,7 +189,7 @@ def test_large_batches_and_scalar_layouts():
 def test_zero_gradients():
     for packing in ("blocks", "slots"):
         client, server, x, _, _ = make(4, 20, 3, packing=packing, weight_gradients=True)
-        reply, kept = server.forward_keeping(client.encrypt(x))
+        reply, _, kept = server.forward_training(client.encrypt(x), keep=True)
         client.decrypt(reply, weight_gradient_follows=True)
         message, masked = server.weight_gradient(kept, np.zeros((4, 3)))
         assert np.abs(server.unmask(masked, client.open_weight_gradient(message, np.zeros((4, 3))))).max() < 1
@@ -200,7 +200,7 @@ def test_flooded_weight_gradients_count_as_releases():
     gradient = np.random.default_rng(0).normal(size=(4, 5)) / 4
     errors = []
     for _ in range(30):
-        reply, kept = server.forward_keeping(client.encrypt(x))
+        reply, _, kept = server.forward_training(client.encrypt(x), keep=True)
         client.decrypt_for_release(reply, weight_gradient_follows=True)
         message, masked = server.weight_gradient(kept, gradient)
         errors.append(server.unmask(masked, client.open_weight_gradient(message, gradient)) - gradient.T @ x)
@@ -213,7 +213,7 @@ def test_what_the_client_opens_is_uniform():
     gradient = np.ones((4, 5))
     values = []
     for _ in range(20):
-        reply, kept = server.forward_keeping(client.encrypt(x))
+        reply, _, kept = server.forward_training(client.encrypt(x), keep=True)
         client.decrypt(reply, weight_gradient_follows=True)
         message, _ = server.weight_gradient(kept, gradient)
         opened = client.open_weight_gradient(message, gradient)
@@ -226,7 +226,7 @@ def test_what_the_client_opens_is_uniform():
 def test_order_and_origin_of_the_messages():
     client, server, x, _, _ = make(4, 20, 3, weight_gradients=True)
     gradient = np.ones((4, 3))
-    reply, kept = server.forward_keeping(client.encrypt(x))
+    reply, _, kept = server.forward_training(client.encrypt(x), keep=True)
     message, masked = server.weight_gradient(kept, gradient)
     with pytest.raises(hn.WireError, match="not asked for"):
         client.open_weight_gradient(message, gradient)  # before the logits
@@ -238,7 +238,7 @@ def test_order_and_origin_of_the_messages():
     opened = client.open_weight_gradient(message, gradient)
     with pytest.raises(hn.KeyMismatchError):
         client.open_weight_gradient(message, gradient)  # once
-    reply2, kept2 = server.forward_keeping(client.encrypt(x))
+    reply2, _, kept2 = server.forward_training(client.encrypt(x), keep=True)
     client.decrypt(reply2, weight_gradient_follows=True)
     _, masked2 = server.weight_gradient(kept2, gradient)
     with pytest.raises(hn.KeyMismatchError, match="another request"):
@@ -250,7 +250,7 @@ def test_order_and_origin_of_the_messages():
     with pytest.raises(hn.RangeError):
         server.weight_gradient(kept, np.full((4, 3), np.nan))
     plain, plain_server, x, _, _ = make(4, 20, 3)
-    _, kept = plain_server.forward_keeping(plain.encrypt(x))
+    _, _, kept = plain_server.forward_training(plain.encrypt(x), keep=True)
     with pytest.raises(hn.ParameterError, match="not for weight gradients"):
         plain_server.weight_gradient(kept, gradient)
 
@@ -260,7 +260,7 @@ def test_order_and_origin_of_the_messages():
 def test_damaged_gradients_are_errors_of_ours(data):
     client, server, x, _, _ = make(2, 6, 2, weight_gradients=True)
     gradient = np.ones((2, 2))
-    reply, kept = server.forward_keeping(client.encrypt(x))
+    reply, _, kept = server.forward_training(client.encrypt(x), keep=True)
     client.decrypt(reply, weight_gradient_follows=True)
     message, masked = server.weight_gradient(kept, gradient)
     for good, use in (

@@ -188,7 +188,7 @@ def test_size_limit_of_the_server(conversation):
 
 def test_residue_at_or_above_the_modulus(conversation):
     # All ones is above every prime, which lies below the power of two.
-    first = HEADER + 12 + 32
+    first = HEADER + 12 + 32 + 32
     with pytest.raises(hn.WireError, match="not below its modulus"):
         conversation.server.forward(resealed(conversation.request, first, b"\xff" * 16))
 

@@ -2,6 +2,7 @@
 
 #include "bindings/bindings.h"
 #include "linear/client.h"
+#include "linear/ranges.h"
 #include "linear/server.h"
 
 namespace py = pybind11;
@@ -23,6 +24,20 @@ py::tuple encrypt(const LinearClient& client, const Matrix<T>& x, bool clip) {
         request = client.encrypt(data, samples, clip);
     }
     return py::make_tuple(py::bytes(request.bytes), request.clipped);
+}
+
+// Whether all are finite, and how many rows are beyond the ranges.
+template <class T>
+py::tuple inspect_rows(const Matrix<T>& x, double bound, double norm) {
+    if (x.ndim() != 2) {
+        throw ParameterError("expected x of shape [n, features]");
+    }
+    ParameterChoice ranges;
+    ranges.activation_bound = bound;
+    ranges.activation_norm = norm;
+    const Inspection found =
+        inspect(x.data(), static_cast<std::size_t>(x.shape(0)), static_cast<std::size_t>(x.shape(1)), ranges);
+    return py::make_tuple(found.finite, found.beyond.size());
 }
 
 py::tuple decrypt(const LinearClient& client, const py::buffer& object, bool release, bool weight_gradient_follows) {
@@ -52,11 +67,13 @@ struct MaskedGradient {
     std::shared_ptr<const LinearServer::Masked> masked;
 };
 
-py::tuple forward_keeping(const LinearServer& server, const py::buffer& object) {
+// The reply, the samples of the request, and the request itself for its weight gradient if that is wanted.
+py::tuple forward_training(const LinearServer& server, const py::buffer& object, bool keep) {
     const Bytes request(object);
     KeptRequest kept;
-    py::bytes reply = released([&] { return server.forward(request.view(), &kept.kept); });
-    return py::make_tuple(reply, kept);
+    std::size_t samples = 0;
+    py::bytes reply = released([&] { return server.forward(request.view(), &samples, keep ? &kept.kept : nullptr); });
+    return py::make_tuple(reply, samples, keep ? py::cast(kept) : py::none());
 }
 
 py::tuple weight_gradient(const LinearServer& server, const KeptRequest& kept, const Matrix<double>& gradient) {
@@ -78,6 +95,8 @@ Matrix<double> unmask(const LinearServer& server, const MaskedGradient& masked, 
 }  // namespace
 
 void register_linear(py::module_& module) {
+    module.def("inspect", &inspect_rows<float>, py::arg("x").noconvert(), py::arg("bound"), py::arg("norm"));
+    module.def("inspect", &inspect_rows<double>, py::arg("x").noconvert(), py::arg("bound"), py::arg("norm"));
     py::class_<LinearClient>(module, "LinearClient")
         .def(py::init([](const std::shared_ptr<SecretKey>& key, std::size_t features, std::size_t outputs,
                          bool fresh_keys, std::uint32_t released, bool weight_gradients) {
@@ -101,9 +120,7 @@ void register_linear(py::module_& module) {
             py::arg("message"), py::arg("gradient"))
         .def("destroy", &LinearClient::destroy);
 
-    py::class_<KeptRequest>(module, "KeptRequest").def_property_readonly("samples", [](const KeptRequest& kept) {
-        return kept_samples(*kept.kept);
-    });
+    py::class_<KeptRequest>(module, "KeptRequest");
     py::class_<MaskedGradient>(module, "MaskedGradient");
     py::class_<LinearServer>(module, "LinearServer")
         .def(py::init([](const py::buffer& object, std::size_t max_samples) {
@@ -123,7 +140,7 @@ void register_linear(py::module_& module) {
                 return released([&] { return server.forward(request.view()); });
             },
             py::arg("request"))
-        .def("forward_keeping", &forward_keeping, py::arg("request"))
+        .def("forward_training", &forward_training, py::arg("request"), py::arg("keep"))
         .def("weight_gradient", &weight_gradient, py::arg("kept"), py::arg("gradient"))
         .def("unmask", &unmask, py::arg("masked"), py::arg("opened"));
 }

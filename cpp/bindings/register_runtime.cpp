@@ -3,6 +3,7 @@
 #include <seal/util/config.h>
 
 #include "bindings/bindings.h"
+#include "core/ahead.h"
 #include "core/kernels.h"
 #include "core/parallel.h"
 
@@ -34,6 +35,8 @@ void register_runtime(py::module_& module) {
     module.def("usable_kernels", &usable_kernels);
     module.def("set_num_threads", &set_num_threads, py::arg("count"));
     module.def("num_threads", &num_threads);
+    module.def("set_work_ahead", &set_work_ahead, py::arg("wanted"));
+    module.def("work_ahead", &work_ahead);
 }
 
 }  // namespace hesplit

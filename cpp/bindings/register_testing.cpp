@@ -162,6 +162,12 @@ class KernelDoor {
         kernels_.ternary_dot(sign.data(), nonzero.data(), in.data(), in.size(), out.mutable_data(), sign.size());
         return out;
     }
+    Residues word_dot(const Residues& a, const Residues& windows) const {
+        const auto in = rows(windows);
+        Residues out(windows.shape(0));
+        kernels_.word_dot(a.data(), in.data(), in.size(), out.mutable_data(), size(a));
+        return out;
+    }
     py::bytes chacha20(const std::array<std::uint32_t, 16>& state, std::size_t blocks) const {
         std::string out(64 * blocks, '\0');
         kernels_.chacha20(state.data(), reinterpret_cast<std::uint8_t*>(out.data()), blocks);
@@ -270,6 +276,7 @@ void register_testing(py::module_& parent) {
         .def("add_fraction", &KernelDoor::add_fraction, py::arg("prime"), py::arg("factor"), py::arg("a"),
              py::arg("fractions"))
         .def("ternary_dot", &KernelDoor::ternary_dot, py::arg("secret"), py::arg("windows"))
+        .def("word_dot", &KernelDoor::word_dot, py::arg("a"), py::arg("windows"))
         .def("chacha20", &KernelDoor::chacha20, py::arg("state"), py::arg("blocks"))
         .def("noise", &KernelDoor::noise, py::arg("coins"))
         .def("accept", &KernelDoor::accept, py::arg("words"), py::arg("narrow"), py::arg("mask"), py::arg("q"))

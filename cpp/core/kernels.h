@@ -89,6 +89,10 @@ struct Kernels {
     void (*ternary_dot)(const std::uint64_t* sign, const std::uint64_t* nonzero, const std::uint64_t* const* windows,
                         std::size_t count, std::uint64_t* out, std::size_t n);
 
+    // out[p] = sum_i a[i] * windows[p][i] modulo 2^64. Constant time. n is a multiple of 8.
+    void (*word_dot)(const std::uint64_t* a, const std::uint64_t* const* windows, std::size_t count, std::uint64_t* out,
+                     std::size_t n);
+
     // Key stream of RFC 8439 from the block counter in state[12] on; `blocks` of 64 bytes.
     void (*chacha20)(const std::uint32_t state[16], std::uint8_t* out, std::size_t blocks);
     // Centred binomial noise from 6 bytes of coins each: out[i] = popcount of the low 21 of 48 bits minus that of the

@@ -459,6 +459,11 @@ void ternary_dot(const std::uint64_t* sign, const std::uint64_t* nonzero, const 
     }
 }
 
+void word_dot(const std::uint64_t* a, const std::uint64_t* const* windows, std::size_t count, std::uint64_t* out,
+              std::size_t n) {
+    kScalarKernels.word_dot(a, windows, count, out, n);
+}
+
 // Eight blocks side by side, one in each 32-bit lane.
 template <int Bits>
 __m256i rotate(__m256i x) {
@@ -603,8 +608,8 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",   prepare, forward,       inverse,   multiply, dot,          inner,
-                              combine,  add,     subtract_from, add_small, lift,     add_fraction, ternary_dot,
-                              chacha20, noise,   accept,        pack,      unpack};
+const Kernels kAvx2Kernels = {"avx2",   prepare,  forward,       inverse,   multiply, dot,          inner,
+                              combine,  add,      subtract_from, add_small, lift,     add_fraction, ternary_dot,
+                              word_dot, chacha20, noise,         accept,    pack,     unpack};
 
 }  // namespace hesplit

@@ -555,6 +555,17 @@ void ternary_dot(const std::uint64_t* sign, const std::uint64_t* nonzero, const 
     }
 }
 
+void word_dot(const std::uint64_t* a, const std::uint64_t* const* windows, std::size_t count, std::uint64_t* out,
+              std::size_t n) {
+    for (std::size_t p = 0; p < count; ++p) {
+        Vector sum = _mm512_setzero_si512();
+        for (std::size_t i = 0; i < n; i += kLanes) {
+            sum = _mm512_add_epi64(sum, _mm512_mullo_epi64(load(a + i), load(windows[p] + i)));
+        }
+        out[p] = static_cast<std::uint64_t>(_mm512_reduce_add_epi64(sum));
+    }
+}
+
 // Sixteen blocks side by side, one in each 32-bit lane.
 void quarter_round(Vector& a, Vector& b, Vector& c, Vector& d) {
     a = _mm512_add_epi32(a, b), d = _mm512_rol_epi32(_mm512_xor_si512(d, a), 16);
@@ -724,7 +735,7 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 }  // namespace
 
 const Kernels kAvx512IfmaKernels = {
-    "avx512ifma", prepare, forward,      inverse,     multiply, dot,   inner,  combine, add,   subtract_from,
-    add_small,    lift,    add_fraction, ternary_dot, chacha20, noise, accept, pack,    unpack};
+    "avx512ifma", prepare, forward,      inverse,     multiply, dot,      inner, combine, add,  subtract_from,
+    add_small,    lift,    add_fraction, ternary_dot, word_dot, chacha20, noise, accept,  pack, unpack};
 
 }  // namespace hesplit

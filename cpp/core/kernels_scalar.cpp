@@ -223,6 +223,17 @@ void ternary_dot(const std::uint64_t* sign, const std::uint64_t* nonzero, const 
     }
 }
 
+void word_dot(const std::uint64_t* a, const std::uint64_t* const* windows, std::size_t count, std::uint64_t* out,
+              std::size_t n) {
+    for (std::size_t p = 0; p < count; ++p) {
+        std::uint64_t sum = 0;
+        for (std::size_t i = 0; i < n; ++i) {
+            sum += a[i] * windows[p][i];
+        }
+        out[p] = sum;
+    }
+}
+
 // Blocks computed side by side: the inner loops over lanes are what the compiler turns into vector code.
 constexpr std::size_t kLanes = 4;
 using Lanes = std::uint32_t[kLanes];
@@ -374,8 +385,8 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", prepare, forward,       inverse,   multiply, dot,          inner,
-                                combine,  add,     subtract_from, add_small, lift,     add_fraction, ternary_dot,
-                                chacha20, noise,   accept,        pack,      unpack};
+const Kernels kScalarKernels = {"scalar", prepare,  forward,       inverse,   multiply, dot,          inner,
+                                combine,  add,      subtract_from, add_small, lift,     add_fraction, ternary_dot,
+                                word_dot, chacha20, noise,         accept,    pack,     unpack};
 
 }  // namespace hesplit

@@ -157,6 +157,15 @@ void Ring::subtract_from(std::uint64_t* a, const std::uint64_t* b) const {
     }
 }
 
+void Ring::negate(std::uint64_t* a) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        const std::uint64_t q = prime(row);
+        for (std::size_t i = row * degree_; i < (row + 1) * degree_; ++i) {
+            a[i] = std::min(std::uint64_t{0} - a[i], q - a[i]);  // 0 for 0
+        }
+    }
+}
+
 std::uint64_t Ring::residue(std::int64_t value, std::size_t row) const {
     std::uint64_t out = 0;
     kScalarKernels.lift(tables_[row].prime, &value, &out, 1);

@@ -6,7 +6,9 @@
 #include <cmath>
 #include <utility>
 
+#include "core/ahead.h"
 #include "core/error.h"
+#include "core/parallel.h"
 #include "core/wire.h"
 
 namespace hesplit {
@@ -95,19 +97,34 @@ EncryptionRandomness EncryptionRandomness::fresh() {
     return randomness;
 }
 
-void encrypt(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
-             std::uint32_t index, const std::uint64_t* message, std::uint64_t* c0, Buffer<std::uint64_t>& c1) {
-    c1.resize(ring.size());
-    expand_uniform(ring, randomness.seed, index, c1.data());
-    ring.multiply(c1.data(), secret.data(), c1.data());
-    ring.to_coefficients(c1.data());
-    ring.subtract_from(c1.data(), message);
-    std::copy_n(c1.data(), ring.size(), c0);
+void encrypt_zero(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
+                  std::uint32_t index, std::uint64_t* c0) {
+    expand_uniform(ring, randomness.seed, index, c0);
+    ring.multiply(c0, secret.data(), c0);
+    ring.to_coefficients(c0);
+    ring.negate(c0);
 
     SecretBuffer<std::int8_t> noise(ring.degree());
     ChaCha20 stream(randomness.noise_key.data(), Domain::noise, index, 0);
     sample_noise(stream, noise.data(), noise.size());
     ring.add_small({noise.data(), noise.size()}, c0);
+}
+
+Zeros Zeros::begin() {
+    return {EncryptionRandomness::fresh(), {}, process_id()};
+}
+
+void Zeros::fill(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, std::size_t count) {
+    std::vector<SecretBuffer<std::uint64_t>> made(count);
+    parallel_for(count, [&](std::size_t index) {
+        made[index].resize(ring.size());
+        encrypt_zero(ring, secret, randomness, static_cast<std::uint32_t>(index), made[index].data());
+    });
+    c0 = std::move(made);
+}
+
+bool Zeros::usable(std::size_t count) const {
+    return count != 0 && c0.size() == count && process == process_id();
 }
 
 Ring auxiliary_ring(std::size_t degree) {
@@ -144,22 +161,51 @@ const SecretBuffer<std::uint64_t>& PhaseDecryptor::secret() const {
     return secret_;
 }
 
-void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std::uint32_t> positions,
-                                    std::uint64_t* out) const {
+const SecretBuffer<std::uint64_t>& PhaseDecryptor::reversed_square() const {
+    std::call_once(square_once_, [this] {
+        // |s^2| <= N, far from wrapping around in the auxiliary ring.
+        SecretBuffer<std::uint64_t> square(auxiliary_->size());
+        auxiliary_->multiply(secret().data(), secret().data(), square.data());
+        auxiliary_->to_coefficients(square.data());
+        auxiliary_->compose(square.data(), square.data());
+        const std::uint64_t q = auxiliary_->prime(0) * auxiliary_->prime(1);
+        reversed_square_.resize(degree_);
+        for (std::size_t i = 0; i < degree_; ++i) {
+            const std::uint64_t value = square[degree_ - 1 - i];
+            const std::uint64_t negative = std::uint64_t{0} - static_cast<std::uint64_t>(value > q / 2);
+            reversed_square_[i] = value - (negative & q);
+        }
+    });
+    return reversed_square_;
+}
+
+void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std::uint64_t> c2,
+                                    View<const std::uint32_t> positions, std::uint64_t* out) const {
     // Coefficient t of c1 * s is sum_i s_i * window[N - 1 + t - i] with window = (-c1[1..N-1], c1): a sliding inner
-    // product with s reversed. Sums wrap around modulo 2^64, which is exact for every smaller power of two. The
-    // branch-free sign keeps s out of timing.
+    // product with s reversed. Sums wrap around modulo 2^64, which is exact for every smaller power of two.
     SecretBuffer<std::uint64_t> window(2 * degree_);
-    for (std::size_t i = 1; i < degree_; ++i) {
-        window[i - 1] = std::uint64_t{0} - c1[i];
-    }
-    std::copy(c1.begin(), c1.end(), window.begin() + static_cast<std::ptrdiff_t>(degree_ - 1));
     const std::uint64_t* windows[kDirectPositions];
     for (std::size_t p = 0; p < positions.size; ++p) {
         windows[p] = window.data() + positions[p];
     }
-    auxiliary_->kernels().ternary_dot(reversed_sign_.data(), reversed_nonzero_.data(), windows, positions.size, out,
-                                      degree_);
+    const auto fill = [&](View<const std::uint64_t> poly) {
+        for (std::size_t i = 1; i < degree_; ++i) {
+            window[i - 1] = std::uint64_t{0} - poly[i];
+        }
+        std::copy(poly.begin(), poly.end(), window.begin() + static_cast<std::ptrdiff_t>(degree_ - 1));
+    };
+    fill(c1);
+    const Kernels& kernels = auxiliary_->kernels();
+    kernels.ternary_dot(reversed_sign_.data(), reversed_nonzero_.data(), windows, positions.size, out, degree_);
+    if (c2.size != 0) {
+        std::uint64_t square[kDirectPositions];
+        fill(c2);
+        kernels.word_dot(reversed_square().data(), windows, positions.size, square, degree_);
+        for (std::size_t p = 0; p < positions.size; ++p) {
+            out[p] += square[p];
+        }
+        secure_zero(square, sizeof(square));
+    }
 }
 
 void PhaseDecryptor::to_auxiliary(View<const std::uint64_t> values, int bits, std::uint64_t* out) const {
@@ -232,7 +278,7 @@ void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_
                            View<const std::uint32_t> positions, int bits, std::int64_t* out) const {
     SecretBuffer<std::uint64_t> product(positions.size);
     if (positions.size <= kDirectPositions) {
-        product_direct(c1, positions, product.data());
+        product_direct(c1, {}, positions, product.data());
     } else if (bits + static_cast<int>(std::lround(std::log2(degree_))) < kAuxiliaryBits) {
         product_ntt(c1, {}, positions, bits, product.data());
     } else {
@@ -244,7 +290,11 @@ void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_
 void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint64_t> c0,
                            View<const std::uint32_t> positions, int bits, std::int64_t* out) const {
     SecretBuffer<std::uint64_t> product(positions.size);
-    product_ntt(c1, c2, positions, bits, product.data());
+    if (positions.size <= kDirectPositions) {
+        product_direct(c1, c2, positions, product.data());
+    } else {
+        product_ntt(c1, c2, positions, bits, product.data());
+    }
     add_and_center(product, c0, bits, out);
 }
 

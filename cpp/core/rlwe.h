@@ -57,12 +57,25 @@ struct EncryptionRandomness {
     static EncryptionRandomness fresh();
 };
 
-// c0 of a fresh encryption of `message`, both coefficients; c0 may be `message`. `secret` is secret_in_ring; `c1` is
-// scratch of ring.size() residues. Never call it twice with the same randomness and index.
-void encrypt(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
-             std::uint32_t index, const std::uint64_t* message, std::uint64_t* c0, Buffer<std::uint64_t>& c1);
+// c0 of a fresh encryption of zero, in coefficient form; a message is added to it. Until then it is as secret as the
+// message will be. `secret` is secret_in_ring. Never call it twice with the same randomness and index.
+void encrypt_zero(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
+                  std::uint32_t index, std::uint64_t* c0);
 
-// The ring of one 60-bit prime in which c1 * s does not wrap around: scratch for decryption, the same for every key.
+// Encryptions of zero, numbered from 0, for the ciphertexts of one message, to be used once. They may be made ahead of
+// the message, but not be used by a forked child.
+struct Zeros {
+    EncryptionRandomness randomness;
+    std::vector<SecretBuffer<std::uint64_t>> c0;
+    long process = 0;
+
+    static Zeros begin();  // fresh randomness, nothing encrypted yet
+    void fill(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, std::size_t count);
+    bool usable(std::size_t count) const;
+};
+
+// The ring with a modulus of 60 bits in which c1 * s does not wrap around: scratch for decryption, the same for every
+// key.
 Ring auxiliary_ring(std::size_t degree);
 
 // Decrypts replies whose modulus was switched to a power of two. Safe to use from several threads.
@@ -80,13 +93,16 @@ class PhaseDecryptor {
                View<const std::uint32_t> positions, int bits, std::int64_t* out) const;
 
   private:
-    void product_direct(View<const std::uint64_t> c1, View<const std::uint32_t> positions, std::uint64_t* out) const;
+    // c1 * s, or c1 * s + c2 * s^2 unless c2 is empty.
+    void product_direct(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint32_t> positions,
+                        std::uint64_t* out) const;
     void product_ntt(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint32_t> positions,
                      int bits, std::uint64_t* out) const;
     void product_wide(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits,
                       std::uint64_t* out) const;
     void to_auxiliary(View<const std::uint64_t> values, int bits, std::uint64_t* out) const;
     const SecretBuffer<std::uint64_t>& secret() const;
+    const SecretBuffer<std::uint64_t>& reversed_square() const;
 
     std::size_t degree_;
     SecretBuffer<std::uint64_t> reversed_sign_;     // of s reversed: all ones where the coefficient is -1
@@ -94,6 +110,8 @@ class PhaseDecryptor {
     const Ring* auxiliary_;
     mutable std::once_flag once_;                 // a key for one step often needs no transform
     mutable SecretBuffer<std::uint64_t> secret_;  // s in NTT form over the auxiliary ring
+    mutable std::once_flag square_once_;
+    mutable SecretBuffer<std::uint64_t> reversed_square_;  // s^2 modulo 2^64, reversed
 };
 
 // Normally distributed noise of that deviation, fresh from the operating system: what floods a released decryption.

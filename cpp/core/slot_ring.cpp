@@ -117,12 +117,10 @@ void SlotRing::make_rotation_key(const SecretKey& secret, int step, const Encryp
     key_.to_ntt(rotated_ntt.data());
 
     const SecretBuffer<std::uint64_t> secret_ntt = secret_in_ring(secret, key_);
-    const std::vector<std::uint64_t> zero(key_.size(), 0);
-    Buffer<std::uint64_t> scratch;
     const std::uint64_t special = key_.prime(key_.rows() - 1);
     for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
         std::uint64_t* out = c0 + digit * key_.size();
-        encrypt(key_, secret_ntt, randomness, index + static_cast<std::uint32_t>(digit), zero.data(), out, scratch);
+        encrypt_zero(key_, secret_ntt, randomness, index + static_cast<std::uint32_t>(digit), out);
         key_.to_ntt(out);
         // An encryption of special * s(x^element) in the row of this digit, of zero in the others.
         const seal::Modulus q(key_.prime(digit));

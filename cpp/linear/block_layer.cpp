@@ -106,30 +106,31 @@ void BlockWeights::add_bias(std::size_t p, std::size_t samples, std::uint64_t* o
     }
 }
 
-void BlockWeights::direct_outputs(const GroupInputs& inputs, std::size_t p, std::size_t samples,
+void BlockWeights::direct_outputs(const Buffer<std::uint64_t>& c0, std::size_t p, std::size_t samples,
                                   std::uint64_t* outputs) const {
     // Coefficient t of c0 * w is sum_{u, i} W[u, i] * c0[t - u * n * k + i], with c0[e] = -c0[N + e] for e < 0: for
     // each u a run of k neighbours in the window (-c0, c0). Weights beyond k are zero, so that runs may be read to a
     // multiple of 8.
     const std::size_t n = ring_.degree(), padded = padded_width(), count = layout_.outputs_of(p);
-    Buffer<std::uint64_t> window(inputs.count * (2 * n + 8));
-    std::vector<const std::uint64_t*> runs(count * inputs.count), weights(runs.size());
+    const std::size_t inputs = layout_.inputs();
+    Buffer<std::uint64_t> window(inputs * (2 * n + 8));
+    std::vector<const std::uint64_t*> runs(count * inputs), weights(runs.size());
     for (std::size_t row = 0; row < ring_.rows(); ++row) {
         const std::uint64_t q = ring_.prime(row);
-        for (std::size_t j = 0; j < inputs.count; ++j) {
-            const std::uint64_t* c0 = inputs.c0.data() + j * ring_.size() + row * n;
+        for (std::size_t j = 0; j < inputs; ++j) {
+            const std::uint64_t* from = c0.data() + j * ring_.size() + row * n;
             std::uint64_t* out = window.data() + j * (2 * n + 8);
             for (std::size_t i = 0; i < n; ++i) {
-                out[i] = std::min(std::uint64_t{0} - c0[i], q - c0[i]);  // 0 for 0
+                out[i] = std::min(std::uint64_t{0} - from[i], q - from[i]);  // 0 for 0
             }
-            std::copy_n(c0, n, out + n);
+            std::copy_n(from, n, out + n);
             std::fill_n(out + 2 * n, 8, std::uint64_t{0});
         }
         const std::uint64_t* first =
             residues_.data() + (row * layout_.outputs + p * layout_.per_product()) * layout_.inputs() * padded;
         for (std::size_t u = 0; u < count; ++u) {
-            for (std::size_t j = 0; j < inputs.count; ++j) {
-                weights[u * inputs.count + j] = first + (u * inputs.count + j) * padded;
+            for (std::size_t j = 0; j < inputs; ++j) {
+                weights[u * inputs + j] = first + (u * inputs + j) * padded;
             }
         }
         for (std::size_t u = 0; u < count; ++u) {
@@ -137,8 +138,8 @@ void BlockWeights::direct_outputs(const GroupInputs& inputs, std::size_t p, std:
                 for (std::size_t v = 0; v < count; ++v) {
                     const std::size_t at =
                         n + (u * layout_.rows + s) * layout_.width - v * layout_.rows * layout_.width;
-                    for (std::size_t j = 0; j < inputs.count; ++j) {
-                        runs[v * inputs.count + j] = window.data() + j * (2 * n + 8) + at;
+                    for (std::size_t j = 0; j < inputs; ++j) {
+                        runs[v * inputs + j] = window.data() + j * (2 * n + 8) + at;
                     }
                 }
                 outputs[row * padded_outputs() + u * samples + s] =
@@ -148,54 +149,63 @@ void BlockWeights::direct_outputs(const GroupInputs& inputs, std::size_t p, std:
     }
 }
 
-void BlockWeights::products(const GroupInputs& inputs, std::size_t first, std::size_t count, std::size_t samples,
-                            std::uint64_t* outputs, std::uint64_t* c1) const {
-    const auto in0 = pointers(inputs.c0.data(), inputs.count, ring_.size());
-    const auto in1 = pointers(inputs.c1.data(), inputs.count, ring_.size());
-    const View<const std::uint64_t* const> view0{in0.data(), in0.size()};
-    const View<const std::uint64_t* const> view1{in1.data(), in1.size()};
-    const std::size_t stride = ring_.rows() * padded_outputs();
-    Buffer<std::uint64_t> made, c0(direct() && !layout_.scalar() ? 0 : count * ring_.size());
+void BlockWeights::multiply(const Buffer<std::uint64_t>& inputs, std::size_t p, std::size_t count,
+                            std::uint64_t* out) const {
+    const auto list = pointers(inputs.data(), layout_.inputs(), ring_.size());
+    const View<const std::uint64_t* const> view{list.data(), list.size()};
     if (layout_.scalar()) {
-        const std::uint64_t* scalars = residues_.data() + first * ring_.rows() * inputs.count;
-        std::vector<std::uint64_t*> out0(count), out1(count);
+        std::vector<std::uint64_t*> products(count);
         for (std::size_t i = 0; i < count; ++i) {
-            out0[i] = c0.data() + i * ring_.size();
-            out1[i] = c1 + i * ring_.size();
+            products[i] = out + i * ring_.size();
         }
-        ring_.combine(view0, scalars, {out0.data(), count});
-        ring_.combine(view1, scalars, {out1.data(), count});
+        const std::uint64_t* scalars = residues_.data() + p * ring_.rows() * layout_.inputs();
+        ring_.combine(view, scalars, {products.data(), count});
+        return;
     }
     for (std::size_t i = 0; i < count; ++i) {
-        const std::size_t p = first + i;
-        std::uint64_t* product = c1 + i * ring_.size();
-        if (!layout_.scalar()) {
-            if (encoded_.empty()) {
-                made.resize(inputs.count * ring_.size());
-                encode(p, made.data());
-            }
-            const auto weights =
-                pointers(encoded_.empty() ? made.data() : encoded_[p].data(), inputs.count, ring_.size());
-            const View<const std::uint64_t* const> view{weights.data(), weights.size()};
-            ring_.dot(view1, view, product);
-            if (direct()) {
-                direct_outputs(inputs, p, samples, outputs + i * stride);
-            } else {
-                ring_.dot(view0, view, c0.data());
-                ring_.to_coefficients(c0.data());
-            }
+        Buffer<std::uint64_t> made;
+        if (encoded_.empty()) {
+            made.resize(layout_.inputs() * ring_.size());
+            encode(p + i, made.data());
         }
-        ring_.to_coefficients(product);
-        if (layout_.scalar() || !direct()) {
-            const std::uint64_t* from = c0.data() + (layout_.scalar() ? i * ring_.size() : 0);
-            const std::vector<std::uint32_t> positions = output_positions(layout_, p, samples);
+        const auto weights =
+            pointers(encoded_.empty() ? made.data() : encoded_[p + i].data(), layout_.inputs(), ring_.size());
+        ring_.dot(view, {weights.data(), weights.size()}, out + i * ring_.size());
+    }
+}
+
+void BlockWeights::products(const Buffer<std::uint64_t>& c1, std::size_t first, std::size_t count,
+                            std::uint64_t* out) const {
+    multiply(c1, first, count, out);
+    for (std::size_t i = 0; i < count; ++i) {
+        ring_.to_coefficients(out + i * ring_.size());
+    }
+}
+
+void BlockWeights::outputs(const Buffer<std::uint64_t>& c0, std::size_t first, std::size_t count, std::size_t samples,
+                           std::uint64_t* out) const {
+    const std::size_t stride = ring_.rows() * padded_outputs();
+    const bool whole = layout_.scalar() || !direct();
+    Buffer<std::uint64_t> products(whole ? count * ring_.size() : 0);
+    if (whole) {
+        multiply(c0, first, count, products.data());
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+        if (whole) {
+            std::uint64_t* product = products.data() + i * ring_.size();
+            if (c0_in_ntt()) {
+                ring_.to_coefficients(product);
+            }
+            const std::vector<std::uint32_t> positions = output_positions(layout_, first + i, samples);
             for (std::size_t row = 0; row < ring_.rows(); ++row) {
                 for (std::size_t k = 0; k < positions.size(); ++k) {
-                    outputs[i * stride + row * padded_outputs() + k] = from[row * ring_.degree() + positions[k]];
+                    out[i * stride + row * padded_outputs() + k] = product[row * ring_.degree() + positions[k]];
                 }
             }
+        } else {
+            direct_outputs(c0, first + i, samples, out + i * stride);
         }
-        add_bias(p, samples, outputs + i * stride);
+        add_bias(first + i, samples, out + i * stride);
     }
 }
 

@@ -16,17 +16,6 @@
 
 namespace hesplit {
 
-// The input ciphertexts of one group, one polynomial after the other: c1 in NTT form, c0 in the form that BlockWeights
-// asks for.
-struct GroupInputs {
-    std::size_t count = 0;
-    Buffer<std::uint64_t> c0;
-    Buffer<std::uint64_t> c1;
-
-    GroupInputs(std::size_t ciphertexts, std::size_t poly_size)
-        : count(ciphertexts), c0(ciphertexts * poly_size), c1(ciphertexts * poly_size) {}
-};
-
 // Weights and bias encoded for one layout. Immutable.
 class BlockWeights {
   public:
@@ -36,16 +25,17 @@ class BlockWeights {
 
     const BlockLayout& layout() const { return layout_; }
     const Scaling& scaling() const { return scaling_; }
-    // Whether products() takes c0 in NTT form; else as coefficients.
+    // Whether outputs() takes c0 in NTT form; else as coefficients.
     bool c0_in_ntt() const { return !layout_.scalar() && !direct(); }
     // How many products are best computed in one call.
     std::size_t products_at_once() const { return layout_.scalar() ? 8 : 1; }
 
-    // Products first, ..., first + count - 1 of a group of `samples`, with bias. Of c0 the outputs alone, in the order
-    // of output_positions: [count, rows of the ring, padded_outputs()] residues. c1: [count, ring size] in coefficient
-    // form.
-    void products(const GroupInputs& inputs, std::size_t first, std::size_t count, std::size_t samples,
-                  std::uint64_t* outputs, std::uint64_t* c1) const;
+    // c1 of products first, ..., first + count - 1 of a group: [count, ring size] in coefficient form.
+    void products(const Buffer<std::uint64_t>& c1, std::size_t first, std::size_t count, std::uint64_t* out) const;
+    // The outputs among the coefficients of their c0, with bias, for a group of `samples`, in the order of
+    // output_positions: [count, rows of the ring, padded_outputs()] residues.
+    void outputs(const Buffer<std::uint64_t>& c0, std::size_t first, std::size_t count, std::size_t samples,
+                 std::uint64_t* out) const;
     // Outputs of one product, rounded up to what Ring::switch_to_bits takes.
     std::size_t padded_outputs() const { return (layout_.per_product() * layout_.rows + 15) / 16 * 16; }
 
@@ -56,7 +46,10 @@ class BlockWeights {
 
     void encode(std::size_t p, std::uint64_t* polys) const;  // inputs() polynomials in NTT form
     void encode_rows();
-    void direct_outputs(const GroupInputs& inputs, std::size_t p, std::size_t samples, std::uint64_t* outputs) const;
+    // Product p with all inputs, or products p, ..., p + count - 1 in scalar layouts, as they come: in NTT form or not.
+    void multiply(const Buffer<std::uint64_t>& inputs, std::size_t p, std::size_t count, std::uint64_t* out) const;
+    void direct_outputs(const Buffer<std::uint64_t>& c0, std::size_t p, std::size_t samples,
+                        std::uint64_t* outputs) const;
     void add_bias(std::size_t p, std::size_t samples, std::uint64_t* outputs) const;
 
     const Ring& ring_;

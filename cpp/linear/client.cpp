@@ -61,6 +61,14 @@ std::shared_ptr<ClientKey> LinearClient::current_key() const {
 }
 
 void LinearClient::destroy() const {
+    {
+        const std::lock_guard<std::mutex> lock(ahead_mutex_);
+        ahead_.wait();
+        if (next_ && next_->key) {
+            next_->key->key->destroy();
+        }
+        next_.reset();
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [message, entry] : outstanding_) {
         entry.key->key->destroy();
@@ -158,6 +166,34 @@ void LinearClient::encode(const BatchShape& shape, const void* x, bool is_float,
     ring_.lift(View<const std::int64_t>{coefficients.data(), coefficients.size()}, message);
 }
 
+std::shared_ptr<LinearClient::Prepared> LinearClient::begin(const BatchShape& shape) const {
+    return std::make_shared<Prepared>(Prepared{shape, fresh_keys_ ? nullptr : current_key(), Zeros::begin()});
+}
+
+void LinearClient::complete(Prepared& prepared) const {
+    if (fresh_keys_) {
+        prepared.key = std::make_shared<ClientKey>(SecretKey::generate(parameters_), ring_, auxiliary_);
+    }
+    prepared.zeros.fill(ring_, prepared.key->secret, prepared.shape.groups() * inputs(prepared.shape));
+}
+
+// What was made ahead if it fits, else made now. It is never used twice.
+std::shared_ptr<LinearClient::Prepared> LinearClient::take_prepared(const BatchShape& shape) const {
+    std::shared_ptr<Prepared> prepared;
+    {
+        const std::lock_guard<std::mutex> lock(ahead_mutex_);
+        ahead_.wait();
+        prepared = std::move(next_);
+    }
+    current_key();  // throws when it was destroyed
+    if (prepared && prepared->shape == shape && prepared->zeros.usable(shape.groups() * inputs(shape))) {
+        return prepared;
+    }
+    prepared = begin(shape);
+    complete(*prepared);
+    return prepared;
+}
+
 template <class T>
 LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, bool clip) const {
     const ParameterChoice& choice = parameters_.choice();
@@ -185,25 +221,34 @@ LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, boo
         request.clipped = inspection.beyond.size();
     }
 
-    std::shared_ptr<ClientKey> key = current_key();
-    if (fresh_keys_) {
-        key = std::make_shared<ClientKey>(SecretKey::generate(parameters_), ring_, auxiliary_);
+    const std::shared_ptr<Prepared> prepared = take_prepared(shape);
+    const Zeros& zeros = prepared->zeros;
+    Seed announced{};
+    {
+        // The seed of the next request is announced in this one, and its zeros are made ahead.
+        const std::lock_guard<std::mutex> lock(ahead_mutex_);
+        next_.reset();
+        if (work_ahead()) {
+            next_ = begin(shape);
+            announced = next_->zeros.randomness.seed;
+            ahead_.start([this, next = next_] { complete(*next); });
+        }
     }
     const std::size_t per_group = inputs(shape);
-    const std::size_t ciphertexts = shape.groups() * per_group;
+    const std::size_t ciphertexts = zeros.c0.size();
+    const std::shared_ptr<ClientKey>& key = prepared->key;
     const Id message = random_id();
     WireWriter writer({MessageType::request, parameters_.hash(), key->key->id(), message},
                       kRequestPrefix + ciphertexts * codec_.bytes());
     write_shape(writer, shape);
-    const EncryptionRandomness randomness = EncryptionRandomness::fresh();
-    writer.raw({randomness.seed.data(), randomness.seed.size()});
+    writer.raw({zeros.randomness.seed.data(), zeros.randomness.seed.size()});
+    writer.raw({announced.data(), announced.size()});
     std::uint8_t* out = writer.reserve(ciphertexts * codec_.bytes());
     parallel_for(ciphertexts, [&](std::size_t index) {
         Buffer<std::uint64_t> c0(ring_.size());
         Buffer<std::uint64_t> scratch;
         encode(shape, x, std::is_same_v<T, float>, index / per_group, index % per_group, c0.data());
-        hesplit::encrypt(ring_, key->secret, randomness, static_cast<std::uint32_t>(index), c0.data(), c0.data(),
-                         scratch);
+        ring_.add(c0.data(), zeros.c0[index].data());
         codec_.pack(c0.data(), out + index * codec_.bytes(), scratch);
     });
     request.bytes = writer.finish();
@@ -213,7 +258,7 @@ LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, boo
         outstanding_.erase(order_.front());
         order_.erase(order_.begin());
     }
-    outstanding_.emplace(message, Outstanding{shape, std::move(key)});
+    outstanding_.emplace(message, Outstanding{shape, key});
     order_.push_back(message);
     return request;
 }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/ahead.h"
 #include "core/parameters.h"
 #include "core/rlwe.h"
 #include "core/slot_ring.h"
@@ -77,7 +78,16 @@ class LinearClient {
         std::shared_ptr<ClientKey> key;
         bool logits_decrypted = false;
     };
+    // What a request needs before its activations are known.
+    struct Prepared {
+        BatchShape shape;
+        std::shared_ptr<ClientKey> key;
+        Zeros zeros;
+    };
     struct Reply;
+    std::shared_ptr<Prepared> begin(const BatchShape& shape) const;
+    void complete(Prepared& prepared) const;
+    std::shared_ptr<Prepared> take_prepared(const BatchShape& shape) const;
     BatchShape plan(std::size_t samples) const;
     void encode(const BatchShape& shape, const void* x, bool is_float, std::size_t group, std::size_t input,
                 std::uint64_t* message) const;
@@ -108,6 +118,11 @@ class LinearClient {
     mutable std::shared_ptr<ClientKey> key_;  // null once destroyed
     mutable std::map<Id, Outstanding> outstanding_;
     mutable std::vector<Id> order_;
+
+    // Both guarded by ahead_mutex_; the job completes what next_ points to. Last, so that a job ends before the rest.
+    mutable std::mutex ahead_mutex_;
+    mutable std::shared_ptr<Prepared> next_;
+    mutable Ahead ahead_;
 };
 
 }  // namespace hesplit

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "linear/block_layer.h"
+#include "linear/block_gradient.h"
 #include "linear/server.h"
 #include "linear/slot_gradient.h"
 

@@ -71,8 +71,10 @@ class RequestCodec {
     std::size_t bytes_ = 0;
 };
 
-// What a request's body starts with, before the ciphertexts: shape and seed.
-inline constexpr std::size_t kRequestPrefix = kShapeBytes + 32;
+// What a sealed request's body starts with, before the ciphertexts: shape and seed.
+inline constexpr std::size_t kSealedRequestPrefix = kShapeBytes + 32;
+// The same of a request, with the seed that is announced for the next request of this shape; zeros: none is.
+inline constexpr std::size_t kRequestPrefix = kSealedRequestPrefix + 32;
 // What a reply's body starts with: shape, bits, scale.
 inline constexpr std::size_t kReplyPrefix = kShapeBytes + 1 + 8;
 

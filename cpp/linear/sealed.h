@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "core/ahead.h"
 #include "core/parameters.h"
 #include "core/rlwe.h"
 #include "linear/messages.h"
@@ -80,12 +81,14 @@ class SealedClient {
     struct Opened;
     std::vector<std::int64_t> with_bias(View<const double> weight, View<const double> bias) const;
     std::string encrypt_all(MessageType type, const BatchShape& shape, std::size_t prefix_bytes,
-                            const std::vector<Buffer<std::int64_t>>& messages, const Id& id) const;
+                            const std::vector<Buffer<std::int64_t>>& messages, const Id& id, const Zeros& zeros) const;
     std::vector<Buffer<std::int64_t>> weight_messages(const std::vector<std::int64_t>& integers) const;
     BatchShape shape_of(std::size_t samples) const;
     Id remember(const Outstanding& entry) const;
     Outstanding take(const Header& header, bool input_gradient) const;
     std::shared_ptr<const SecretBuffer<std::uint64_t>> secret() const;
+    Zeros take_zeros(Zeros& ahead, std::size_t count) const;
+    void prepare_next_step() const;
     void open(View<const std::uint8_t> reply, bool input_gradient, double* out) const;
 
     std::shared_ptr<const SecretKey> key_;
@@ -102,6 +105,13 @@ class SealedClient {
     mutable std::shared_ptr<const SecretBuffer<std::uint64_t>> secret_;  // null once destroyed
     mutable std::unique_ptr<PhaseDecryptor> phase_;
     mutable std::map<Id, Outstanding> outstanding_;
+
+    // For the next step, as many as the last one took; guarded by ahead_mutex_, or written by the job. Last, so that a
+    // job ends before the rest.
+    mutable std::mutex ahead_mutex_;
+    mutable Zeros next_request_, next_update_;
+    mutable std::size_t request_count_ = 0, update_count_ = 0;
+    mutable Ahead ahead_;
 };
 
 // The server's half. Safe to use from several threads.

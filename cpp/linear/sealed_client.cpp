@@ -51,6 +51,11 @@ SealedClient::SealedClient(std::shared_ptr<const SecretKey> key, std::size_t fea
 }
 
 void SealedClient::destroy() const {
+    {
+        const std::lock_guard<std::mutex> lock(ahead_mutex_);
+        ahead_.wait();
+        next_request_ = next_update_ = Zeros();
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     outstanding_.clear();
     secret_.reset();
@@ -94,12 +99,40 @@ BatchShape SealedClient::shape_of(std::size_t samples) const {
             static_cast<std::uint32_t>(layout_.width)};
 }
 
+// What was made ahead if it fits, else made now. It is never used twice.
+Zeros SealedClient::take_zeros(Zeros& ahead, std::size_t count) const {
+    Zeros zeros;
+    {
+        const std::lock_guard<std::mutex> lock(ahead_mutex_);
+        ahead_.wait();
+        std::swap(zeros, ahead);
+    }
+    const auto secret = this->secret();
+    if (!zeros.usable(count)) {
+        zeros = Zeros::begin();
+        zeros.fill(ring_, *secret, count);
+    }
+    return zeros;
+}
+
+void SealedClient::prepare_next_step() const {
+    const std::lock_guard<std::mutex> lock(ahead_mutex_);
+    if (work_ahead() && request_count_ != 0) {
+        ahead_.start([this, secret = secret()] {
+            next_request_ = Zeros::begin();
+            next_request_.fill(ring_, *secret, request_count_);
+            next_update_ = Zeros::begin();
+            next_update_.fill(ring_, *secret, update_count_);
+        });
+    }
+}
+
 // [header, shape, seed, ciphertexts]: `prefix_bytes` are left at the front for the caller to fill.
 std::string SealedClient::encrypt_all(MessageType type, const BatchShape& shape, std::size_t prefix_bytes,
-                                      const std::vector<Buffer<std::int64_t>>& messages, const Id& id) const {
-    const auto secret = this->secret();
+                                      const std::vector<Buffer<std::int64_t>>& messages, const Id& id,
+                                      const Zeros& zeros) const {
     WireWriter writer({type, parameters_.hash(), key_->id(), id},
-                      prefix_bytes + kRequestPrefix + messages.size() * codec_.bytes());
+                      prefix_bytes + kSealedRequestPrefix + messages.size() * codec_.bytes());
     if (prefix_bytes != 0) {
         const std::vector<std::uint8_t> parameters = parameters_.bytes();
         writer.u16(static_cast<std::uint16_t>(parameters.size()));
@@ -110,13 +143,12 @@ std::string SealedClient::encrypt_all(MessageType type, const BatchShape& shape,
         writer.u8(static_cast<std::uint8_t>(kInputGradientBits));
     }
     write_shape(writer, shape);
-    const EncryptionRandomness randomness = EncryptionRandomness::fresh();
-    writer.raw({randomness.seed.data(), randomness.seed.size()});
+    writer.raw({zeros.randomness.seed.data(), zeros.randomness.seed.size()});
     std::uint8_t* out = writer.reserve(messages.size() * codec_.bytes());
     parallel_for(messages.size(), [&](std::size_t index) {
         Buffer<std::uint64_t> c0(ring_.size()), scratch;
         ring_.lift(View<const std::int64_t>{messages[index].data(), messages[index].size()}, c0.data());
-        hesplit::encrypt(ring_, *secret, randomness, static_cast<std::uint32_t>(index), c0.data(), c0.data(), scratch);
+        ring_.add(c0.data(), zeros.c0[index].data());
         codec_.pack(c0.data(), out + index * codec_.bytes(), scratch);
     });
     return writer.finish();
@@ -162,8 +194,10 @@ std::string SealedClient::seal(View<const double> weight, View<const double> bia
     sealed_ = with_bias(weight, bias);
     updates_ = 0;
     const std::size_t prefix = 2 + parameters_.bytes().size() + 8 + 2;
-    return encrypt_all(MessageType::sealed_weight, shape_of(layout_.rows), prefix, weight_messages(sealed_),
-                       random_id());
+    const std::vector<Buffer<std::int64_t>> messages = weight_messages(sealed_);
+    Zeros zeros = Zeros::begin();
+    zeros.fill(ring_, *secret(), messages.size());
+    return encrypt_all(MessageType::sealed_weight, shape_of(layout_.rows), prefix, messages, random_id(), zeros);
 }
 
 std::string SealedClient::encrypt(View<const double> x) const {
@@ -187,7 +221,8 @@ std::string SealedClient::encrypt(View<const double> x) const {
         }
     }
     const Outstanding entry{shape, false, parameters_.choice().scale * scaling_.weight_scale};
-    return encrypt_all(MessageType::sealed_request, shape, 0, messages, remember(entry));
+    const Zeros zeros = take_zeros(next_request_, messages.size());
+    return encrypt_all(MessageType::sealed_request, shape, 0, messages, remember(entry), zeros);
 }
 
 std::string SealedClient::update(View<const double> gradient, View<const double> weight, View<const double> bias) {
@@ -239,9 +274,16 @@ std::string SealedClient::update(View<const double> gradient, View<const double>
         messages.push_back(std::move(message));
     }
     const Outstanding entry{shape, true, gradient_scale * scaling_.weight_scale};
-    std::string bytes = encrypt_all(MessageType::sealed_update, shape, 0, messages, remember(entry));
+    const Zeros zeros = take_zeros(next_update_, messages.size());
+    std::string bytes = encrypt_all(MessageType::sealed_update, shape, 0, messages, remember(entry), zeros);
     sealed_ = next;
     ++updates_;
+    {
+        const std::lock_guard<std::mutex> lock(ahead_mutex_);
+        request_count_ = shape.groups() * layout_.inputs();
+        update_count_ = messages.size();
+    }
+    prepare_next_step();
     return bytes;
 }
 

@@ -40,11 +40,21 @@ struct LinearServer::Weights {
     }
 };
 
+struct LinearServer::Half {
+    Seed seed{};
+    BatchShape shape;
+    std::shared_ptr<Weights> owner;
+    std::shared_ptr<const BlockWeights> weights;
+    std::vector<Buffer<std::uint64_t>> c1;        // by group, in NTT form
+    std::vector<std::vector<std::uint8_t>> runs;  // by group and product: c1 of the reply
+};
+
 // A request whose lengths have been checked; its residues are checked when they are unpacked.
 struct LinearServer::ForwardJob {
     Header header;
     BatchShape shape;
     Seed seed{};
+    Seed announced{};  // of the next request
     View<const std::uint8_t> ciphertexts;
     std::shared_ptr<Weights> weights;
 
@@ -142,11 +152,15 @@ void LinearServer::set_weight(View<const double> weight, View<const double> bias
         scale_blocks(parameters_.choice(), *ring_,
                      weight_norms(parameters_.choice(), weight, bias, features_, 1, false), features_, 1, weight);
     }
-    const std::lock_guard<std::mutex> lock(mutex_);
-    weights_ = std::move(fresh);
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        weights_ = fresh;
+    }
+    work_ahead(fresh);
 }
 
-std::string LinearServer::forward(View<const std::uint8_t> request, std::shared_ptr<const Kept>* kept) const {
+std::string LinearServer::forward(View<const std::uint8_t> request, std::size_t* samples,
+                                  std::shared_ptr<const Kept>* kept) const {
     WireReader reader(request, MessageType::request);
     // Without rotation keys the server has no need to know the key: a client may take a fresh one for every request.
     reader.require(parameters_.hash(), key_id_ == Id{} ? reader.header().key : key_id_);
@@ -171,8 +185,10 @@ std::string LinearServer::forward(View<const std::uint8_t> request, std::shared_
         }
         inputs = BlockLayout{ring_->degree(), features_, outputs_, shape.rows, shape.width}.inputs();
     }
-    const View<const std::uint8_t> seed = reader.raw(job.seed.size());
-    std::copy(seed.begin(), seed.end(), job.seed.begin());
+    for (Seed* seed : {&job.seed, &job.announced}) {
+        const View<const std::uint8_t> bytes = reader.raw(seed->size());
+        std::copy(bytes.begin(), bytes.end(), seed->begin());
+    }
     reader.require_remaining(shape.groups() * inputs * codec_->bytes());
     job.ciphertexts = reader.raw(reader.remaining());
     {
@@ -184,6 +200,9 @@ std::string LinearServer::forward(View<const std::uint8_t> request, std::shared_
     }
     const std::shared_ptr<Kept> keep = kept ? std::make_shared<Kept>() : nullptr;
     std::string reply = slot_ring_ ? forward_slots(job, keep.get()) : forward_blocks(job, keep.get());
+    if (samples) {
+        *samples = shape.samples;
+    }
     if (keep) {
         keep->header = job.header;
         keep->shape = job.shape;
@@ -192,60 +211,132 @@ std::string LinearServer::forward(View<const std::uint8_t> request, std::shared_
     return reply;
 }
 
+std::shared_ptr<LinearServer::Half> LinearServer::make_half(const std::shared_ptr<Weights>& weights,
+                                                            const BatchShape& shape, const Seed& seed,
+                                                            bool keep_inputs) const {
+    const BlockLayout layout{ring_->degree(), features_, outputs_, shape.rows, shape.width};
+    auto half = std::make_shared<Half>();
+    half->seed = seed;
+    half->shape = shape;
+    half->owner = weights;
+    half->weights = weights->for_layout(parameters_, *ring_, layout, shape);
+    const int bits = half->weights->scaling().reply_bits;
+    const std::size_t products = layout.products(), inputs = layout.inputs();
+    const std::size_t at_once = half->weights->products_at_once();
+    const std::size_t tasks = (products + at_once - 1) / at_once;
+    half->c1.resize(shape.groups());
+    half->runs.resize(shape.groups() * products);
+    for (std::size_t group = 0; group < shape.groups(); ++group) {
+        Buffer<std::uint64_t>& c1 = half->c1[group];
+        c1.resize(inputs * ring_->size());
+        parallel_for(inputs, [&](std::size_t j) {
+            expand_uniform(*ring_, seed, static_cast<std::uint32_t>(group * inputs + j), c1.data() + j * ring_->size());
+        });
+        parallel_for(tasks, [&](std::size_t task) {
+            const std::size_t first = task * at_once;
+            const std::size_t count = std::min(at_once, products - first);
+            Buffer<std::uint64_t> made(count * ring_->size()), switched(ring_->degree());
+            half->weights->products(c1, first, count, made.data());
+            for (std::size_t i = 0; i < count; ++i) {
+                std::vector<std::uint8_t>& run = half->runs[group * products + first + i];
+                run.resize(packed_bytes(ring_->degree(), bits));
+                ring_->switch_to_bits(made.data() + i * ring_->size(), bits, switched.data());
+                pack_bits({switched.data(), switched.size()}, bits, run.data());
+            }
+        });
+        if (!keep_inputs) {
+            Buffer<std::uint64_t>().swap(c1);
+        }
+    }
+    return half;
+}
+
+void LinearServer::work_ahead(const std::shared_ptr<Weights>& weights) const {
+    // Beyond this a result would keep too much memory alive between two requests.
+    constexpr std::size_t kMaxResidues = std::size_t{1} << 20;
+    const std::lock_guard<std::mutex> lock(ahead_mutex_);
+    next_half_.reset();
+    if (!hesplit::work_ahead() || slot_ring_ || announced_ == Seed{}) {
+        return;
+    }
+    const BatchShape shape = announced_shape_;
+    const BlockLayout layout{ring_->degree(), features_, outputs_, shape.rows, shape.width};
+    if (shape.groups() * (layout.inputs() + layout.products()) * ring_->size() > kMaxResidues) {
+        return;
+    }
+    next_half_ = std::make_shared<std::shared_ptr<Half>>();
+    ahead_.start([this, weights, shape, seed = announced_, result = next_half_] {
+        *result = make_half(weights, shape, seed, true);
+    });
+}
+
+// What was made ahead, if it is for this request and these weights; else made now.
+std::shared_ptr<LinearServer::Half> LinearServer::take_half(const ForwardJob& job, bool keep_inputs) const {
+    {
+        const std::lock_guard<std::mutex> lock(ahead_mutex_);
+        ahead_.wait();
+        announced_ = job.announced;
+        announced_shape_ = job.shape;
+        if (next_half_) {
+            const std::shared_ptr<Half> half = std::move(*next_half_);
+            next_half_.reset();
+            if (half && half->seed == job.seed && half->shape == job.shape && half->owner == job.weights) {
+                return half;
+            }
+        }
+    }
+    return make_half(job.weights, job.shape, job.seed, keep_inputs);
+}
+
 std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) const {
     const BlockLayout layout{ring_->degree(), features_, outputs_, job.shape.rows, job.shape.width};
-    const std::shared_ptr<const BlockWeights> weights = job.weights->for_layout(parameters_, *ring_, layout, job.shape);
-    const int bits = weights->scaling().reply_bits;
-    const std::size_t products = layout.products();
-    const std::size_t c1_bytes = packed_bytes(ring_->degree(), bits);
+    const std::shared_ptr<Half> half = take_half(job, kept != nullptr);
+    const BlockWeights& weights = *half->weights;
+    const int bits = weights.scaling().reply_bits;
+    const std::size_t products = layout.products(), inputs = layout.inputs(), size = ring_->size();
+    const std::size_t at_once = weights.products_at_once(), padded = weights.padded_outputs();
 
     std::vector<std::size_t> offsets;
     std::size_t total = 0;
     for (std::size_t group = 0; group < job.shape.groups(); ++group) {
         for (std::size_t p = 0; p < products; ++p) {
             offsets.push_back(total);
-            total += packed_bytes(layout.outputs_of(p) * job.shape.rows_of(group), bits) + c1_bytes;
+            total += packed_bytes(layout.outputs_of(p) * job.shape.rows_of(group), bits) +
+                     packed_bytes(ring_->degree(), bits);
         }
     }
-    WireWriter writer = job.reply(weights->scaling(), total);
+    WireWriter writer = job.reply(weights.scaling(), total);
     std::uint8_t* out = writer.reserve(total);
 
     for (std::size_t group = 0; group < job.shape.groups(); ++group) {
-        GroupInputs inputs(layout.inputs(), ring_->size());
-        parallel_for(inputs.count, [&](std::size_t j) {
-            const std::size_t index = group * inputs.count + j;
-            std::uint64_t* c0 = inputs.c0.data() + j * ring_->size();
-            codec_->unpack(job.ciphertexts.data + index * codec_->bytes(), c0);
-            if (weights->c0_in_ntt()) {
-                ring_->to_ntt(c0);
+        Buffer<std::uint64_t> c0(inputs * size);
+        parallel_for(inputs, [&](std::size_t j) {
+            std::uint64_t* input = c0.data() + j * size;
+            codec_->unpack(job.ciphertexts.data + (group * inputs + j) * codec_->bytes(), input);
+            if (weights.c0_in_ntt()) {
+                ring_->to_ntt(input);
             }
-            expand_uniform(*ring_, job.seed, static_cast<std::uint32_t>(index), inputs.c1.data() + j * ring_->size());
         });
         const std::size_t samples = job.shape.rows_of(group);
-        const std::size_t at_once = weights->products_at_once();
         parallel_for((products + at_once - 1) / at_once, [&](std::size_t task) {
             const std::size_t first = task * at_once;
             const std::size_t count = std::min(at_once, products - first);
-            const std::size_t padded = weights->padded_outputs();
-            Buffer<std::uint64_t> outputs(count * ring_->rows() * padded, 0), c1(count * ring_->size());
-            weights->products(inputs, first, count, samples, outputs.data(), c1.data());
-            Buffer<std::uint64_t> switched(std::max(padded, ring_->degree()));
+            Buffer<std::uint64_t> outputs(count * ring_->rows() * padded, 0), switched(padded);
+            weights.outputs(c0, first, count, samples, outputs.data());
             for (std::size_t i = 0; i < count; ++i) {
+                const std::size_t index = group * products + first + i;
                 const std::size_t used = layout.outputs_of(first + i) * samples;
-                std::uint8_t* to = out + offsets[group * products + first + i];
                 ring_->switch_to_bits(outputs.data() + i * ring_->rows() * padded, padded, bits, switched.data());
-                pack_bits({switched.data(), used}, bits, to);
-                ring_->switch_to_bits(c1.data() + i * ring_->size(), bits, switched.data());
-                pack_bits({switched.data(), ring_->degree()}, bits, to + packed_bytes(used, bits));
+                pack_bits({switched.data(), used}, bits, out + offsets[index]);
+                const std::vector<std::uint8_t>& run = half->runs[index];
+                std::copy(run.begin(), run.end(), out + offsets[index] + packed_bytes(used, bits));
             }
         });
         if (kept) {
-            if (!weights->c0_in_ntt()) {
-                for (std::size_t j = 0; j < inputs.count; ++j) {
-                    ring_->to_ntt(inputs.c0.data() + j * ring_->size());
-                }
+            for (std::size_t j = 0; j < inputs && !weights.c0_in_ntt(); ++j) {
+                ring_->to_ntt(c0.data() + j * size);
             }
-            kept->blocks.push_back(std::move(inputs));
+            kept->blocks.push_back({inputs, std::move(c0), std::move(half->c1[group])});
         }
     }
     return writer.finish();

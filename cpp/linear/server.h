@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/ahead.h"
 #include "core/parameters.h"
 #include "core/slot_ring.h"
 #include "linear/messages.h"
@@ -36,9 +37,10 @@ class LinearServer {
     struct Kept;
     struct Masked;
 
-    // A reply of as many samples as the request has. Throws WireError or KeyMismatchError. `kept`, if not null,
-    // receives what weight_gradient needs.
-    std::string forward(View<const std::uint8_t> request, std::shared_ptr<const Kept>* kept = nullptr) const;
+    // A reply of as many samples as the request has, which `samples` receives if it is not null. Throws WireError or
+    // KeyMismatchError. `kept`, if not null, receives what weight_gradient needs.
+    std::string forward(View<const std::uint8_t> request, std::size_t* samples = nullptr,
+                        std::shared_ptr<const Kept>* kept = nullptr) const;
 
     // Enc(dJ/dW) under uniform masks, for the client to open. `gradient` is dJ/dY, row-major [samples, outputs].
     std::string weight_gradient(const Kept& kept, View<const double> gradient,
@@ -49,10 +51,17 @@ class LinearServer {
   private:
     struct Weights;  // what set_weight was given, and its encodings by layout
 
+    // What of a reply follows from the seed of its request: c1 of the inputs, and of the products, packed.
+    struct Half;
+
     struct ForwardJob;
     LinearServer(WireReader reader, std::size_t max_samples);
     void load_rotation_keys(WireReader& reader);
     std::string forward_blocks(const ForwardJob& job, Kept* kept) const;
+    std::shared_ptr<Half> make_half(const std::shared_ptr<Weights>& weights, const BatchShape& shape, const Seed& seed,
+                                    bool keep_inputs) const;
+    std::shared_ptr<Half> take_half(const ForwardJob& job, bool keep_inputs) const;
+    void work_ahead(const std::shared_ptr<Weights>& weights) const;
     std::string forward_slots(const ForwardJob& job, Kept* kept) const;
 
     Parameters parameters_;
@@ -70,9 +79,13 @@ class LinearServer {
 
     mutable std::mutex mutex_;
     std::shared_ptr<Weights> weights_;
-};
 
-// The samples of a request that was kept.
-std::size_t kept_samples(const LinearServer::Kept& kept);
+    // Guarded by ahead_mutex_; the job puts its result into next_half_. Last, so that a job ends before the rest.
+    mutable std::mutex ahead_mutex_;
+    mutable Seed announced_{};  // for the next request of that shape
+    mutable BatchShape announced_shape_;
+    mutable std::shared_ptr<std::shared_ptr<Half>> next_half_;
+    mutable Ahead ahead_;
+};
 
 }  // namespace hesplit

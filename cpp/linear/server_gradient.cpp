@@ -56,10 +56,6 @@ double l1_of_a_product(View<const double> gradient, const BlockLayout& layout, d
 
 }  // namespace
 
-std::size_t kept_samples(const LinearServer::Kept& kept) {
-    return kept.shape.samples;
-}
-
 std::string LinearServer::weight_gradient(const Kept& kept, View<const double> gradient,
                                           std::shared_ptr<const Masked>& masked_out) const {
     if (!weight_gradients_) {

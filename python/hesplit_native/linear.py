@@ -20,6 +20,7 @@ else:
     Array = Any
 
 ArrayT = TypeVar("ArrayT", bound="Array")
+Buffer = bytes | bytearray | memoryview
 Overflow = Literal["clip", "raise"]
 Float = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
@@ -95,7 +96,7 @@ class LinearClient:
         self.clipped += clipped
         return request
 
-    def decrypt(self, reply: bytes, *, weight_gradient_follows: bool = False) -> npt.NDArray[np.float64]:
+    def decrypt(self, reply: Buffer, *, weight_gradient_follows: bool = False) -> npt.NDArray[np.float64]:
         """Decrypt the server's reply to logits [n, out_features], for local use only.
 
         Decrypted values carry the noise, and the noise carries the key: sending anything computed from them to the server is a
@@ -111,7 +112,7 @@ class LinearClient:
         """
         return self._native.decrypt(reply, False, weight_gradient_follows)[0]
 
-    def decrypt_for_release(self, reply: bytes, *, weight_gradient_follows: bool = False) -> npt.NDArray[np.float64]:
+    def decrypt_for_release(self, reply: Buffer, *, weight_gradient_follows: bool = False) -> npt.NDArray[np.float64]:
         """Decrypt to logits [n, out_features] flooded with noise, so that what is computed from them may be sent.
 
         Gaussian noise of ``sqrt(12 tau) 2^15 B``: tau is `Parameters.releases`, B bounds the l2 norm of the noise of all
@@ -128,7 +129,7 @@ class LinearClient:
         self.flooding_deviation = max(self.flooding_deviation, deviation)
         return y
 
-    def open_weight_gradient(self, message: bytes, gradient: Array) -> bytes:
+    def open_weight_gradient(self, message: Buffer, gradient: Array) -> bytes:
         """Decrypt the server's masked dJ/dW for it (*Split Without a Leak*): a release, flooded if the parameters allow releases.
 
         ``gradient`` is dJ/dy [n, out_features], as it was sent to the server.
@@ -144,7 +145,7 @@ class LinearClient:
 
     def clip_counted(self, x: ArrayT) -> ArrayT:
         """`clip`, with the rows counted in `clipped`; x itself when `encrypt` is to refuse it."""
-        if self.on_overflow == "raise" or not np.isfinite(_numpy(x)).all():
+        if self.on_overflow == "raise":
             return x
         inside, count = self.clip(x)
         self.clipped += count
@@ -190,7 +191,7 @@ class LinearServer:
         b = np.zeros(0) if bias is None else _vector(bias, self.out_features)
         self._native.set_weight(w, b)
 
-    def forward(self, request: bytes) -> bytes:
+    def forward(self, request: Buffer) -> bytes:
         """The reply to a request of `LinearClient.encrypt`.
 
         Raises
@@ -202,9 +203,9 @@ class LinearServer:
         """
         return self._native.forward(request)
 
-    def forward_keeping(self, request: bytes) -> tuple[bytes, _core.KeptRequest]:
-        """`forward`, and the request's ciphertexts for `weight_gradient`."""
-        return self._native.forward_keeping(request)
+    def forward_training(self, request: Buffer, *, keep: bool) -> tuple[bytes, int, _core.KeptRequest | None]:
+        """`forward`, the number of samples, and with `keep` the request's ciphertexts for `weight_gradient`."""
+        return self._native.forward_training(request, keep)
 
     def weight_gradient(self, kept: _core.KeptRequest, gradient: Array) -> tuple[bytes, _core.MaskedGradient]:
         """Enc(dJ/dW) from a request's own ciphertexts and dJ/dy [n, out_features], uniformly masked for the client to open."""
@@ -272,7 +273,7 @@ class SealedClient:
         """Encrypt activations [n, in_features] within the agreed ranges; RangeError beyond them."""
         return self._native.encrypt(_float64(_matrix(x, "x", (None, self.in_features))))
 
-    def decrypt(self, reply: bytes) -> npt.NDArray[np.float64]:
+    def decrypt(self, reply: Buffer) -> npt.NDArray[np.float64]:
         """Logits [n, out_features], for local use. WireError, KeyMismatchError or RangeError for anything not genuine."""
         return self._native.decrypt(reply)
 
@@ -281,7 +282,7 @@ class SealedClient:
         g = _float64(_matrix(gradient, "gradient", (None, self.out_features)))
         return self._native.update(g, *self._weights(weight, bias))
 
-    def decrypt_input_gradient(self, reply: bytes) -> npt.NDArray[np.float64]:
+    def decrypt_input_gradient(self, reply: Buffer) -> npt.NDArray[np.float64]:
         """dJ/da [n, in_features] by the weights before the update, for local use."""
         return self._native.decrypt_input_gradient(reply)
 
@@ -321,11 +322,11 @@ class SealedServer:
         """Replace the weights by newly encrypted ones."""
         self._native.refresh(sealed)
 
-    def forward(self, request: bytes) -> bytes:
+    def forward(self, request: Buffer) -> bytes:
         """Encrypted logits for the bytes of `SealedClient.encrypt`."""
         return self._native.forward(request)
 
-    def update(self, update: bytes) -> bytes:
+    def update(self, update: Buffer) -> bytes:
         """Encrypted dJ/da for the bytes of `SealedClient.update`, which is then added to the weights."""
         return self._native.update(update)
 
@@ -335,17 +336,17 @@ class SealedServer:
 
 
 def clip(x: ArrayT, parameters: Parameters) -> tuple[ArrayT, int]:
-    """X within the agreed ranges, and how many of its rows had to change; x itself when none had to.
+    """X within the agreed ranges, and how many of its rows had to change; x itself when none had to, or `encrypt` will refuse it.
 
     Tensors are clipped by differentiable operations.
     """
     bound, norm = parameters.activation_bound, parameters.activation_norm
     values = _numpy(x)
-    square = np.einsum("ij,ij->i", values, values, dtype=np.float64)
-    beyond = square > norm**2
-    if not beyond.any() and float(np.abs(values).max(initial=0.0)) <= bound:
+    if values.ndim != 2 or values.dtype not in (np.float32, np.float64):
         return x, 0
-    count = int(np.count_nonzero(beyond | (np.abs(values) > bound).any(axis=1)))
+    finite, count = _core.inspect(np.ascontiguousarray(values), bound, norm)
+    if not finite or count == 0:
+        return x, 0
     if isinstance(x, np.ndarray):
         inside = np.clip(x, -bound, bound)
         norms = np.sqrt(np.einsum("ij,ij->i", inside, inside, dtype=np.float64))

@@ -26,7 +26,7 @@ from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.plain import Answer, take_tensor
 from hesplit_native.protocols.session import Session
-from hesplit_native.protocols.splitways import EncryptedLayer, encrypted_logits, genuine_or_over, take_rows
+from hesplit_native.protocols.splitways import EncryptedLayer, check_rows, encrypted_logits, genuine_or_over
 from hesplit_native.protocols.terms import Terms
 
 #: Decryptions that one training step releases.
@@ -71,16 +71,16 @@ class HESplitServer:
         self.terms = terms
         self.layer = layer
         self.encrypted = EncryptedLayer(terms, layer, public_material)
-        self._kept: _core.KeptRequest | None = None
+        self._kept: tuple[_core.KeptRequest, int] | None = None
         self._masked: tuple[_core.MaskedGradient, Tensor] | None = None
 
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """The reply to a request; None if it is none of this protocol."""
         if kind in (MessageType.FORWARD, MessageType.EVALUATE):
-            logits, kept = self.encrypted.forward(body)
-            if kind is MessageType.FORWARD:
-                take_rows(kept, self.terms)
-                self._kept, self._masked = kept, None
+            logits, rows, kept = self.encrypted.forward(body, keep=kind is MessageType.FORWARD)
+            if kept is not None:
+                check_rows(rows, self.terms)
+                self._kept, self._masked = (kept, rows), None
             return MessageType.LOGITS, logits
         if kind is MessageType.BACKWARD:
             return MessageType.MASKED_GRADIENT, self._mask(body)
@@ -91,8 +91,8 @@ class HESplitServer:
     def _mask(self, body: memoryview) -> bytes:
         if self._kept is None:
             raise ProtocolError("a gradient came without the activations it belongs to")
-        kept, self._kept = self._kept, None
-        gradient = take_tensor(body, "gradient", kept.samples, self.terms.out_features)
+        (kept, rows), self._kept = self._kept, None
+        gradient = take_tensor(body, "gradient", rows, self.terms.out_features)
         message, masked = self.encrypted.server.weight_gradient(kept, gradient)
         self._masked = masked, gradient
         return message

@@ -14,6 +14,7 @@ it is used.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -185,5 +186,6 @@ def take_json(body: memoryview, name: str) -> tuple[dict[str, Any], memoryview]:
 
 
 def _check_finite(values: Float32Array, name: str) -> None:
-    if not np.isfinite(values).all():
+    # A sum is finite when all are, unless it overflows: then look at each.
+    if not math.isfinite(values.sum(dtype=np.float64)) and not np.isfinite(values).all():
         raise RangeError(f"{name}: contains NaN or Inf (a lower learning rate may help)")

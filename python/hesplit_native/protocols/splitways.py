@@ -79,7 +79,7 @@ class SplitWaysClient:
     def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
         """dJ/da float32 [n, in] for dJ/dy [n, out]; sends dJ/dW = dJ/dy^T a with it. x is what was encrypted, clipped."""
         body = messages.matrix(gradient.numpy(), "gradient")
-        weight_gradient = messages.matrix((gradient.T @ x).numpy(), "weight gradient")
+        weight_gradient = messages.matrix(gradient.numpy().T @ x.numpy(), "weight gradient")
         reply = self.session.exchange(MessageType.BACKWARD, MessageType.INPUT_GRADIENT, body, weight_gradient)
         return take_tensor(reply.body, "input gradient", len(x), self.session.terms.in_features)
 
@@ -97,7 +97,7 @@ def encrypted_logits(
     flooded = kind is MessageType.FORWARD and linear.parameters.releases > 0
     decrypt = linear.decrypt_for_release if flooded else linear.decrypt
     with genuine_or_over(session, linear):
-        y = decrypt(bytes(reply.body), weight_gradient_follows=weight_gradient_follows)
+        y = decrypt(reply.body, weight_gradient_follows=weight_gradient_follows)
     phases.enter(back)
     return torch.from_numpy(y.astype(np.float32))
 
@@ -123,10 +123,10 @@ class EncryptedLayer:
             self.server.set_weight(self.layer.linear.weight, self.layer.linear.bias)
             self._encoded = self.layer.version
 
-    def forward(self, body: memoryview) -> tuple[bytes, _core.KeptRequest]:
-        """Encrypted logits, and the request for its weight gradient."""
+    def forward(self, body: memoryview, *, keep: bool = False) -> tuple[bytes, int, _core.KeptRequest | None]:
+        """Encrypted logits, the number of samples, and with `keep` the request for its weight gradient."""
         self.encode()
-        return self.server.forward_keeping(bytes(body))
+        return self.server.forward_training(body, keep=keep)
 
 
 def check_hash(terms: Terms, actual: str) -> None:
@@ -149,9 +149,10 @@ class SplitWaysServer:
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """The reply to a request; None if it is none of this protocol."""
         if kind in (MessageType.FORWARD, MessageType.EVALUATE):
-            logits, kept = self.encrypted.forward(body)
+            logits, rows, _ = self.encrypted.forward(body)
             if kind is MessageType.FORWARD:
-                self._rows = take_rows(kept, self.terms)
+                check_rows(rows, self.terms)
+                self._rows = rows
             return MessageType.LOGITS, logits
         if kind is MessageType.BACKWARD:
             return MessageType.INPUT_GRADIENT, self._backward(body)
@@ -169,8 +170,7 @@ class SplitWaysServer:
         return messages.matrix(input_gradient.numpy(), "input gradient")
 
 
-def take_rows(kept: _core.KeptRequest, terms: Terms) -> int:
-    """How many samples a training request holds; no more than the batch size that was agreed on."""
-    if kept.samples > terms.batch_size:
-        raise ProtocolError(f"a training step of {kept.samples} samples; the handshake agreed on {terms.batch_size}")
-    return kept.samples
+def check_rows(rows: int, terms: Terms) -> None:
+    """A training request holds no more samples than the batch size that was agreed on."""
+    if rows > terms.batch_size:
+        raise ProtocolError(f"a training step of {rows} samples; the handshake agreed on {terms.batch_size}")
