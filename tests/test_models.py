@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hesplit_native as hn
-from hesplit_native.models import architecture
+from hesplit_native.models import architecture, convolutions_for
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,15 @@ def test_seeds_decide_the_weights_and_the_global_generator_is_left_alone():
 def test_impossible_models(convolutions):
     with pytest.raises(hn.ParameterError, match="2 to 8"):
         architecture("m1", 1, 128, 5, convolutions)
+
+
+def test_small_batches_do_without_onednn_and_the_setting_comes_back():
+    flags = torch.backends.mkldnn
+    before = flags.enabled
+    with convolutions_for(4):
+        assert not flags.enabled
+    assert flags.enabled == before
+    with pytest.raises(ValueError, match="inside"), convolutions_for(64):
+        assert flags.enabled == before
+        raise ValueError("inside")
+    assert flags.enabled == before

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from hesplit_native.errors import ParameterError
@@ -13,6 +16,23 @@ from hesplit_native.seeding import seeded
 Model = Literal["m1", "m2", "base"]
 
 _HIDDEN = 128
+
+
+#: Rows up to which PyTorch's own convolutions are faster than oneDNN's, which cost more to call (M1, batch 4, forward and
+#: backward on one core: 0.20 ms instead of 0.47; batch 16: 1.5 ms instead of 0.8).
+_SMALL_BATCH = 4
+
+
+@contextmanager
+def convolutions_for(rows: int) -> Iterator[None]:
+    """The faster convolutions for batches of so many rows. The choice is the whole process's until the context is left."""
+    flags = torch.backends.mkldnn
+    before = flags.enabled
+    flags.enabled = before and rows > _SMALL_BATCH
+    try:
+        yield
+    finally:
+        flags.enabled = before
 
 
 @dataclass(frozen=True)
