@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hesplit_native as hn
-from hesplit_native.models import architecture, convolutions_for
+from hesplit_native.models import architecture
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,22 @@ def test_impossible_models(convolutions):
         architecture("m1", 1, 128, 5, convolutions)
 
 
-def test_small_batches_do_without_onednn_and_the_setting_comes_back():
-    flags = torch.backends.mkldnn
-    before = flags.enabled
-    with convolutions_for(4):
-        assert not flags.enabled
-    assert flags.enabled == before
-    with pytest.raises(ValueError, match="inside"), convolutions_for(64):
-        assert flags.enabled == before
-        raise ValueError("inside")
-    assert flags.enabled == before
+@pytest.mark.parametrize("rows", [1, 3, 4, 5])
+def test_small_batches_are_convolved_as_by_torch(rows):
+    ours = architecture("m1", 2, 40, 5).body(3)
+    theirs = torch.nn.Sequential(
+        *(
+            torch.nn.Conv1d(m.in_channels, m.out_channels, m.kernel_size, padding=m.padding)
+            if isinstance(m, torch.nn.Conv1d)
+            else m
+            for m in ours
+        )
+    )
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(rows, 2, 40)
+    for network in (ours, theirs):
+        network.zero_grad()
+        network(x).square().sum().backward()
+    torch.testing.assert_close(ours(x), theirs(x))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hesplit_native.errors import ParameterError
 from hesplit_native.seeding import seeded
@@ -17,22 +15,24 @@ Model = Literal["m1", "m2", "base"]
 
 _HIDDEN = 128
 
-
 #: Rows up to which PyTorch's own convolutions are faster than oneDNN's, which cost more to call (M1, batch 4, forward and
 #: backward on one core: 0.20 ms instead of 0.47; batch 16: 1.5 ms instead of 0.8).
 _SMALL_BATCH = 4
 
 
-@contextmanager
-def convolutions_for(rows: int) -> Iterator[None]:
-    """The faster convolutions for batches of so many rows. The choice is the whole process's until the context is left."""
-    flags = torch.backends.mkldnn
-    before = flags.enabled
-    flags.enabled = before and rows > _SMALL_BATCH
-    try:
-        yield
-    finally:
-        flags.enabled = before
+class Conv1d(nn.Conv1d):
+    """`torch.nn.Conv1d` for undilated convolutions of one group, without oneDNN for batches of a few samples."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if len(input) > _SMALL_BATCH or input.device.type != "cpu":
+            return cast(Tensor, super()._conv_forward(input, weight, bias))
+        kernel, stride, padding = (
+            [side, *size] for side, size in ((1, self.kernel_size), (1, self.stride), (0, self.padding))
+        )
+        # reshape, unlike unsqueeze, leaves no doubt about the memory format when there is one channel.
+        rows, filters = input.reshape(len(input), -1, 1, input.shape[-1]), weight.reshape(len(weight), -1, *kernel)
+        y = torch.ops.aten.thnn_conv2d(rows, filters, kernel, bias, stride, padding)
+        return cast(Tensor, y.squeeze(2))
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class Architecture:
         with seeded(seed):
             more: list[nn.Module] = []
             for _ in range(self.convolutions - 2):
-                more += [nn.Conv1d(self.channels, self.channels, kernel_size=5, padding=2), nn.LeakyReLU()]
+                more += [Conv1d(self.channels, self.channels, kernel_size=5, padding=2), nn.LeakyReLU()]
             return nn.Sequential(
-                nn.Conv1d(self.in_channels, 16, kernel_size=7, padding=3),
+                Conv1d(self.in_channels, 16, kernel_size=7, padding=3),
                 nn.LeakyReLU(),
                 nn.MaxPool1d(2),
-                nn.Conv1d(16, self.channels, kernel_size=5, padding=2),
+                Conv1d(16, self.channels, kernel_size=5, padding=2),
                 nn.LeakyReLU(),
                 nn.MaxPool1d(2),
                 *more,

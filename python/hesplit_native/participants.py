@@ -26,7 +26,6 @@ from hesplit_native.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError, ProtocolError
 from hesplit_native.keys import SecretKey
-from hesplit_native.models import convolutions_for
 from hesplit_native.protocols.sealed import SealedClient
 from hesplit_native.protocols.server import Server
 from hesplit_native.training import (
@@ -157,8 +156,7 @@ class _Group:
                         _hand_over(previous, client)
                 order = torch.from_numpy(self.shares[i])[torch.randperm(len(self.shares[i]), generator=self.orders[i])]
                 for rows in torch.split(order, self.config.batch_size)[: self._batches(self.shares[i])]:
-                    with convolutions_for(self.config.batch_size):
-                        batch_loss, batch_correct = client.learn(self.x[rows], self.y[rows])
+                    batch_loss, batch_correct = client.learn(self.x[rows], self.y[rows])
                     loss += batch_loss.item()
                     correct += int(batch_correct)
                     seen += len(rows)

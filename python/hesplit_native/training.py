@@ -16,7 +16,7 @@ from hesplit_native.client import Client
 from hesplit_native.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ConnectionLost, DataError, ProtocolError
-from hesplit_native.models import Architecture, architecture, convolutions_for
+from hesplit_native.models import Architecture, architecture
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.session import RolledBack, resumable
 from hesplit_native.protocols.storage import read_tensors, write_tensors
@@ -349,22 +349,21 @@ class _Run:
             start, before, first = now, self.client.bytes, progress.batch
 
         try:
-            with convolutions_for(self.config.batch_size):
-                for indices in batches[progress.batch :]:
-                    batch_loss, batch_correct = self.client.learn(self.train_x[indices], self.train_y[indices])
-                    loss += batch_loss
-                    correct += batch_correct
-                    progress.seen += len(indices)
-                    progress.batch += 1
-                    if self.folder is not None and self.step % self.config.checkpoint_every == 0:
-                        settle()
-                        self._checkpoint()
-                        start, before = perf_counter(), self.client.bytes
-                    if observer and perf_counter() - reported > _REPORT_SECONDS:
-                        observer.on_batch(
-                            progress.epoch, progress.batch, loss.item() / progress.batch, correct.item() / progress.seen
-                        )
-                        reported = perf_counter()
+            for indices in batches[progress.batch :]:
+                batch_loss, batch_correct = self.client.learn(self.train_x[indices], self.train_y[indices])
+                loss += batch_loss
+                correct += batch_correct
+                progress.seen += len(indices)
+                progress.batch += 1
+                if self.folder is not None and self.step % self.config.checkpoint_every == 0:
+                    settle()
+                    self._checkpoint()
+                    start, before = perf_counter(), self.client.bytes
+                if observer and perf_counter() - reported > _REPORT_SECONDS:
+                    observer.on_batch(
+                        progress.epoch, progress.batch, loss.item() / progress.batch, correct.item() / progress.seen
+                    )
+                    reported = perf_counter()
         finally:
             self.client.phases.enter(None)
             settle()
