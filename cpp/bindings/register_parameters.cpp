@@ -43,15 +43,15 @@ Parameters make(std::size_t ring_degree, std::vector<int> modulus_bits, double s
 class Planner {
   public:
     Planner(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples,
-            double weight_norm)
-        : choice_(parameters.choice()), features_(features), samples_(samples) {
+            double weight_norm, double byte_ns)
+        : choice_(parameters.choice()), features_(features), samples_(samples), byte_ns_(byte_ns) {
         norms_.largest = norms_.l2 = weight_norm;
         norms_.reach = choice_.activation_norm * weight_norm;
         if (parameters.packing() == Packing::blocks) {
             ring_ = std::make_unique<Ring>(parameters.ring_degree(), parameters.primes());
             codec_ = std::make_unique<RequestCodec>(*ring_, dropped_bits(*ring_));
-            blocks_ = plan_blocks(ring_->degree(), features, outputs, samples, codec_->bits_per_coefficient(),
-                                  kTypicalReplyBits);
+            blocks_ = plan_blocks(ring_->degree(), features, outputs, samples,
+                                  {ring_->rows(), codec_->bits_per_coefficient(), kTypicalReplyBits, byte_ns});
             norms_.group_l2 = weight_norm * std::sqrt(static_cast<double>(blocks_.per_product()));
         } else {
             slot_ring_ = std::make_unique<SlotRing>(parameters);
@@ -132,6 +132,14 @@ class Planner {
         result["flooding_deviation"] = flooding(choice_.scale, found);
         result["request_bytes"] = groups * inputs * codec_->bytes();
         result["reply_bytes"] = groups * products * packed_bytes(coefficients, found.reply_bits);
+        if (ring_) {
+            const BlockMedium medium{ring_->rows(), codec_->bits_per_coefficient(),
+                                     static_cast<double>(found.reply_bits), byte_ns_};
+            const BlockCost cost = block_cost(blocks_, medium, samples_);
+            result["client_seconds"] = cost.client * 1e-9;
+            result["server_seconds"] = cost.server * 1e-9;
+            result["link_seconds"] = cost.link * 1e-9;
+        }
         return result;
     }
 
@@ -139,6 +147,7 @@ class Planner {
     ParameterChoice choice_;
     std::size_t features_;
     std::size_t samples_;
+    double byte_ns_;
     WeightNorms norms_;
     std::unique_ptr<Ring> ring_;
     std::unique_ptr<SlotRing> slot_ring_;
@@ -148,13 +157,13 @@ class Planner {
 };
 
 py::dict estimate(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples,
-                  double weight_norm) {
-    return Planner(parameters, features, outputs, samples, weight_norm).describe();
+                  double weight_norm, double byte_ns) {
+    return Planner(parameters, features, outputs, samples, weight_norm, byte_ns).describe();
 }
 
 double best_scale(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples,
-                  double weight_norm) {
-    return Planner(parameters, features, outputs, samples, weight_norm).best_scale();
+                  double weight_norm, double byte_ns) {
+    return Planner(parameters, features, outputs, samples, weight_norm, byte_ns).best_scale();
 }
 
 // One training step of sealed weights; None when the parameters cannot keep their error bound.
@@ -223,8 +232,9 @@ void register_parameters(py::module_& module) {
         .def("to_bytes", [](const Parameters& p) { return to_bytes(p.bytes()); })
         .def_static("from_bytes", [](const py::buffer& bytes) { return Parameters::parse(Bytes(bytes).view()); })
         .def("best_scale", &best_scale, py::arg("features"), py::arg("outputs"), py::arg("samples"),
-             py::arg("weight_norm"))
-        .def("estimate", &estimate, py::arg("features"), py::arg("outputs"), py::arg("samples"), py::arg("weight_norm"))
+             py::arg("weight_norm"), py::arg("byte_ns"))
+        .def("estimate", &estimate, py::arg("features"), py::arg("outputs"), py::arg("samples"), py::arg("weight_norm"),
+             py::arg("byte_ns"))
         .def("estimate_sealed", &estimate_sealed, py::arg("features"), py::arg("outputs"), py::arg("weight_norm"));
 }
 

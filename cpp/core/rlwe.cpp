@@ -17,8 +17,8 @@ namespace {
 
 constexpr int kAuxiliaryBits = 60;
 
-// Below this many coefficients a direct inner product is cheaper than two transforms.
-constexpr std::size_t kDirectPositions = 48;
+// Up to so many coefficients direct inner products are cheaper than transforms.
+constexpr std::size_t kDirectPositions = 128;
 
 }  // namespace
 

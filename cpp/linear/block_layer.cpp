@@ -106,32 +106,42 @@ void BlockWeights::add_bias(std::size_t p, std::size_t samples, std::uint64_t* o
     }
 }
 
-void BlockWeights::direct_outputs(const Buffer<std::uint64_t>& c0, std::size_t p, std::size_t samples,
+Buffer<std::uint64_t> BlockWeights::prepare(Buffer<std::uint64_t> c0) const {
+    const std::size_t n = ring_.degree(), count = layout_.inputs();
+    if (layout_.scalar()) {
+        return c0;
+    }
+    if (!direct()) {
+        parallel_for(count, [&](std::size_t j) { ring_.to_ntt(c0.data() + j * ring_.size()); });
+        return c0;
+    }
+    // (-c0, c0), so that multiplying by x^-i is reading further along; and zeros, so that runs may end late.
+    Buffer<std::uint64_t> windows(count * ring_.rows() * window());
+    parallel_for(count * ring_.rows(), [&](std::size_t index) {
+        const std::uint64_t q = ring_.prime(index % ring_.rows());
+        const std::uint64_t* from = c0.data() + index * n;
+        std::uint64_t* out = windows.data() + index * window();
+        for (std::size_t i = 0; i < n; ++i) {
+            out[i] = std::min(std::uint64_t{0} - from[i], q - from[i]);  // 0 for 0
+        }
+        std::copy_n(from, n, out + n);
+        std::fill_n(out + 2 * n, 8, std::uint64_t{0});
+    });
+    return windows;
+}
+
+void BlockWeights::direct_outputs(const Buffer<std::uint64_t>& windows, std::size_t p, std::size_t samples,
                                   std::uint64_t* outputs) const {
-    // Coefficient t of c0 * w is sum_{u, i} W[u, i] * c0[t - u * n * k + i], with c0[e] = -c0[N + e] for e < 0: for
-    // each u a run of k neighbours in the window (-c0, c0). Weights beyond k are zero, so that runs may be read to a
-    // multiple of 8.
+    // Coefficient t of c0 * w is sum_{u, i} W[u, i] * c0[t - u * n * k + i]: for each u a run of k neighbours in the
+    // window. Weights beyond k are zero, so that runs may be read to a multiple of 8.
     const std::size_t n = ring_.degree(), padded = padded_width(), count = layout_.outputs_of(p);
     const std::size_t inputs = layout_.inputs();
-    Buffer<std::uint64_t> window(inputs * (2 * n + 8));
     std::vector<const std::uint64_t*> runs(count * inputs), weights(runs.size());
     for (std::size_t row = 0; row < ring_.rows(); ++row) {
-        const std::uint64_t q = ring_.prime(row);
-        for (std::size_t j = 0; j < inputs; ++j) {
-            const std::uint64_t* from = c0.data() + j * ring_.size() + row * n;
-            std::uint64_t* out = window.data() + j * (2 * n + 8);
-            for (std::size_t i = 0; i < n; ++i) {
-                out[i] = std::min(std::uint64_t{0} - from[i], q - from[i]);  // 0 for 0
-            }
-            std::copy_n(from, n, out + n);
-            std::fill_n(out + 2 * n, 8, std::uint64_t{0});
-        }
         const std::uint64_t* first =
-            residues_.data() + (row * layout_.outputs + p * layout_.per_product()) * layout_.inputs() * padded;
-        for (std::size_t u = 0; u < count; ++u) {
-            for (std::size_t j = 0; j < inputs; ++j) {
-                weights[u * inputs + j] = first + (u * inputs + j) * padded;
-            }
+            residues_.data() + (row * layout_.outputs + p * layout_.per_product()) * inputs * padded;
+        for (std::size_t u = 0; u < weights.size(); ++u) {
+            weights[u] = first + u * padded;
         }
         for (std::size_t u = 0; u < count; ++u) {
             for (std::size_t s = 0; s < samples; ++s) {
@@ -139,7 +149,7 @@ void BlockWeights::direct_outputs(const Buffer<std::uint64_t>& c0, std::size_t p
                     const std::size_t at =
                         n + (u * layout_.rows + s) * layout_.width - v * layout_.rows * layout_.width;
                     for (std::size_t j = 0; j < inputs; ++j) {
-                        runs[v * inputs + j] = window.data() + j * (2 * n + 8) + at;
+                        runs[v * inputs + j] = windows.data() + (j * ring_.rows() + row) * window() + at;
                     }
                 }
                 outputs[row * padded_outputs() + u * samples + s] =
@@ -182,18 +192,18 @@ void BlockWeights::products(const Buffer<std::uint64_t>& c1, std::size_t first, 
     }
 }
 
-void BlockWeights::outputs(const Buffer<std::uint64_t>& c0, std::size_t first, std::size_t count, std::size_t samples,
-                           std::uint64_t* out) const {
+void BlockWeights::outputs(const Buffer<std::uint64_t>& prepared, std::size_t first, std::size_t count,
+                           std::size_t samples, std::uint64_t* out) const {
     const std::size_t stride = ring_.rows() * padded_outputs();
     const bool whole = layout_.scalar() || !direct();
     Buffer<std::uint64_t> products(whole ? count * ring_.size() : 0);
     if (whole) {
-        multiply(c0, first, count, products.data());
+        multiply(prepared, first, count, products.data());
     }
     for (std::size_t i = 0; i < count; ++i) {
         if (whole) {
             std::uint64_t* product = products.data() + i * ring_.size();
-            if (c0_in_ntt()) {
+            if (!layout_.scalar()) {
                 ring_.to_coefficients(product);
             }
             const std::vector<std::uint32_t> positions = output_positions(layout_, first + i, samples);
@@ -203,7 +213,7 @@ void BlockWeights::outputs(const Buffer<std::uint64_t>& c0, std::size_t first, s
                 }
             }
         } else {
-            direct_outputs(c0, first + i, samples, out + i * stride);
+            direct_outputs(prepared, first + i, samples, out + i * stride);
         }
         add_bias(first + i, samples, out + i * stride);
     }

@@ -25,16 +25,16 @@ class BlockWeights {
 
     const BlockLayout& layout() const { return layout_; }
     const Scaling& scaling() const { return scaling_; }
-    // Whether outputs() takes c0 in NTT form; else as coefficients.
-    bool c0_in_ntt() const { return !layout_.scalar() && !direct(); }
+    // Turns the c0 of a group's inputs, coefficients one polynomial after the other, into what outputs() reads.
+    Buffer<std::uint64_t> prepare(Buffer<std::uint64_t> c0) const;
     // How many products are best computed in one call.
     std::size_t products_at_once() const { return layout_.scalar() ? 8 : 1; }
 
     // c1 of products first, ..., first + count - 1 of a group: [count, ring size] in coefficient form.
     void products(const Buffer<std::uint64_t>& c1, std::size_t first, std::size_t count, std::uint64_t* out) const;
     // The outputs among the coefficients of their c0, with bias, for a group of `samples`, in the order of
-    // output_positions: [count, rows of the ring, padded_outputs()] residues.
-    void outputs(const Buffer<std::uint64_t>& c0, std::size_t first, std::size_t count, std::size_t samples,
+    // output_positions: [count, rows of the ring, padded_outputs()] residues. `prepared` is made by prepare().
+    void outputs(const Buffer<std::uint64_t>& prepared, std::size_t first, std::size_t count, std::size_t samples,
                  std::uint64_t* out) const;
     // Outputs of one product, rounded up to what Ring::switch_to_bits takes.
     std::size_t padded_outputs() const { return (layout_.per_product() * layout_.rows + 15) / 16 * 16; }
@@ -43,12 +43,13 @@ class BlockWeights {
     // Direct inner products cost about one multiplication per output and coefficient of c0; a transform as much as 20.
     bool direct() const { return layout_.outputs <= 20; }
     std::size_t padded_width() const { return (layout_.width + 7) / 8 * 8; }
+    std::size_t window() const { return 2 * layout_.degree + 8; }
 
     void encode(std::size_t p, std::uint64_t* polys) const;  // inputs() polynomials in NTT form
     void encode_rows();
     // Product p with all inputs, or products p, ..., p + count - 1 in scalar layouts, as they come: in NTT form or not.
     void multiply(const Buffer<std::uint64_t>& inputs, std::size_t p, std::size_t count, std::uint64_t* out) const;
-    void direct_outputs(const Buffer<std::uint64_t>& c0, std::size_t p, std::size_t samples,
+    void direct_outputs(const Buffer<std::uint64_t>& windows, std::size_t p, std::size_t samples,
                         std::uint64_t* outputs) const;
     void add_bias(std::size_t p, std::size_t samples, std::uint64_t* outputs) const;
 

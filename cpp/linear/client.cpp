@@ -26,12 +26,13 @@ ClientKey::ClientKey(std::shared_ptr<const SecretKey> secret_key, const Ring& ri
     : key(std::move(secret_key)), secret(secret_in_ring(*key, ring)), phase(*key, auxiliary) {}
 
 LinearClient::LinearClient(std::shared_ptr<const SecretKey> key, std::size_t features, std::size_t outputs,
-                           bool fresh_keys, std::uint32_t released, bool weight_gradients)
+                           bool fresh_keys, std::uint32_t released, bool weight_gradients, double byte_ns)
     : parameters_(key->parameters()),
       features_(features),
       outputs_(outputs),
       fresh_keys_(fresh_keys),
       weight_gradients_(weight_gradients),
+      byte_ns_(byte_ns),
       slot_ring_(parameters_.packing() == Packing::slots ? std::make_unique<SlotRing>(parameters_) : nullptr),
       own_ring_(slot_ring_ ? nullptr : std::make_unique<Ring>(parameters_.ring_degree(), parameters_.primes())),
       ring_(slot_ring_ ? slot_ring_->data() : *own_ring_),
@@ -131,8 +132,8 @@ BatchShape LinearClient::plan(std::size_t samples) const {
         shape.rows = static_cast<std::uint32_t>(slots_.rows());
         return shape;
     }
-    const BlockLayout layout =
-        plan_blocks(ring_.degree(), features_, outputs_, samples, codec_.bits_per_coefficient(), kTypicalReplyBits);
+    const BlockLayout layout = plan_blocks(ring_.degree(), features_, outputs_, samples,
+                                           {ring_.rows(), codec_.bits_per_coefficient(), kTypicalReplyBits, byte_ns_});
     shape.rows = static_cast<std::uint32_t>(layout.rows);
     shape.width = static_cast<std::uint32_t>(layout.width);
     return shape;

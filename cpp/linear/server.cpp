@@ -311,18 +311,20 @@ std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) cons
     for (std::size_t group = 0; group < job.shape.groups(); ++group) {
         Buffer<std::uint64_t> c0(inputs * size);
         parallel_for(inputs, [&](std::size_t j) {
-            std::uint64_t* input = c0.data() + j * size;
-            codec_->unpack(job.ciphertexts.data + (group * inputs + j) * codec_->bytes(), input);
-            if (weights.c0_in_ntt()) {
-                ring_->to_ntt(input);
-            }
+            codec_->unpack(job.ciphertexts.data + (group * inputs + j) * codec_->bytes(), c0.data() + j * size);
         });
+        if (kept) {
+            Buffer<std::uint64_t> in_ntt = c0;
+            parallel_for(inputs, [&](std::size_t j) { ring_->to_ntt(in_ntt.data() + j * size); });
+            kept->blocks.push_back({inputs, std::move(in_ntt), std::move(half->c1[group])});
+        }
+        const Buffer<std::uint64_t> prepared = weights.prepare(std::move(c0));
         const std::size_t samples = job.shape.rows_of(group);
         parallel_for((products + at_once - 1) / at_once, [&](std::size_t task) {
             const std::size_t first = task * at_once;
             const std::size_t count = std::min(at_once, products - first);
             Buffer<std::uint64_t> outputs(count * ring_->rows() * padded, 0), switched(padded);
-            weights.outputs(c0, first, count, samples, outputs.data());
+            weights.outputs(prepared, first, count, samples, outputs.data());
             for (std::size_t i = 0; i < count; ++i) {
                 const std::size_t index = group * products + first + i;
                 const std::size_t used = layout.outputs_of(first + i) * samples;
@@ -332,12 +334,6 @@ std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) cons
                 std::copy(run.begin(), run.end(), out + offsets[index] + packed_bytes(used, bits));
             }
         });
-        if (kept) {
-            for (std::size_t j = 0; j < inputs && !weights.c0_in_ntt(); ++j) {
-                ring_->to_ntt(c0.data() + j * size);
-            }
-            kept->blocks.push_back({inputs, std::move(c0), std::move(half->c1[group])});
-        }
     }
     return writer.finish();
 }

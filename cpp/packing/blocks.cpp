@@ -35,14 +35,27 @@ void check(const BlockLayout& layout) {
     }
 }
 
-BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples,
-                        double request_bits, double reply_bits) {
-    // Nanoseconds per coefficient, measured on SEAL's kernels (design section 7): encrypting and sending an input,
-    // multiplying and accumulating, finishing and sending a product. A byte counts as 8 ns, a gigabit link.
-    constexpr double kEncrypt = 60, kMultiply = 3, kFinish = 50, kByte = 8;
-    const double input = kEncrypt + kByte * request_bits / 8;
-    const double product = kFinish + kByte * reply_bits / 8;
+BlockCost block_cost(const BlockLayout& layout, const BlockMedium& medium, std::size_t samples) {
+    // Nanoseconds per coefficient and prime: encrypting an input and reading it at the server; encoding weights and
+    // multiplying them with an input; finishing a product and decrypting it. Scalar layouts encode and transform
+    // nothing.
+    constexpr double kEncrypt = 7.5, kReceive = 7, kEncode = 2.2, kMultiply = 0.15, kFinish = 2.2, kDecrypt = 2;
+    const auto coefficients = static_cast<double>(layout.degree * ((samples + layout.rows - 1) / layout.rows));
+    const auto once = static_cast<double>(layout.degree * medium.primes);
+    const double each = coefficients * static_cast<double>(medium.primes);
+    const auto inputs = static_cast<double>(layout.inputs());
+    const auto products = static_cast<double>(layout.products());
+    BlockCost cost;
+    cost.client = each * (inputs * kEncrypt + products * kDecrypt);
+    cost.server =
+        each * (inputs * kReceive + inputs * products * kMultiply * (layout.scalar() ? 2 : 1) + products * kFinish) +
+        (layout.scalar() ? 0 : once * inputs * products * kEncode);
+    cost.link = medium.byte_ns / 8 * coefficients * (inputs * medium.request_bits + products * medium.reply_bits);
+    return cost;
+}
 
+BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples,
+                        const BlockMedium& medium) {
     const std::size_t groups = (samples + degree - 1) / degree;
     BlockLayout best{degree, features, outputs, (samples + groups - 1) / groups, 0};
     double best_cost = std::numeric_limits<double>::infinity();
@@ -53,9 +66,7 @@ BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t ou
         if (candidate.rows * candidate.width > degree || candidate.inputs() != inputs) {
             continue;
         }
-        const auto j = static_cast<double>(inputs);
-        const auto p = static_cast<double>(candidate.products());
-        const double cost = j * input + 2 * j * p * kMultiply + p * product;
+        const double cost = block_cost(candidate, medium, samples).total();
         if (cost < best_cost) {
             best_cost = cost;
             best = candidate;

@@ -46,10 +46,31 @@ struct BlockLayout {
 // Throws ParameterError unless 1 <= width, rows * width <= N, and every size is at least 1.
 void check(const BlockLayout& layout);
 
-// The layout with the least estimated cost (bytes and time) for `samples` rows; splits them into equal groups of `rows`
-// when they do not fit one polynomial. `request_bits` and `reply_bits` are the wire's bits per coefficient.
+// What one batch on a layout costs, in nanoseconds of one core each, with weights that change at every batch.
+struct BlockCost {
+    double client = 0;
+    double server = 0;
+    double link = 0;
+
+    double total() const { return client + server + link; }
+};
+
+// How ciphertexts of a layout are made and sent. The wire's bits are per coefficient.
+struct BlockMedium {
+    std::size_t primes = 1;
+    double request_bits = 0;
+    double reply_bits = 0;
+    double byte_ns = 8;  // of the link; 8 is a gigabit per second
+};
+
+// By a model whose constants were measured on AVX-512 IFMA (docs/benchmarks.md); the same on every processor, so that
+// layouts are.
+BlockCost block_cost(const BlockLayout& layout, const BlockMedium& medium, std::size_t samples);
+
+// The layout with the least cost for `samples` rows; splits them into equal groups of `rows` when they do not fit one
+// polynomial.
 BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples,
-                        double request_bits, double reply_bits);
+                        const BlockMedium& medium);
 
 // The coefficients of input polynomial j for `count` <= rows samples: round(x * scale). `x` is row-major [count,
 // features].

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hesplit_native import _core
 from hesplit_native.errors import ParameterError
 from hesplit_native.keys import ReleaseLedger, SecretKey
-from hesplit_native.parameters import WEIGHT_NORM, Parameters
+from hesplit_native.parameters import GIGABIT, WEIGHT_NORM, Parameters, byte_nanoseconds
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,8 @@ class LinearClient:
         Counts the releases under `key` in a file, for a key that outlives the process.
     weight_gradients
         The server shall compute them too (`LinearServer.weight_gradient`).
+    link
+        Bits per second to the server: requests are laid out for the least time on it (packing ``"blocks"``).
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class LinearClient:
         fresh_keys: bool = False,
         ledger: ReleaseLedger | None = None,
         weight_gradients: bool = False,
+        link: float = GIGABIT,
     ) -> None:
         if on_overflow not in ("clip", "raise"):
             raise ParameterError(f'on_overflow must be "clip" or "raise", got {on_overflow!r}')
@@ -70,7 +73,7 @@ class LinearClient:
         self._ledger = ledger
         released = ledger.released if ledger is not None else 0
         self._native = _core.LinearClient(
-            key._native, in_features, out_features, fresh_keys, released, weight_gradients
+            key._native, in_features, out_features, fresh_keys, released, weight_gradients, byte_nanoseconds(link)
         )
 
     def public_material(self) -> bytes:

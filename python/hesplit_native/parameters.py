@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -18,6 +18,9 @@ ACTIVATION_BOUND = 64.0
 ACTIVATION_NORM = 128.0
 WEIGHT_NORM = 16.0
 ERROR_BOUND = 1e-3
+
+#: The link that layouts are made for unless another one is named, in bits per second.
+GIGABIT = 1e9
 
 # With flooding: the largest standard deviation of a released logit's noise for rows of `weight_norm`, and what is precise
 # enough beside it. Accuracy is measured to stay within 0.3 points (README).
@@ -104,8 +107,11 @@ class Parameters:
         weight_norm: float = WEIGHT_NORM,
         error_bound: float | None = None,
         releases: int = 0,
+        link: float | None = None,
     ) -> Parameters:
         """The 128-bit set that moves the fewest bytes per batch and keeps the error bound.
+
+        With ``link``, bits per second, the one that takes the least time by the cost model (packing ``"blocks"``).
 
         ``weight_norm`` is the largest l2 norm of a row of the weight that must fit; ``activation_norm`` defaults to
         that of activations with a root mean square of ``activation_bound / 8``. With ``releases`` the noise that floods
@@ -121,29 +127,16 @@ class Parameters:
             activation_norm = max(activation_bound, activation_bound / 8 * math.sqrt(max(in_features, 1)))
         if error_bound is None:
             error_bound = FLOODED_ERROR_BOUND if releases else ERROR_BOUND
-        shape = (in_features, out_features, batch_size)
         best: Parameters | None = None
         best_cost = (math.inf, math.inf)
-        for ring_degree, modulus_bits in _candidates(packing):
-            candidate = cls(
-                ring_degree=ring_degree,
-                modulus_bits=modulus_bits,
-                scale=2.0**20,
-                packing=packing,
-                activation_bound=activation_bound,
-                activation_norm=activation_norm,
-                error_bound=error_bound,
-                batch_size=batch_size,
-                releases=releases,
-            )
-            scale = candidate._native.best_scale(*shape, weight_norm)
-            if scale == 0:
-                continue
-            candidate = replace(candidate, scale=scale)
-            step = candidate.estimate(*shape, weight_norm=weight_norm)
-            if step["flooding_deviation"] > FLOODING_DEVIATION:
-                continue
-            cost = (step["request_bytes"] + step["reply_bytes"], step["error"])
+        for candidate, step in feasible(
+            in_features, out_features, batch_size, packing=packing, activation_bound=activation_bound,
+            activation_norm=activation_norm, weight_norm=weight_norm, error_bound=error_bound, releases=releases,
+            link=link or GIGABIT,
+        ):  # fmt: skip
+            bytes_moved = step["request_bytes"] + step["reply_bytes"]
+            seconds = sum(step.get(f"{part}_seconds", 0.0) for part in ("client", "server", "link"))
+            cost = (seconds if link and packing == "blocks" else bytes_moved, step["error"])
             if cost < best_cost:
                 best, best_cost = candidate, cost
         if best is None:
@@ -199,7 +192,7 @@ class Parameters:
                     batch_size=batch_size,
                 )
                 if not published_scale:
-                    scale = candidate._native.best_scale(*shape, weight_norm)
+                    scale = candidate._native.best_scale(*shape, weight_norm, byte_nanoseconds(GIGABIT))
                     if scale == 0:
                         continue
                     candidate = replace(candidate, scale=scale)
@@ -267,16 +260,25 @@ class Parameters:
         return best
 
     def estimate(
-        self, in_features: int, out_features: int, batch_size: int, *, weight_norm: float = WEIGHT_NORM
+        self,
+        in_features: int,
+        out_features: int,
+        batch_size: int,
+        *,
+        weight_norm: float = WEIGHT_NORM,
+        link: float = GIGABIT,
     ) -> dict[str, Any]:
         """Error, reply bits, layout and bytes of one batch for weight rows of that l2 norm.
+
+        In blocks also the seconds of one core at client and server, and on a link of so many bits per second, by a model whose
+        constants were measured on AVX-512 IFMA (docs/benchmarks.md).
 
         Raises
         ------
         RangeError
             When such weights cannot be served within the error bound.
         """
-        return self._native.estimate(in_features, out_features, batch_size, weight_norm)
+        return self._native.estimate(in_features, out_features, batch_size, weight_norm, byte_nanoseconds(link))
 
     @property
     def hash(self) -> str:
@@ -310,6 +312,49 @@ class Parameters:
     @classmethod
     def _wrap(cls, native: _core.Parameters) -> Parameters:
         return cls(**{f.name: getattr(native, f.name) for f in fields(cls) if f.init})
+
+
+def byte_nanoseconds(link: float) -> float:
+    """What a byte takes on a link of so many bits per second."""
+    if not 1e3 <= link <= 1e15:
+        raise ParameterError(f"a link has between 1e3 and 1e15 bits per second, got {link}")
+    return 8e9 / link
+
+
+def feasible(
+    in_features: int,
+    out_features: int,
+    batch_size: int,
+    *,
+    packing: Packing,
+    activation_bound: float,
+    activation_norm: float,
+    weight_norm: float,
+    error_bound: float,
+    releases: int,
+    link: float,
+) -> Iterator[tuple[Parameters, dict[str, Any]]]:
+    """Every set worth trying that keeps the error bound, at its best scale, with `Parameters.estimate` of it."""
+    shape = (in_features, out_features, batch_size)
+    for ring_degree, modulus_bits in _candidates(packing):
+        candidate = Parameters(
+            ring_degree=ring_degree,
+            modulus_bits=modulus_bits,
+            scale=2.0**20,
+            packing=packing,
+            activation_bound=activation_bound,
+            activation_norm=activation_norm,
+            error_bound=error_bound,
+            batch_size=batch_size,
+            releases=releases,
+        )
+        scale = candidate._native.best_scale(*shape, weight_norm, byte_nanoseconds(link))
+        if scale == 0:
+            continue
+        candidate = replace(candidate, scale=scale)
+        step = candidate.estimate(*shape, weight_norm=weight_norm, link=link)
+        if step["flooding_deviation"] <= FLOODING_DEVIATION:
+            yield candidate, step
 
 
 def _candidates(packing: Packing) -> list[tuple[int, list[int]]]:

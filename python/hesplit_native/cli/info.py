@@ -27,7 +27,9 @@ def info_command(
     features = [name for name, there in _core.cpu_features().items() if there]
     console.print(f"hesplit_native {_core.__version__}, SEAL {_core.SEAL_VERSION}", highlight=False)
     console.print(
-        f"CPU: {', '.join(features) or 'no vector extensions known'}; {_core.num_threads()} threads", highlight=False
+        f"CPU: {', '.join(features) or 'no vector extensions known'}; kernels: {_core.kernels()}; "
+        f"{_core.num_threads()} threads",
+        highlight=False,
     )
     table = Table(title=f"One step of batch {batch_size}, {in_features} -> {out_features}", title_justify="left")
     table.add_column("", no_wrap=True)

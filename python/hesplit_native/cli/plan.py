@@ -1,0 +1,148 @@
+"""`hesplit-native plan`."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from hesplit_native.planner import Plan
+
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+class FloodingName(str, Enum):
+    """How releases are flooded."""
+
+    off = "off"
+    step = "step"
+    run = "run"
+
+
+def bits_per_second(text: str) -> float:
+    """A number of bits per second from text like 100Mbit/s, 1G or 56k; ParameterError for other text."""
+    from hesplit_native.errors import ParameterError
+
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:b(?:it)?)?(?:/s|ps)?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise ParameterError(f"expected a speed like 100Mbit/s, got {text!r}")
+    return float(found[1]) * _UNITS[found[2].lower()]
+
+
+def plan_command(
+    in_features: int = typer.Argument(..., min=1, max=65536),
+    out_features: int = typer.Argument(..., min=1, max=65536),
+    batch_size: int = typer.Option(4, min=1, max=65536),
+    link: str = typer.Option("1Gbit/s", help="Speed of the link between client and server."),
+    flooding: FloodingName = typer.Option(
+        FloodingName.off, help="Whether decryptions are released, and under which keys."
+    ),
+    error_bound: float | None = typer.Option(None, min=1e-9, help="Largest error of a logit."),
+    activation_bound: float = typer.Option(64.0, min=1e-9, help="Largest activation."),
+    weight_norm: float = typer.Option(16.0, min=1e-9, help="Largest l2 norm of a row of the weight."),
+) -> None:
+    """Choose ring degree, moduli, packing width, reply bits and threads for a layer and a link, and say why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hesplit_native.planner import plans
+    from hesplit_native.report import size
+
+    console = Console()
+    speed = bits_per_second(link)
+    found = plans(
+        in_features, out_features, batch_size, link=speed, flooding=flooding.value, error_bound=error_bound,
+        activation_bound=activation_bound, weight_norm=weight_norm,
+    )  # fmt: skip
+    table = Table(
+        title=f"One step of batch {batch_size}, {in_features} -> {out_features}, over {speed / 1e6:g} Mbit/s",
+        title_justify="left",
+        caption="Milliseconds of one core at each side, weights new in every step: predicted, and measured here.",
+        caption_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for plan in found:
+        table.add_column(f"N = {plan.parameters.ring_degree}", justify="right")
+    for name, values in _rows(found, [_measure(plan, in_features, out_features, batch_size, speed) for plan in found]):
+        table.add_row(name, *values)
+    console.print(table)
+    best = found[0]
+    parts = {"the link": best.link_seconds, "the server": best.server_seconds, "the client": best.client_seconds}
+    longest = max(parts, key=lambda part: parts[part])
+    console.print(
+        f"Chosen: N = {best.parameters.ring_degree}, {size(best.request_bytes + best.reply_bytes)} a step; most of its time "
+        f"is that of {longest}." + ("" if len(found) > 1 else " No other ring degree holds the layer."),
+        highlight=False,
+    )
+    console.print(
+        f"Parameters.from_bytes(bytes.fromhex({best.parameters.to_bytes().hex()!r}))", highlight=False, soft_wrap=True
+    )
+
+
+def _rows(found: list[Plan], measured: list[tuple[float, float]]) -> list[tuple[str, list[str]]]:
+    from hesplit_native.report import size
+
+    def each(text: object) -> list[str]:
+        assert callable(text)
+        return [text(plan) for plan in found]
+
+    return [
+        ("modulus, bits", each(lambda p: " + ".join(map(str, p.parameters.modulus_bits)))),
+        ("scale of activations", each(lambda p: f"2^{p.parameters.scale.hex().split('p')[1].lstrip('+')}")),
+        ("width k", each(lambda p: str(p.width))),
+        ("input ciphertexts x products", each(lambda p: f"{p.inputs} x {p.products}")),
+        ("bits of a reply's coefficient", each(lambda p: str(p.reply_bits))),
+        ("error of a logit, at most", each(lambda p: f"{p.error:.1e}")),
+        ("deviation of flooding", each(lambda p: f"{p.flooding_deviation:.2g}")),
+        ("request", each(lambda p: size(p.request_bytes))),
+        ("reply", each(lambda p: size(p.reply_bytes))),
+        ("client, predicted", each(lambda p: f"{1e3 * p.client_seconds:.3f}")),
+        ("client, measured", [f"{1e3 * client:.3f}" for client, _ in measured]),
+        ("server, predicted", each(lambda p: f"{1e3 * p.server_seconds:.3f}")),
+        ("server, measured", [f"{1e3 * server:.3f}" for _, server in measured]),
+        ("link", each(lambda p: f"{1e3 * p.link_seconds:.3f}")),
+        ("threads at each side", each(lambda p: str(p.threads))),
+        ("step, predicted", each(lambda p: f"{1e3 * p.seconds:.3f}")),
+    ]
+
+
+def _measure(plan: Plan, in_features: int, out_features: int, batch_size: int, link: float) -> tuple[float, float]:
+    """Seconds of client and server for one step, on one thread: the best of a few."""
+    from time import perf_counter
+
+    import numpy as np
+
+    from hesplit_native import _core
+    from hesplit_native.keys import SecretKey
+    from hesplit_native.linear import LinearClient, LinearServer
+
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(out_features, in_features)) / np.sqrt(in_features)
+    bias = np.zeros(out_features)
+    x = generator.normal(size=(batch_size, in_features)).astype(np.float32)
+    key = SecretKey.generate(plan.parameters)
+    client = LinearClient(key, in_features, out_features, fresh_keys=plan.parameters.releases == 1, link=link)
+    server = LinearServer(client.public_material(), weight, bias)
+    threads, ahead = _core.num_threads(), _core.work_ahead()
+    best = [float("inf"), float("inf")]
+    try:
+        _core.set_num_threads(1)
+        _core.set_work_ahead(False)
+        deadline = perf_counter() + 0.3
+        while perf_counter() < deadline or best[0] == float("inf"):
+            start = perf_counter()
+            request = client.encrypt(x)
+            encrypted = perf_counter()
+            server.set_weight(weight, bias)
+            reply = server.forward(request)
+            served = perf_counter()
+            client.decrypt(reply)
+            done = perf_counter()
+            best = [min(best[0], encrypted - start + done - served), min(best[1], served - encrypted)]
+    finally:
+        _core.set_num_threads(threads)
+        _core.set_work_ahead(ahead)
+    return best[0], best[1]
