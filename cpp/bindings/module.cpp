@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, module) {
     hesplit::register_linear(module);
     hesplit::register_sealed(module);
     hesplit::register_testing(module);
+    hesplit::register_measuring(module);
 }

@@ -195,12 +195,13 @@ void forward(const NttTable& table, std::uint64_t* residues) {
     return table.prime.bits <= 46 ? forward_levels<true>(table, residues) : forward_levels<false>(table, residues);
 }
 
-// Gentleman-Sande. With Lazy sums are never reduced: they double with each level, and N q < 2^52 must hold.
-template <bool Lazy>
+// Gentleman-Sande. Sums double with each level: they are reduced after every second one, when |x|, |y| <= q have become
+// 4 q and products q again; with Lazy never, and N q < 2^52 must hold.
+template <bool Reduce>
 void inverse_butterfly(const Modulus& modulus, __m256d& x, __m256d& y, Root root) {
     const __m256d sum = _mm256_add_pd(x, y);
     y = modulus.multiply(_mm256_sub_pd(x, y), root);
-    x = Lazy ? sum : modulus.reduce(sum);
+    x = Reduce ? modulus.reduce(sum) : sum;
 }
 
 template <bool Lazy>
@@ -213,9 +214,9 @@ void inverse_levels(const NttTable& table, std::uint64_t* a) {
         Pair v{to_double(load(a + 8 * k)), to_double(load(a + 8 * k + 4))};
         const std::size_t second = n / 4 + 2 * k, last = n / 2 + 4 * k;
         v = sort1(sort2(v));
-        inverse_butterfly<Lazy>(modulus, v.x, v.y, {load_double(roots + last), load_double(quotients + last)});
+        inverse_butterfly<false>(modulus, v.x, v.y, {load_double(roots + last), load_double(quotients + last)});
         v = sort1(v);
-        inverse_butterfly<Lazy>(modulus, v.x, v.y, {spread2(roots + second), spread2(quotients + second)});
+        inverse_butterfly<!Lazy>(modulus, v.x, v.y, {spread2(roots + second), spread2(quotients + second)});
         v = sort2(v);
         store_double(a + 8 * k, v.x);
         store_double(a + 8 * k + 4, v.y);
@@ -230,10 +231,10 @@ void inverse_levels(const NttTable& table, std::uint64_t* a) {
             for (std::size_t i = 0; i < gap; i += kLanes) {
                 __m256d v0 = load_double(p + i), v1 = load_double(p + gap + i);
                 __m256d v2 = load_double(p + 2 * gap + i), v3 = load_double(p + 3 * gap + i);
-                inverse_butterfly<Lazy>(modulus, v0, v1, left);
-                inverse_butterfly<Lazy>(modulus, v2, v3, right);
-                inverse_butterfly<Lazy>(modulus, v0, v2, last);
-                inverse_butterfly<Lazy>(modulus, v1, v3, last);
+                inverse_butterfly<false>(modulus, v0, v1, left);
+                inverse_butterfly<false>(modulus, v2, v3, right);
+                inverse_butterfly<!Lazy>(modulus, v0, v2, last);
+                inverse_butterfly<!Lazy>(modulus, v1, v3, last);
                 store_double(p + i, v0);
                 store_double(p + gap + i, v1);
                 store_double(p + 2 * gap + i, v2);
@@ -247,7 +248,7 @@ void inverse_levels(const NttTable& table, std::uint64_t* a) {
             std::uint64_t* p = a + 2 * g * gap;
             for (std::size_t i = 0; i < gap; i += kLanes) {
                 __m256d x = load_double(p + i), y = load_double(p + gap + i);
-                inverse_butterfly<Lazy>(modulus, x, y, root);
+                inverse_butterfly<!Lazy>(modulus, x, y, root);
                 store_double(p + i, x);
                 store_double(p + gap + i, y);
             }

@@ -40,10 +40,10 @@ struct Root {
     Vector value, quotient;  // quotient = floor(value * 2^52 / q)
 };
 
-// y * root mod q in [0, 2q), for y < 2^52.
-Vector multiply_lazy(Vector y, Root root, Vector q) {
+// y * root mod q in [0, 2q), for y < 2^52; `minus` is 2^52 - q.
+Vector multiply_lazy(Vector y, Root root, Vector minus) {
     const Vector quotient = high52(y, root.quotient);
-    return _mm512_and_si512(_mm512_sub_epi64(low52(y, root.value), low52(quotient, q)), mask52());
+    return _mm512_and_si512(_mm512_madd52lo_epu64(low52(y, root.value), quotient, minus), mask52());
 }
 
 // x mod q in [0, 2q), for x < 2^52; ratio = floor(2^52 / q).
@@ -54,6 +54,7 @@ Vector reduce_lazy(Vector x, Vector ratio, Vector q) {
 struct Modulus {
     explicit Modulus(const Prime& prime)
         : q(all(prime.value)),
+          minus(all((std::uint64_t{1} << 52) - prime.value)),
           twice(all(2 * prime.value)),
           ratio(all(prime.ratio52)),
           power{all(prime.power52), all(prime.power52_quotient)} {}
@@ -62,11 +63,11 @@ struct Modulus {
     Vector reduce(Vector high, Vector low) const {
         high = _mm512_add_epi64(high, _mm512_srli_epi64(low, 52));
         low = _mm512_and_si512(low, mask52());
-        const Vector sum = _mm512_add_epi64(multiply_lazy(high, power, q), reduce_lazy(low, ratio, q));  // < 4q
+        const Vector sum = _mm512_add_epi64(multiply_lazy(high, power, minus), reduce_lazy(low, ratio, q));  // < 4q
         return subtract_once(subtract_once(sum, twice), q);
     }
 
-    Vector q, twice, ratio;
+    Vector q, minus, twice, ratio;
     Root power;  // 2^52
 };
 
@@ -132,11 +133,11 @@ Pair unsort2(Pair v) {
 // Cooley-Tukey. With Lazy, x is never reduced: it grows by 2q a level, and (2 * 16 + 2) q < 2^52 holds for q < 2^46.
 template <bool Lazy>
 struct Forward {
-    Vector q, twice;
+    Vector minus, twice;
 
     void operator()(Vector& x, Vector& y, Root root) const {
         const Vector u = Lazy ? x : subtract_once(x, twice);
-        const Vector v = multiply_lazy(y, root, q);
+        const Vector v = multiply_lazy(y, root, minus);
         x = _mm512_add_epi64(u, v);
         y = _mm512_add_epi64(u, _mm512_sub_epi64(twice, v));
     }
@@ -145,7 +146,7 @@ struct Forward {
 template <bool Lazy>
 void forward_levels(const NttTable& table, std::uint64_t* a) {
     const Modulus modulus(table.prime);
-    const Forward<Lazy> butterfly{modulus.q, modulus.twice};
+    const Forward<Lazy> butterfly{modulus.minus, modulus.twice};
     const std::uint64_t* roots = table.roots;
     const std::uint64_t* quotients = table.quotients;
     const std::size_t n = table.degree;
@@ -214,14 +215,14 @@ void forward(const NttTable& table, std::uint64_t* residues) {
 // of q that no y exceeds. N * 2q < 2^52 must hold.
 template <bool Lazy>
 struct Inverse {
-    Vector q, twice;
+    Vector minus, twice;
     Vector bound;
 
     void operator()(Vector& x, Vector& y, Root root) const {
         const Vector sum = _mm512_add_epi64(x, y);
         const Vector difference = _mm512_add_epi64(x, _mm512_sub_epi64(Lazy ? bound : twice, y));
         x = Lazy ? sum : subtract_once(sum, twice);
-        y = multiply_lazy(difference, root, q);
+        y = multiply_lazy(difference, root, minus);
     }
     void next_level() {
         if (Lazy) {
@@ -233,7 +234,7 @@ struct Inverse {
 template <bool Lazy>
 void inverse_levels(const NttTable& table, std::uint64_t* a) {
     const Modulus modulus(table.prime);
-    Inverse<Lazy> level{modulus.q, modulus.twice, modulus.q};
+    Inverse<Lazy> level{modulus.minus, modulus.twice, modulus.q};
     const std::uint64_t* roots = table.inverse_roots;
     const std::uint64_t* quotients = table.inverse_quotients;
     const std::size_t n = table.degree;
@@ -301,9 +302,9 @@ void inverse_levels(const NttTable& table, std::uint64_t* a) {
     const Vector bound = Lazy ? level.bound : modulus.twice;
     for (std::size_t i = 0; i < gap; i += kLanes) {
         const Vector x = load(a + i), y = load(a + gap + i);
-        const Vector sum = multiply_lazy(_mm512_add_epi64(x, y), sum_root, modulus.q);
+        const Vector sum = multiply_lazy(_mm512_add_epi64(x, y), sum_root, modulus.minus);
         const Vector difference =
-            multiply_lazy(_mm512_add_epi64(x, _mm512_sub_epi64(bound, y)), difference_root, modulus.q);
+            multiply_lazy(_mm512_add_epi64(x, _mm512_sub_epi64(bound, y)), difference_root, modulus.minus);
         store(a + i, subtract_once(sum, modulus.q));
         store(a + gap + i, subtract_once(difference, modulus.q));
     }
@@ -511,11 +512,11 @@ void add_fraction(const Prime& prime, std::uint64_t factor, const std::uint64_t*
         return kScalarKernels.add_fraction(prime, factor, a, fractions, n);
     }
     __extension__ typedef unsigned __int128 Wide;
-    const Vector q = all(prime.value);
+    const Vector q = all(prime.value), minus = all((std::uint64_t{1} << 52) - prime.value);
     const Root root{all(factor), all(static_cast<std::uint64_t>((Wide{factor} << 52) / prime.value))};
     const Vector ratio_low = all(prime.fraction_low), ratio_high = all(prime.fraction_high);
     for (std::size_t i = 0; i < n; i += kLanes) {
-        const Vector t = subtract_once(multiply_lazy(load(a + i), root, q), q);
+        const Vector t = subtract_once(multiply_lazy(load(a + i), root, minus), q);
         const Vector low =
             _mm512_madd52hi_epu64(_mm512_madd52lo_epu64(load(fractions + i), t, ratio_high), t, ratio_low);
         store(fractions + i, _mm512_add_epi64(low, _mm512_slli_epi64(high52(t, ratio_high), 52)));
