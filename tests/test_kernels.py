@@ -87,6 +87,7 @@ def test_products_and_sums(name, prime, seed):
         np.testing.assert_array_equal(exact(one.multiply(prime, a, b)), exact(a) * exact(b) % prime)
         np.testing.assert_array_equal(exact(one.add(prime, a, b)), (exact(a) + exact(b)) % prime)
         np.testing.assert_array_equal(exact(one.subtract_from(prime, a, b)), (exact(b) - exact(a)) % prime)
+        np.testing.assert_array_equal(exact(one.negate(prime, a)), -exact(a) % prime)
         small = rng.integers(-127, 128, 64).astype(np.int8)
         np.testing.assert_array_equal(exact(one.add_small(prime, a, small)), (exact(a) + exact(small)) % prime)
 

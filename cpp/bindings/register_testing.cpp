@@ -135,6 +135,11 @@ class KernelDoor {
         kernels_.subtract_from(prime, out.mutable_data(), b.data(), size(a));
         return out;
     }
+    Residues negate(std::uint64_t prime, const Residues& a) const {
+        Residues out(a.size());
+        kernels_.negate(prime, a.data(), out.mutable_data(), size(a));
+        return out;
+    }
     Residues add_small(std::uint64_t prime, const Residues& a, const py::array_t<std::int8_t>& small_values) const {
         Residues out = copy(a);
         kernels_.add_small(prime, out.mutable_data(), small_values.data(), size(a));
@@ -271,6 +276,7 @@ void register_testing(py::module_& parent) {
         .def("combine", &KernelDoor::combine, py::arg("prime"), py::arg("a"), py::arg("scalars"))
         .def("add", &KernelDoor::add, py::arg("prime"), py::arg("a"), py::arg("b"))
         .def("subtract_from", &KernelDoor::subtract_from, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("negate", &KernelDoor::negate, py::arg("prime"), py::arg("a"))
         .def("add_small", &KernelDoor::add_small, py::arg("prime"), py::arg("a"), py::arg("small"))
         .def("lift", &KernelDoor::lift, py::arg("prime"), py::arg("values"))
         .def("add_fraction", &KernelDoor::add_fraction, py::arg("prime"), py::arg("factor"), py::arg("a"),

@@ -74,6 +74,7 @@ struct Kernels {
 
     void (*add)(std::uint64_t q, std::uint64_t* a, const std::uint64_t* b, std::size_t n);            // a += b
     void (*subtract_from)(std::uint64_t q, std::uint64_t* a, const std::uint64_t* b, std::size_t n);  // a = b - a
+    void (*negate)(std::uint64_t q, const std::uint64_t* a, std::uint64_t* out, std::size_t n);  // out may be a
     // a += small, for |small| <= 127.
     void (*add_small)(std::uint64_t q, std::uint64_t* a, const std::int8_t* small, std::size_t n);
     // The residues of signed integers below 2^62.

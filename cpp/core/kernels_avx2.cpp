@@ -435,6 +435,15 @@ void subtract_from(std::uint64_t q, std::uint64_t* a, const std::uint64_t* b, st
     }
 }
 
+void negate(std::uint64_t q, const std::uint64_t* a, std::uint64_t* out, std::size_t n) {
+    const __m256i modulus = all(q);
+    for (std::size_t i = 0; i < n; i += kLanes) {
+        const __m256i x = load(a + i);
+        const __m256i zero = _mm256_cmpeq_epi64(x, _mm256_setzero_si256());
+        store(out + i, _mm256_andnot_si256(zero, _mm256_sub_epi64(modulus, x)));
+    }
+}
+
 void add_small(std::uint64_t q, std::uint64_t* a, const std::int8_t* small, std::size_t n) {
     const __m256i modulus = all(q);
     for (std::size_t i = 0; i < n; i += kLanes) {
@@ -610,7 +619,7 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 }  // namespace
 
 const Kernels kAvx2Kernels = {"avx2",   prepare,  forward,       inverse,   multiply, dot,          inner,
-                              combine,  add,      subtract_from, add_small, lift,     add_fraction, ternary_dot,
+                              combine,  add,      subtract_from, negate, add_small, lift,     add_fraction, ternary_dot,
                               word_dot, chacha20, noise,         accept,    pack,     unpack};
 
 }  // namespace hesplit

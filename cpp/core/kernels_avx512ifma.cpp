@@ -482,6 +482,13 @@ void subtract_from(std::uint64_t q, std::uint64_t* a, const std::uint64_t* b, st
     }
 }
 
+void negate(std::uint64_t q, const std::uint64_t* a, std::uint64_t* out, std::size_t n) {
+    for (std::size_t i = 0; i < n; i += kLanes) {
+        const Vector x = load(a + i);
+        store(out + i, _mm512_min_epu64(_mm512_sub_epi64(_mm512_setzero_si512(), x), _mm512_sub_epi64(all(q), x)));
+    }
+}
+
 void add_small(std::uint64_t q, std::uint64_t* a, const std::int8_t* small, std::size_t n) {
     for (std::size_t i = 0; i < n; i += kLanes) {
         const Vector value = _mm512_cvtepi8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(small + i)));
@@ -736,7 +743,6 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 }  // namespace
 
 const Kernels kAvx512IfmaKernels = {
-    "avx512ifma", prepare, forward,      inverse,     multiply, dot,      inner, combine, add,  subtract_from,
-    add_small,    lift,    add_fraction, ternary_dot, word_dot, chacha20, noise, accept,  pack, unpack};
+    "avx512ifma", prepare, forward,      inverse,     multiply, dot,      inner, combine, add,  subtract_from, negate, add_small,    lift,    add_fraction, ternary_dot, word_dot, chacha20, noise, accept,  pack, unpack};
 
 }  // namespace hesplit

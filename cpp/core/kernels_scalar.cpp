@@ -180,6 +180,12 @@ void subtract_from(std::uint64_t q, std::uint64_t* a, const std::uint64_t* b, st
     }
 }
 
+void negate(std::uint64_t q, const std::uint64_t* a, std::uint64_t* out, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) {
+        out[i] = std::min(std::uint64_t{0} - a[i], q - a[i]);  // 0 for 0
+    }
+}
+
 void add_small(std::uint64_t q, std::uint64_t* a, const std::int8_t* small, std::size_t n) {
     for (std::size_t i = 0; i < n; ++i) {
         const auto value = static_cast<std::int64_t>(small[i]);
@@ -386,7 +392,7 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 }  // namespace
 
 const Kernels kScalarKernels = {"scalar", prepare,  forward,       inverse,   multiply, dot,          inner,
-                                combine,  add,      subtract_from, add_small, lift,     add_fraction, ternary_dot,
+                                combine,  add,      subtract_from, negate, add_small, lift,     add_fraction, ternary_dot,
                                 word_dot, chacha20, noise,         accept,    pack,     unpack};
 
 }  // namespace hesplit

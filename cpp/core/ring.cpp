@@ -159,11 +159,12 @@ void Ring::subtract_from(std::uint64_t* a, const std::uint64_t* b) const {
 
 void Ring::negate(std::uint64_t* a) const {
     for (std::size_t row = 0; row < rows(); ++row) {
-        const std::uint64_t q = prime(row);
-        for (std::size_t i = row * degree_; i < (row + 1) * degree_; ++i) {
-            a[i] = std::min(std::uint64_t{0} - a[i], q - a[i]);  // 0 for 0
-        }
+        negate_row(a + row * degree_, row, a + row * degree_);
     }
+}
+
+void Ring::negate_row(const std::uint64_t* a, std::size_t row, std::uint64_t* out) const {
+    kernels_->negate(prime(row), a, out, degree_);
 }
 
 std::uint64_t Ring::residue(std::int64_t value, std::size_t row) const {

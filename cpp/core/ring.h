@@ -50,6 +50,7 @@ class Ring {
     void subtract_from(std::uint64_t* a, const std::uint64_t* b) const;
     void subtract_from_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const;
     void negate(std::uint64_t* a) const;
+    void negate_row(const std::uint64_t* a, std::size_t row, std::uint64_t* out) const;
     // a *= factor, a residue; the size is a multiple of 16, as is that of coefficients to lift.
     void scale_row(View<std::uint64_t> a, std::uint64_t factor, std::size_t row) const;
 

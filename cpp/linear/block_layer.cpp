@@ -118,12 +118,9 @@ Buffer<std::uint64_t> BlockWeights::prepare(Buffer<std::uint64_t> c0) const {
     // (-c0, c0), so that multiplying by x^-i is reading further along; and zeros, so that runs may end late.
     Buffer<std::uint64_t> windows(count * ring_.rows() * window());
     parallel_for(count * ring_.rows(), [&](std::size_t index) {
-        const std::uint64_t q = ring_.prime(index % ring_.rows());
         const std::uint64_t* from = c0.data() + index * n;
         std::uint64_t* out = windows.data() + index * window();
-        for (std::size_t i = 0; i < n; ++i) {
-            out[i] = std::min(std::uint64_t{0} - from[i], q - from[i]);  // 0 for 0
-        }
+        ring_.negate_row(from, index % ring_.rows(), out);
         std::copy_n(from, n, out + n);
         std::fill_n(out + 2 * n, 8, std::uint64_t{0});
     });
