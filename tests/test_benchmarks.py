@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from pathlib import Path
 
@@ -19,25 +20,75 @@ def suite(monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
-def test_linear(suite, packing):
-    module = suite("benchmarks.bench_linear")
-    bench = module.Linear()
-    assert len(bench.param_names) == len(bench.params)
-    shape = module.SHAPES[0]
-    bench.setup(packing, shape)
-    for name in dir(bench):
-        if name.startswith("time_"):
-            getattr(bench, name)(packing, shape)
-    assert bench.track_request_bytes(packing, shape) == len(bench.layer.client.encrypt(bench.layer.x))
-    assert 0 < bench.track_error_over_bound(packing, shape) <= 1
+AREAS = ["kernels", "encrypt", "forward", "backward", "decrypt", "wire", "train_step", "scaling", "threads", "memory"]
 
 
-def test_training(suite, monkeypatch):
-    module = suite("benchmarks.bench_training")
-    monkeypatch.setattr(module, "STEPS", 5)
+def first(bench):
+    """The first combination of parameters."""
+    params = bench.params if isinstance(bench.params[0], list) else [bench.params]
+    assert len(bench.param_names) == len(params)
+    return [values[0] for values in params]
+
+
+@pytest.mark.parametrize("area", [area for area in AREAS if area not in ("train_step", "memory")])
+def test_every_benchmark_of_an_area_runs(suite, monkeypatch, area):
+    module = suite(f"benchmarks.bench_{area}")
+    monkeypatch.setattr(module, "ROUNDS", 2, raising=False)
+    classes = [value for value in vars(module).values() if isinstance(value, type) and hasattr(value, "param_names")]
+    assert classes
+    for kind in classes:
+        values = first(kind)
+        for name in dir(kind):
+            if name.startswith(("time_", "track_")):
+                bench = kind()
+                if hasattr(bench, "setup"):
+                    bench.setup(*values)
+                result = getattr(bench, name)(*values)
+                assert name.startswith("time_") or result > 0
+                if hasattr(bench, "teardown"):
+                    bench.teardown(*values)
+
+
+def test_decrypted_logits_are_within_the_bound(suite):
+    bench = suite("benchmarks.bench_decrypt").Decrypt()
+    for values in itertools.product(*bench.params):
+        bench.setup(*values)
+        assert 0 < bench.track_error_over_bound(*values) <= 1
+
+
+def test_training_steps(suite, monkeypatch):
+    module = suite("benchmarks.bench_train_step")
+    monkeypatch.setattr(module, "STEPS", 3)
+    monkeypatch.setattr(module, "ROUNDS", 2)
     bench = module.Steps()
-    for protocol in bench.params:
-        bench.setup(protocol)
-        assert bench.track_milliseconds_per_step(protocol) > 0
-        assert (bench.track_bytes_per_step(protocol) > 0) == (protocol != "local")
+    found = {False: module.microseconds(False)}
+    for protocol in bench.params[0]:
+        assert bench.track_microseconds_per_step(found, protocol, False) > 0
+    assert bench.track_times_plain(found, "plain", False) == 1
+
+
+def test_memory(suite):
+    bench = suite("benchmarks.bench_memory")
+    assert bench.kilobytes({"protocol": "plain"}) > 10_000
+
+
+def test_peers_compute_the_same_layer(suite):
+    layers = suite("benchmarks.peers.layers")
+    for kind in layers.PEERS:
+        try:
+            layer = kind(2, 12, 3)
+        except ImportError:
+            continue
+        seconds, _ = layer.step()
+        assert all(value > 0 for value in seconds.values())
+        assert layer.error() < 0.3
+        assert all(count > 0 for count in layer.bytes)
+
+
+def test_the_table_of_peers(suite):
+    compare = suite("benchmarks.peers.compare")
+    layers = suite("benchmarks.peers.layers")
+    found = [(kind(2, 12, 3), {"encrypt": 0.002, "forward": 0.001}, 7) for kind in (layers.Ours, layers.Torch)]
+    lines = compare.table("2 x 12 -> 3", found)
+    assert lines[4].startswith("| hesplit_native | 2 |")
+    assert "| 3 | 1× |" in lines[4]

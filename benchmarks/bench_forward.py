@@ -1,0 +1,26 @@
+"""The server's forward pass, with the weights of the last batch and with new ones."""
+
+from __future__ import annotations
+
+from benchmarks.common import PACKINGS, SHAPES, Layer
+
+
+class Forward:
+    params = [PACKINGS, SHAPES]
+    param_names = ["packing", "(batch, in, out)"]
+
+    def setup(self, packing, shape):
+        self.layer = Layer(packing, shape)
+
+    def time_forward(self, packing, shape):
+        self.layer.server.forward(self.layer.request)
+
+    def time_new_weights_and_forward(self, packing, shape):
+        self.layer.server.set_weight(self.layer.weight, self.layer.bias)
+        self.layer.server.forward(self.layer.request)
+
+    def track_reply_bytes(self, packing, shape):
+        return len(self.layer.reply)
+
+
+Forward.track_reply_bytes.unit = "bytes"
