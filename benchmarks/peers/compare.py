@@ -16,7 +16,7 @@ from time import perf_counter
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
-from benchmarks.peers.layers import PEERS, SHAPES, Layer, Ours
+from benchmarks.peers.layers import PEERS, SHAPES, Layer, Ours  # noqa: E402
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"

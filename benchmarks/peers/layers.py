@@ -136,7 +136,8 @@ class _Tenseal(Layer):
 
     def _forward(self) -> None:
         x = self.ts.ckks_tensor_from(self.context, self.request)
-        self.reply = (x.mm(self.weight.T.tolist()) + [self.bias.tolist()]).serialize()
+        columns, bias = self.weight.T.tolist(), self.bias[None].tolist()
+        self.reply = (x.mm(columns) + bias).serialize()
         self.bytes = (len(self.request), len(self.reply))
 
     def _decrypt(self) -> Any:
