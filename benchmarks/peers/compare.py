@@ -1,6 +1,6 @@
 """Our layer beside those of others, interleaved in one run, into docs/benchmarks.md and a log-scale plot.
 
-python -m benchmarks.peers.compare [--seconds 20] [--write]
+python -m benchmarks.peers.compare [--seconds 10] [--shapes 256,2000] [--write]
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def plot(results: dict[str, list[tuple[Layer, dict[str, float], int]]], path: Pa
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(4.2 * len(results), 3.4), layout="constrained")
-    for axis, (name, found) in zip(axes, results.items(), strict=True):
+    figure, axes = plt.subplots(1, len(results), figsize=(4.2 * len(results), 3.4), layout="constrained", squeeze=False)
+    for axis, (name, found) in zip(axes[0], results.items(), strict=True):
         names = [layer.name for layer, _, _ in found][::-1]
         values = [1e3 * sum(phases.values()) for _, phases, _ in found][::-1]
         colours = ["#c2410c" if label == Ours.name else "#64748b" for label in names]
@@ -98,6 +98,7 @@ def plot(results: dict[str, list[tuple[Layer, dict[str, float], int]]], path: Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="for every peer and shape")
+    parser.add_argument("--shapes", default="", help="only shapes with one of these words, comma-separated")
     parser.add_argument("--write", action="store_true", help="put table and plot into docs/")
     options = parser.parse_args()
     import hesplit_native
@@ -108,10 +109,12 @@ def main() -> None:
         "",
     ]
     for name, shape in SHAPES.items():
-        print(name)
+        if not any(word in name for word in options.shapes.split(",")):
+            continue
         results[name] = measure(shape, options.seconds)
-        lines += table(name, results[name])
-    print("\n".join(lines))
+        rows = table(name, results[name])
+        print("\n".join(rows), flush=True)
+        lines += rows
     if options.write:
         page = DOCS / "benchmarks.md"
         text = page.read_text()

@@ -75,6 +75,9 @@ void BlockWeights::encode_rows() {
 }
 
 void BlockWeights::encode(std::size_t p, std::uint64_t* polys) const {
+    if (!residues_.empty()) {
+        return encode_residues(p, polys);
+    }
     Buffer<std::int64_t> coefficients(ring_.degree());
     const View<std::int64_t> out{coefficients.data(), coefficients.size()};
     for (std::size_t j = 0; j < layout_.inputs(); ++j) {
@@ -85,6 +88,33 @@ void BlockWeights::encode(std::size_t p, std::uint64_t* polys) const {
             ring_.multiply_power_of_two(poly, scaling_.weight_shift);
         }
         ring_.to_ntt(poly);
+    }
+}
+
+// As place_weight, with the residues that encode_rows made: rounded and reduced once instead of twice.
+void BlockWeights::encode_residues(std::size_t p, std::uint64_t* polys) const {
+    const std::size_t n = ring_.degree(), inputs = layout_.inputs(), padded = padded_width();
+    for (std::size_t index = 0; index < inputs * ring_.rows(); ++index) {
+        const std::size_t j = index / ring_.rows(), row = index % ring_.rows(), used = layout_.features_of(j);
+        const std::uint64_t q = ring_.prime(row);
+        std::uint64_t* out = polys + index * n;
+        std::fill_n(out, n, std::uint64_t{0});
+        for (std::size_t u = 0; u < layout_.outputs_of(p); ++u) {
+            const std::uint64_t* values =
+                residues_.data() + ((row * layout_.outputs + p * layout_.per_product() + u) * inputs + j) * padded;
+            const std::size_t origin = u * layout_.rows * layout_.width;
+            if (u == 0) {  // x^-i is -x^(N - i)
+                out[0] = values[0];
+                for (std::size_t i = 1; i < used; ++i) {
+                    out[n - i] = std::min(std::uint64_t{0} - values[i], q - values[i]);  // 0 for 0
+                }
+            } else {
+                for (std::size_t i = 0; i < used; ++i) {
+                    out[origin - i] = values[i];
+                }
+            }
+        }
+        ring_.to_ntt_row(out, row);
     }
 }
 

@@ -46,6 +46,7 @@ class BlockWeights {
     std::size_t window() const { return 2 * layout_.degree + 8; }
 
     void encode(std::size_t p, std::uint64_t* polys) const;  // inputs() polynomials in NTT form
+    void encode_residues(std::size_t p, std::uint64_t* polys) const;
     void encode_rows();
     // Product p with all inputs, or products p, ..., p + count - 1 in scalar layouts, as they come: in NTT form or not.
     void multiply(const Buffer<std::uint64_t>& inputs, std::size_t p, std::size_t count, std::uint64_t* out) const;

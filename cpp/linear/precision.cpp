@@ -109,8 +109,8 @@ double rounding_norm(View<const double> weight, std::size_t features, double sca
     for (std::size_t row = 0; row < weight.size; row += features) {
         double square = 0;
         for (std::size_t i = row; i < row + features; ++i) {
-            const double scaled = weight[i] * scale;
-            const double error = scaled - std::nearbyint(scaled);
+            const double scaled = weight[i] * scale;  // below 2^62, as what is encoded
+            const double error = scaled - static_cast<double>(std::llrint(scaled));
             square += error * error;
         }
         largest = std::max(largest, square);

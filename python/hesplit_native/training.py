@@ -23,7 +23,9 @@ from hesplit_native.protocols.storage import read_tensors, write_tensors
 from hesplit_native.transport.channel import Channel, ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
 
-EVALUATION_ROWS = 2048  # as many as coefficients at N = 2048: one feature per ciphertext, whose layer is a matrix product
+EVALUATION_ROWS = (
+    2048  # as many as coefficients at N = 2048: one feature per ciphertext, whose layer is a matrix product
+)
 _REPORT_SECONDS = 0.1  # between two calls of Observer.on_batch: reading the loss costs a few microseconds
 _FORMAT = "hesplit_native-client-1"
 _KEPT = 2
