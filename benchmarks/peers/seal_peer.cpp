@@ -1,5 +1,5 @@
-// The encrypted linear layer on coefficient blocks, the same algorithm as ours, from SEAL's own primitives: its symmetric
-// encryption (Blake2, 53-bit prime), transforms, plain multiplication and serialisation. For comparison only.
+// The encrypted linear layer on coefficient blocks, the same algorithm as ours, from SEAL's own primitives: its
+// symmetric encryption (Blake2, 53-bit prime), transforms, plain multiplication and serialisation. For comparison only.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <seal/seal.h>
@@ -61,8 +61,7 @@ class SealLayer {
             std::vector<std::int64_t> coefficients(n_, 0);
             for (std::size_t u = 0; u < per_product_ && p * per_product_ + u < outputs_; ++u) {
                 for (std::size_t i = 0; i < features_; ++i) {
-                    const auto value =
-                        std::llrint(weight.data()[(p * per_product_ + u) * features_ + i] * scale_w_);
+                    const auto value = std::llrint(weight.data()[(p * per_product_ + u) * features_ + i] * scale_w_);
                     const std::size_t origin = u * rows_ * features_;
                     if (i <= origin) {
                         coefficients[origin - i] = value;
@@ -83,7 +82,8 @@ class SealLayer {
         for (const seal::Plaintext& weight : weights_) {
             seal::Ciphertext product = input;
             for (std::size_t part = 0; part < 2; ++part) {
-                seal::util::dyadic_product_coeffmod(product.data(part), weight.data(), n_, modulus(), product.data(part));
+                seal::util::dyadic_product_coeffmod(product.data(part), weight.data(), n_, modulus(),
+                                                    product.data(part));
                 seal::util::inverse_ntt_negacyclic_harvey(seal::util::CoeffIter(product.data(part)), tables());
             }
             product.is_ntt_form() = false;

@@ -74,7 +74,7 @@ struct Kernels {
 
     void (*add)(std::uint64_t q, std::uint64_t* a, const std::uint64_t* b, std::size_t n);            // a += b
     void (*subtract_from)(std::uint64_t q, std::uint64_t* a, const std::uint64_t* b, std::size_t n);  // a = b - a
-    void (*negate)(std::uint64_t q, const std::uint64_t* a, std::uint64_t* out, std::size_t n);  // out may be a
+    void (*negate)(std::uint64_t q, const std::uint64_t* a, std::uint64_t* out, std::size_t n);       // out may be a
     // a += small, for |small| <= 127.
     void (*add_small)(std::uint64_t q, std::uint64_t* a, const std::int8_t* small, std::size_t n);
     // The residues of signed integers below 2^62.
@@ -104,6 +104,7 @@ struct Kernels {
                           std::uint64_t* out, std::size_t n);
 
     // n values below 2^bits to n * bits / 8 bytes, lowest bits first, and back. 8 <= bits <= 62; n is a multiple of 8.
+    // The portable code takes any n and 1 <= bits <= 62, and fills the last byte up with zeros.
     void (*pack)(const std::uint64_t* values, int bits, std::uint8_t* out, std::size_t n);
     // Returns the largest value.
     std::uint64_t (*unpack)(const std::uint8_t* in, int bits, std::uint64_t* values, std::size_t n);

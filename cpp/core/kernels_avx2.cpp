@@ -618,8 +618,8 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",   prepare,  forward,       inverse,   multiply, dot,          inner,
-                              combine,  add,      subtract_from, negate, add_small, lift,     add_fraction, ternary_dot,
-                              word_dot, chacha20, noise,         accept,    pack,     unpack};
+const Kernels kAvx2Kernels = {"avx2",      prepare,  forward,       inverse, multiply,  dot,  inner,
+                              combine,     add,      subtract_from, negate,  add_small, lift, add_fraction,
+                              ternary_dot, word_dot, chacha20,      noise,   accept,    pack, unpack};
 
 }  // namespace hesplit

@@ -361,11 +361,11 @@ void pack(const std::uint64_t* values, int bits, std::uint8_t* out, std::size_t 
             pending = filled == 0 ? 0 : values[i] >> (bits - filled);
         }
     }
-    store_le(out, pending, static_cast<std::size_t>(filled) / 8);
+    store_le(out, pending, static_cast<std::size_t>(filled + 7) / 8);
 }
 
 std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, std::size_t n) {
-    const std::uint8_t* end = in + n * static_cast<std::size_t>(bits) / 8;
+    const std::uint8_t* end = in + (n * static_cast<std::size_t>(bits) + 7) / 8;
     const std::uint64_t mask = (std::uint64_t{1} << bits) - 1;
     std::uint64_t pending = 0, largest = 0;
     int filled = 0;
@@ -391,8 +391,8 @@ std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, st
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", prepare,  forward,       inverse,   multiply, dot,          inner,
-                                combine,  add,      subtract_from, negate, add_small, lift,     add_fraction, ternary_dot,
-                                word_dot, chacha20, noise,         accept,    pack,     unpack};
+const Kernels kScalarKernels = {"scalar",    prepare,  forward,       inverse, multiply,  dot,  inner,
+                                combine,     add,      subtract_from, negate,  add_small, lift, add_fraction,
+                                ternary_dot, word_dot, chacha20,      noise,   accept,    pack, unpack};
 
 }  // namespace hesplit

@@ -85,52 +85,19 @@ std::uint8_t* as_bytes(std::string& text) {
 }  // namespace
 
 void pack_bits(View<const std::uint64_t> values, int bits, std::uint8_t* out) {
-    // Eight values fill whole bytes: the rest, up to seven, is packed bit by bit.
+    // Eight values fill whole bytes; up to seven are left.
     const std::size_t whole = bits < 8 ? 0 : values.size / 8 * 8;
     kernels().pack(values.data, bits, out, whole);
-    out += packed_bytes(whole, bits);
-    std::uint64_t pending = 0;
-    int filled = 0;
-    for (std::size_t i = whole; i < values.size; ++i) {
-        pending |= values[i] << filled;
-        filled += bits;
-        if (filled >= 64) {
-            store_le(out, pending, 8);
-            out += 8;
-            filled -= 64;
-            pending = filled == 0 ? 0 : values[i] >> (bits - filled);
-        }
-    }
-    store_le(out, pending, static_cast<std::size_t>(filled + 7) / 8);
+    kScalarKernels.pack(values.data + whole, bits, out + packed_bytes(whole, bits), values.size - whole);
 }
 
 void unpack_bits(const std::uint8_t* in, View<std::uint64_t> values, int bits, std::uint64_t limit) {
-    const std::uint8_t* end = in + packed_bytes(values.size, bits);
-    const std::uint64_t mask = (std::uint64_t{1} << bits) - 1;
-    const std::size_t whole = bits < 8 ? 0 : values.size / 8 * 8;
-    std::uint64_t largest = kernels().unpack(in, bits, values.data, whole);
-    in += packed_bytes(whole, bits);
-    std::uint64_t pending = 0;
-    int filled = 0;
-    for (std::size_t i = whole; i < values.size; ++i) {
-        std::uint64_t value = pending;
-        if (filled < bits) {
-            const std::size_t left = static_cast<std::size_t>(end - in);
-            const std::size_t step = left < 8 ? left : 8;
-            pending = load_le(in, step);
-            in += step;
-            value |= pending << filled;
-            const int used = bits - filled;
-            pending = used == 64 ? 0 : pending >> used;
-            filled = static_cast<int>(8 * step) - used;
-        } else {
-            pending >>= bits;
-            filled -= bits;
-        }
-        values[i] = value & mask;
-        largest = std::max(largest, values[i]);
-    }
-    if (pending != 0) {
+    const std::size_t whole = bits < 8 ? 0 : values.size / 8 * 8, rest = values.size - whole;
+    const std::uint8_t* tail = in + packed_bytes(whole, bits);
+    const std::uint64_t largest = std::max(kernels().unpack(in, bits, values.data, whole),
+                                           kScalarKernels.unpack(tail, bits, values.data + whole, rest));
+    const std::size_t used = rest * static_cast<std::size_t>(bits) % 8;
+    if (used != 0 && tail[packed_bytes(rest, bits) - 1] >> used != 0) {
         throw WireError("a packed run of numbers does not end in zero bits");
     }
     if (largest >= limit) {
