@@ -31,6 +31,16 @@ Vector low52(Vector a, Vector b) {
 Vector high52(Vector a, Vector b) {
     return _mm512_madd52hi_epu64(_mm512_setzero_si512(), a, b);
 }
+// The sum of the lanes modulo 2^64. (The intrinsic adds signed numbers, which must not overflow.)
+std::uint64_t sum_lanes(Vector x) {
+    alignas(kAlignment) std::uint64_t lanes[kLanes];
+    _mm512_store_si512(lanes, x);
+    std::uint64_t sum = 0;
+    for (const std::uint64_t lane : lanes) {
+        sum += lane;
+    }
+    return sum;
+}
 // x - q when x >= q, for x < 2q.
 Vector subtract_once(Vector x, Vector q) {
     return _mm512_min_epu64(x, _mm512_sub_epi64(x, q));
@@ -398,7 +408,7 @@ std::uint64_t inner(const Prime& prime, const std::uint64_t* const* a, const std
         }
     }
     // Eight residues below 2^50 add up to less than 2^53.
-    const auto total = static_cast<std::uint64_t>(_mm512_reduce_add_epi64(modulus.reduce(sum.high, sum.low)));
+    const auto total = sum_lanes(modulus.reduce(sum.high, sum.low));
     return total % prime.value;
 }
 
@@ -548,7 +558,7 @@ void ternary_dot_tile(const std::uint64_t* sign, const std::uint64_t* nonzero, c
         }
     }
     for (std::size_t p = 0; p < Windows; ++p) {
-        out[p] = static_cast<std::uint64_t>(_mm512_reduce_add_epi64(sums[p]));
+        out[p] = sum_lanes(sums[p]);
     }
 }
 
@@ -570,7 +580,7 @@ void word_dot(const std::uint64_t* a, const std::uint64_t* const* windows, std::
         for (std::size_t i = 0; i < n; i += kLanes) {
             sum = _mm512_add_epi64(sum, _mm512_mullo_epi64(load(a + i), load(windows[p] + i)));
         }
-        out[p] = static_cast<std::uint64_t>(_mm512_reduce_add_epi64(sum));
+        out[p] = sum_lanes(sum);
     }
 }
 
