@@ -2,7 +2,7 @@
 
     python -m benchmarks.two_processes
 
-Steps of all protocols are made in turn, a block each; the ratio of medians counts. The server has a core of its own where
+Both sides work ahead. Steps of all protocols are made in turn, a block each; the ratio of medians counts. The server has a core of its own where
 there are two.
 """
 
@@ -27,7 +27,8 @@ from hesplit_native.transport.certificates import ClientTls, make_authority, mak
 from hesplit_native.transport.grpc import connect
 
 STEPS, ROUNDS = 50, 8
-COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()", "serve", "--port", "0", "--threads", "1"]
+START = "import hesplit_native as hn; hn.set_work_ahead(True); from hesplit_native.cli import app; app()"
+COMMAND = [sys.executable, "-c", START, "serve", "--port", "0", "--threads", "1"]
 
 
 def measure(folder: Path) -> dict[str, float]:
@@ -47,6 +48,7 @@ def measure(folder: Path) -> dict[str, float]:
         tls = ClientTls.load(folder, "bench")
         torch.set_num_threads(1)
         hn.set_num_threads(1)
+        hn.set_work_ahead(True)
         clients = {}
         for name, choice in PROTOCOLS.items():
             client = Client(

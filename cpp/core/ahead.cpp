@@ -1,5 +1,6 @@
 #include "core/ahead.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -7,9 +8,6 @@
 #include <thread>
 #include <utility>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #include <unistd.h>
@@ -19,18 +17,8 @@ namespace hesplit {
 
 namespace {
 
-std::size_t usable_cpus() {
-#if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-        return static_cast<std::size_t>(CPU_COUNT(&set));
-    }
-#endif
-    return std::thread::hardware_concurrency();
-}
-
 std::atomic<bool>& setting() {
-    static std::atomic<bool> wanted{usable_cpus() >= 2};
+    static std::atomic<bool> wanted{false};
     return wanted;
 }
 
@@ -58,6 +46,10 @@ namespace {
 // worker that had a job a moment ago looks for the next by itself; only one that has slept for long is woken.
 constexpr std::chrono::microseconds kNap{50};
 constexpr int kNaps = 200;
+
+// A caller that waits for longer than this would have been faster alone.
+constexpr std::chrono::microseconds kPatience{60};
+constexpr int kFewestSkipped = 16, kMostSkipped = 4096;
 
 // A fork waits until no job is running, so that a child never inherits a lock that one of them held.
 struct Running {
@@ -110,6 +102,8 @@ struct Ahead::State {
     bool busy = false;          // not begun or not ended yet
     bool asleep = false;
     bool stop = false;
+    int skip = 0;     // jobs to leave out, touched by the caller only
+    int skipped = 0;  // how many were left out the last time
     std::thread thread{[this] { loop(); }};
 
     void loop() {
@@ -192,7 +186,25 @@ void Ahead::wait() {
         state_->busy = false;
         return;
     }
+    if (!state_->busy) {
+        return;
+    }
+    const auto start = std::chrono::steady_clock::now();
     state_->changed.wait(lock, [this] { return !state_->busy; });
+    if (std::chrono::steady_clock::now() - start > kPatience) {
+        state_->skip = state_->skipped = std::clamp(2 * state_->skipped, kFewestSkipped, kMostSkipped);
+    }
+}
+
+bool Ahead::pays() {
+    if (!work_ahead()) {
+        return false;
+    }
+    if (state_ && state_->skip > 0) {
+        --state_->skip;
+        return false;
+    }
+    return true;
 }
 
 }  // namespace hesplit

@@ -13,7 +13,7 @@
 
 namespace hesplit {
 
-// Whether clients and servers work ahead; initially where this process may use at least two CPUs.
+// Whether clients and servers work ahead; initially not: it pays where a core is idle, and costs where none is.
 void set_work_ahead(bool wanted);
 bool work_ahead();
 
@@ -28,6 +28,9 @@ class Ahead {
     Ahead(const Ahead&) = delete;
     Ahead& operator=(const Ahead&) = delete;
 
+    // Whether work ahead is wanted and pays: where other programs keep the CPUs busy, a job that the caller has to wait
+    // for costs more than it saves, and the next ones are left out, more of them each time.
+    bool pays();
     // Waits for the last job, then begins another. What a job throws is lost.
     void start(std::function<void()> job);
     // Returns when the last job has ended; does it here if it has not begun.

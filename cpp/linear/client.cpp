@@ -229,7 +229,7 @@ LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, boo
         // The seed of the next request is announced in this one, and its zeros are made ahead.
         const std::lock_guard<std::mutex> lock(ahead_mutex_);
         next_.reset();
-        if (work_ahead()) {
+        if (ahead_.pays()) {
             next_ = begin(shape);
             announced = next_->zeros.randomness.seed;
             ahead_.start([this, next = next_] { complete(*next); });

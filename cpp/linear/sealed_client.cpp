@@ -117,7 +117,7 @@ Zeros SealedClient::take_zeros(Zeros& ahead, std::size_t count) const {
 
 void SealedClient::prepare_next_step() const {
     const std::lock_guard<std::mutex> lock(ahead_mutex_);
-    if (work_ahead() && request_count_ != 0) {
+    if (request_count_ != 0 && ahead_.pays()) {
         ahead_.start([this, secret = secret()] {
             next_request_ = Zeros::begin();
             next_request_.fill(ring_, *secret, request_count_);

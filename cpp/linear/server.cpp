@@ -256,7 +256,7 @@ void LinearServer::work_ahead(const std::shared_ptr<Weights>& weights) const {
     constexpr std::size_t kMaxResidues = std::size_t{1} << 20;
     const std::lock_guard<std::mutex> lock(ahead_mutex_);
     next_half_.reset();
-    if (!hesplit::work_ahead() || slot_ring_ || announced_ == Seed{}) {
+    if (slot_ring_ || announced_ == Seed{} || !ahead_.pays()) {
         return;
     }
     const BatchShape shape = announced_shape_;

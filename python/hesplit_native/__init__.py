@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hesplit_native._core import __version__, cpu_features, set_num_threads
+from hesplit_native._core import __version__, cpu_features, set_num_threads, set_work_ahead
 from hesplit_native.errors import (
     ConnectionLost,
     DataError,
@@ -42,6 +42,7 @@ __all__ = [
     "cpu_features",
     "nn",
     "set_num_threads",
+    "set_work_ahead",
 ]
 
 
