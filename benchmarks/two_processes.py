@@ -2,8 +2,8 @@
 
     python -m benchmarks.two_processes
 
-Both sides work ahead. Steps of all protocols are made in turn, a block each; the ratio of medians counts. The server has a core of its own where
-there are two.
+Both sides work ahead. Steps of all protocols are made in turn, a block each; the ratio of medians counts. The server has a
+core of its own where there are two.
 """
 
 from __future__ import annotations
