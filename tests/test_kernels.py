@@ -99,9 +99,9 @@ def test_sums_of_many_products(name, prime, terms, seed):
     kernels = testing.Kernels(name)
     rng = np.random.default_rng(seed)
     a, b = residues(rng, prime, terms, 16), residues(rng, prime, terms, 16)
-    scalars = residues(rng, prime, 6, terms)
+    scalars = residues(rng, prime, 13, terms)
     dot = (exact(a) * exact(b)).sum(0) % prime if terms else np.zeros(16, dtype=object)
-    product = scalars.astype(object) @ exact(a) % prime if terms else np.zeros((6, 16), dtype=object)
+    product = scalars.astype(object) @ exact(a) % prime if terms else np.zeros((13, 16), dtype=object)
     for one in (SCALAR, kernels):
         np.testing.assert_array_equal(exact(one.dot(prime, a, b)), dot)
         assert one.inner(prime, a, b) == int(dot.sum()) % prime

@@ -99,6 +99,29 @@ def test_explicit_sets_keep_the_error_bound(n, d, o, name, seed):
     assert_close(client.decrypt(server.forward(client.encrypt(x))), x, w, b, params.error_bound)
 
 
+# Layouts whose forward pass is a matrix product of residues (cpp/linear/strand_layer): rows * width a power of two.
+@pytest.mark.parametrize(
+    ("n", "d", "o", "width"),
+    [
+        (2048, 20, 30, 1),
+        (4095, 12, 8, 1),  # two groups, the second one not full
+        (1024, 33, 10, 2),  # a window of two coefficients wraps around, and the last input is not full
+        (128, 64, 96, 2),
+        (128, 65, 97, 2),  # the last product is not full either
+        (128, 400, 350, 4),  # transformed weights would take too much memory
+    ],
+)
+def test_layouts_without_transforms(n, d, o, width):
+    rng = np.random.default_rng(n + d + o)
+    params = hn.Parameters.recommend(in_features=d, out_features=o, batch_size=n, weight_norm=4.0)
+    assert params.estimate(d, o, n, weight_norm=4.0)["layout"]["width"] == width
+    x, w, b = random_layer(rng, n, d, o, norm=4.0, rms=4.0)
+    client, server = make_layer(params, d, o, w, b)
+    assert_close(client.decrypt(server.forward(client.encrypt(x))), x, w, b, params.error_bound)
+    server.set_weight(np.zeros_like(w), b)
+    assert_close(client.decrypt(server.forward(client.encrypt(x))), x, 0 * w, b, params.error_bound)
+
+
 @pytest.mark.parametrize("packing", ["blocks", "slots"])
 def test_batches_larger_than_the_ring_are_split(packing):
     rng = np.random.default_rng(1)

@@ -25,6 +25,11 @@ void secure_zero(void* memory, std::size_t size) noexcept;
 
 inline constexpr std::size_t kAlignment = 64;
 
+// Memory aligned to a cache line; above some megabytes to huge pages, which the system is asked for: page faults and
+// address translation otherwise take a good part of large matrix products. Throws std::bad_alloc.
+void* allocate_aligned(std::size_t bytes);
+void free_aligned(void* memory, std::size_t bytes) noexcept;
+
 template <class T, bool Secret>
 struct AlignedAllocator {
     using value_type = T;
@@ -37,14 +42,12 @@ struct AlignedAllocator {
         using other = AlignedAllocator<U, Secret>;
     };
 
-    T* allocate(std::size_t count) {
-        return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{kAlignment}));
-    }
+    T* allocate(std::size_t count) { return static_cast<T*>(allocate_aligned(count * sizeof(T))); }
     void deallocate(T* memory, std::size_t count) noexcept {
         if constexpr (Secret) {
             secure_zero(memory, count * sizeof(T));
         }
-        ::operator delete(memory, std::align_val_t{kAlignment});
+        free_aligned(memory, count * sizeof(T));
     }
     // Elements that are not given a value stay as the memory was: most buffers are written in full anyway.
     template <class U>

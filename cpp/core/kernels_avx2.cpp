@@ -378,7 +378,8 @@ void combine_tile(const Prime& prime, Rows a, std::size_t at, std::size_t terms,
     for (std::size_t o = 0; o < Outputs; ++o) {
         sums[o][0] = sums[o][1] = _mm256_setzero_si256();
     }
-    for (std::size_t j = 0; j < terms;) {
+    std::size_t j = 0;
+    do {
         const std::size_t stop = j + lazy < terms ? j + lazy : terms;
         for (; j < stop; ++j) {
             const std::uint64_t* row = a[j] + at;
@@ -396,7 +397,7 @@ void combine_tile(const Prime& prime, Rows a, std::size_t at, std::size_t terms,
             sums[o][0] = load(out[o] + at);
             sums[o][1] = load(out[o] + at + kLanes);
         }
-    }
+    } while (j < terms);
 }
 
 void combine(const Prime& prime, Rows a, std::size_t terms, const std::uint64_t* scalars, std::size_t outputs,

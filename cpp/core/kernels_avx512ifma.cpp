@@ -413,23 +413,29 @@ std::uint64_t inner(const Prime& prime, const std::uint64_t* const* a, const std
 }
 
 // Outputs and vectors of coefficients that are summed side by side: 2 * 4 * 2 accumulators stay in registers.
-constexpr std::size_t kOutputs = 4;
+// Matrix products go by tiles of two vectors and so many outputs that their sums fill the registers. Products of
+// residues below 2^26 have no high limb: half the work, and twice the outputs.
+template <bool Narrow>
+constexpr std::size_t kTileOutputs = Narrow ? 12 : 6;
 
-// Products of residues below 2^26 have no high limb: half the work.
+// Adds `terms` products to out[o][at, ...], or overwrites it. `tile` holds 2 * kLanes residues for every term.
 template <bool Narrow, std::size_t Outputs>
-void combine_tile(const Modulus& modulus, std::size_t lazy, Rows a, std::size_t at, std::size_t terms,
-                  const std::uint64_t* scalars, std::uint64_t* const* out) {
+void combine_tile(const Modulus& modulus, std::size_t lazy, const std::uint64_t* tile, std::size_t terms,
+                  const std::uint64_t* scalars, std::size_t stride, bool overwrite, std::uint64_t* const* out,
+                  std::size_t at) {
     Vector low[Outputs][2], high[Outputs][2];
     for (std::size_t o = 0; o < Outputs; ++o) {
-        low[o][0] = low[o][1] = high[o][0] = high[o][1] = _mm512_setzero_si512();
+        for (std::size_t half = 0; half < 2; ++half) {
+            low[o][half] = overwrite ? _mm512_setzero_si512() : load(out[o] + at + half * kLanes);
+            high[o][half] = _mm512_setzero_si512();
+        }
     }
     for (std::size_t j = 0; j < terms;) {
         const std::size_t stop = j + lazy < terms ? j + lazy : terms;
         for (; j < stop; ++j) {
-            const std::uint64_t* row = a[j] + at;
-            const Vector x0 = load(row), x1 = load(row + kLanes);
+            const Vector x0 = load(tile + 2 * kLanes * j), x1 = load(tile + 2 * kLanes * j + kLanes);
             for (std::size_t o = 0; o < Outputs; ++o) {
-                const Vector scalar = all(scalars[o * terms + j]);
+                const Vector scalar = all(scalars[o * stride + j]);
                 low[o][0] = _mm512_madd52lo_epu64(low[o][0], x0, scalar);
                 low[o][1] = _mm512_madd52lo_epu64(low[o][1], x1, scalar);
                 if (!Narrow) {
@@ -457,15 +463,31 @@ void combine_tile(const Modulus& modulus, std::size_t lazy, Rows a, std::size_t 
 template <bool Narrow>
 void combine_all(const Prime& prime, Rows a, std::size_t terms, const std::uint64_t* scalars, std::size_t outputs,
                  std::uint64_t* const* out, std::size_t n) {
+    constexpr std::size_t kOutputs = kTileOutputs<Narrow>;
+    constexpr std::size_t kTerms = 256;  // a tile of them fits the first-level cache
     const Modulus modulus(prime);
-    const std::size_t lazy = lazy_terms(prime);
+    const std::size_t lazy = lazy_terms(prime) - 1;  // a sum so far counts as a term
+    alignas(64) std::uint64_t tile[kTerms * 2 * kLanes];
     for (std::size_t at = 0; at < n; at += 2 * kLanes) {
-        std::size_t o = 0;
-        for (; o + kOutputs <= outputs; o += kOutputs) {
-            combine_tile<Narrow, kOutputs>(modulus, lazy, a, at, terms, scalars + o * terms, out + o);
-        }
-        for (; o < outputs; ++o) {
-            combine_tile<Narrow, 1>(modulus, lazy, a, at, terms, scalars + o * terms, out + o);
+        for (std::size_t first = 0; first == 0 || first < terms; first += kTerms) {
+            const std::size_t count = terms - first < kTerms ? terms - first : kTerms;
+            for (std::size_t j = 0; j < count; ++j) {
+                const std::uint64_t* row = a[first + j] + at;
+                store(tile + 2 * kLanes * j, load(row));
+                store(tile + 2 * kLanes * j + kLanes, load(row + kLanes));
+                // The next tile, which takes a page for every term: too far apart for the processor to foresee.
+                _mm_prefetch(row + 2 * kLanes, _MM_HINT_T1);
+                _mm_prefetch(row + 3 * kLanes, _MM_HINT_T1);
+            }
+            std::size_t o = 0;
+            for (; o + kOutputs <= outputs; o += kOutputs) {
+                combine_tile<Narrow, kOutputs>(modulus, lazy, tile, count, scalars + o * terms + first, terms,
+                                               first == 0, out + o, at);
+            }
+            for (; o < outputs; ++o) {
+                combine_tile<Narrow, 1>(modulus, lazy, tile, count, scalars + o * terms + first, terms, first == 0,
+                                        out + o, at);
+            }
         }
     }
 }

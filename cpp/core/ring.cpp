@@ -17,7 +17,7 @@ namespace {
 
 // SEAL finds the smallest primitive root; its tables hold the powers in the order that transforms read them.
 NttTable make_table(std::size_t degree, const seal::Modulus& modulus, const Kernels& kernels,
-                    Buffer<std::uint64_t>& memory) {
+                    Buffer<std::uint64_t>& memory, std::uint64_t& root) {
     namespace util = seal::util;
     NttTable table;
     table.prime = Prime::make(modulus.value());
@@ -31,6 +31,7 @@ NttTable make_table(std::size_t degree, const seal::Modulus& modulus, const Kern
         const int power = util::get_power_of_two(degree);
         const util::NTTTables source(power, modulus, seal::MemoryPoolHandle::Global());
         std::uint64_t inverse = 0, scale = 0;
+        root = source.get_root();
         if (!util::try_invert_uint_mod(source.get_root(), modulus, inverse) ||
             !util::try_invert_uint_mod(degree, modulus, scale)) {
             throw std::invalid_argument("not a prime");
@@ -58,7 +59,7 @@ Ring::Ring(std::size_t degree, const std::vector<std::uint64_t>& primes, const K
     : degree_(degree), kernels_(&kernels), roots_(primes.size()) {
     for (std::size_t row = 0; row < primes.size(); ++row) {
         moduli_.emplace_back(primes[row]);
-        tables_.push_back(make_table(degree, moduli_.back(), kernels, roots_[row]));
+        tables_.push_back(make_table(degree, moduli_.back(), kernels, roots_[row], unity_.emplace_back()));
         modulus_value_ *= static_cast<double>(primes[row]);
     }
     for (std::size_t row = 0; row < rows(); ++row) {
@@ -115,15 +116,9 @@ std::uint64_t Ring::inner(View<const std::uint64_t* const> a, View<const std::ui
     return kernels_->inner(tables_[row].prime, a.data, b.data, a.size, n);
 }
 
-void Ring::combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars,
-                   View<std::uint64_t* const> out) const {
-    std::vector<std::uint64_t*> rows_out(out.size);
-    for (std::size_t row = 0; row < rows(); ++row) {
-        const std::size_t at = row * degree_;
-        std::transform(out.begin(), out.end(), rows_out.begin(), [at](std::uint64_t* poly) { return poly + at; });
-        kernels_->combine(tables_[row].prime, {a.data, at}, a.size, scalars + row * out.size * a.size, out.size,
-                          rows_out.data(), degree_);
-    }
+void Ring::combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars, View<std::uint64_t* const> out,
+                   std::size_t n, std::size_t row) const {
+    kernels_->combine(tables_[row].prime, {a.data, 0}, a.size, scalars, out.size, out.data, n);
 }
 
 void Ring::scale_row(View<std::uint64_t> a, std::uint64_t factor, std::size_t row) const {
@@ -165,6 +160,14 @@ void Ring::negate(std::uint64_t* a) const {
 
 void Ring::negate_row(const std::uint64_t* a, std::size_t row, std::uint64_t* out) const {
     kernels_->negate(prime(row), a, out, degree_);
+}
+
+std::uint64_t Ring::product(std::uint64_t a, std::uint64_t b, std::size_t row) const {
+    return seal::util::multiply_uint_mod(a, b, moduli_[row]);
+}
+
+std::uint64_t Ring::power(std::uint64_t base, std::uint64_t exponent, std::size_t row) const {
+    return seal::util::exponentiate_uint_mod(base, exponent, moduli_[row]);
 }
 
 std::uint64_t Ring::residue(std::int64_t value, std::size_t row) const {

@@ -37,10 +37,10 @@ class Ring {
     void multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out) const;
     // out = sum_j a[j] * b[j] in NTT form (or a[j] coefficients times constants in every position).
     void dot(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::uint64_t* out) const;
-    // A matrix product, out[o] = sum_j scalars[o, j] * a[j]; `scalars` is [rows(), out.size, a.size] residues. Any
-    // form.
-    void combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars,
-                 View<std::uint64_t* const> out) const;
+    // A matrix product in one row, out[o] = sum_j scalars[o, j] * a[j], of n residues each; `scalars` is [out.size,
+    // a.size]. n is a multiple of 16.
+    void combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars, View<std::uint64_t* const> out,
+                 std::size_t n, std::size_t row) const;
     // a *= 2^shift, in any form.
     void multiply_power_of_two(std::uint64_t* a, int shift) const;
     // a += b.
@@ -67,6 +67,10 @@ class Ring {
     // The residue of an integer in one row; of a double, which must hold an integer (of any magnitude).
     std::uint64_t residue(std::int64_t value, std::size_t row) const;
     std::uint64_t residue(double integer, std::size_t row) const;
+    // Residues: a * b, base^exponent, and a primitive 2N-th root of unity.
+    std::uint64_t product(std::uint64_t a, std::uint64_t b, std::size_t row) const;
+    std::uint64_t power(std::uint64_t base, std::uint64_t exponent, std::size_t row) const;
+    std::uint64_t root(std::size_t row) const { return unity_[row]; }
 
     // out[i] = round(2^bits * v / q) mod 2^bits for `count` coefficients v, whose residues are `count` apart; 1 <= bits
     // <= 62; count is a multiple of 16. Off by at most 1/2 + rows() * 2^(bits-63) from the exact quotient.
@@ -91,6 +95,7 @@ class Ring {
     std::vector<Buffer<std::uint64_t>> roots_;  // what the tables point to
     std::vector<NttTable> tables_;
     std::vector<seal::Modulus> moduli_;
+    std::vector<std::uint64_t> unity_;
     std::vector<std::uint64_t> inverse_cofactors_;  // (q / q_row)^-1 mod q_row
     double modulus_value_ = 1;
 };

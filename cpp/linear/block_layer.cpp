@@ -9,9 +9,6 @@ namespace hesplit {
 
 namespace {
 
-// Encoded weights above this are made anew for every forward pass instead of kept.
-constexpr std::size_t kMaxKeptBytes = std::size_t{256} << 20;
-
 std::vector<const std::uint64_t*> pointers(const std::uint64_t* first, std::size_t count, std::size_t step) {
     std::vector<const std::uint64_t*> list(count);
     for (std::size_t i = 0; i < count; ++i) {
@@ -34,10 +31,15 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
       bias_(bias) {
     const std::size_t products = layout_.products();
     const std::size_t inputs = layout_.inputs();
-    if (layout_.scalar() || direct()) {
-        encode_rows();
+    if (prefers_strands(layout_, ring.rows())) {
+        const std::size_t padded = StrandWeights::padded_features(layout_);
+        strands_ = std::make_unique<const StrandWeights>(ring, layout_, encode_rows(1, layout_.features, padded));
+        return;
     }
-    if (!layout_.scalar() && products * inputs * ring.size() * sizeof(std::uint64_t) <= kMaxKeptBytes) {
+    if (direct()) {
+        residues_ = encode_rows(inputs, layout_.width, padded_width());
+    }
+    if (products * inputs * ring.size() * sizeof(std::uint64_t) <= kMaxKeptBytes) {
         encoded_.resize(products);
         parallel_for(products, [&](std::size_t p) {
             encoded_[p].resize(inputs * ring_.size());
@@ -46,32 +48,26 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
     }
 }
 
-void BlockWeights::encode_rows() {
-    const std::size_t features = layout_.features, outputs = layout_.outputs, inputs = layout_.inputs();
-    const std::size_t padded = layout_.scalar() ? 1 : padded_width();
-    residues_.resize(ring_.rows() * outputs * inputs * padded);
+Buffer<std::uint64_t> BlockWeights::encode_rows(std::size_t inputs, std::size_t width, std::size_t padded) const {
+    const std::size_t features = layout_.features, outputs = layout_.outputs;
+    Buffer<std::uint64_t> all(ring_.rows() * outputs * inputs * padded);
     parallel_for(outputs, [&](std::size_t o) {
         const std::size_t size = inputs * padded;
         Buffer<std::int64_t> integers((size + 15) / 16 * 16, 0);
         Buffer<std::uint64_t> residues(integers.size());
         for (std::size_t i = 0; i < features; ++i) {
-            const std::size_t j = i / layout_.width;
-            integers[j * padded + i % layout_.width] = std::llrint(weight_[o * features + i] * scaling_.weight_scale);
+            integers[i / width * padded + i % width] = std::llrint(weight_[o * features + i] * scaling_.weight_scale);
         }
-        // Scalar layouts: products at once are neighbours, and each group of them starts a new run of rows.
-        const std::size_t group = layout_.scalar() ? products_at_once() : outputs;
-        const std::size_t first = o / group * group;
-        const std::size_t members = std::min(group, outputs - first);
         for (std::size_t row = 0; row < ring_.rows(); ++row) {
             ring_.lift_row({integers.data(), integers.size()}, row, residues.data());
             if (scaling_.weight_shift > 0) {
                 ring_.scale_row({residues.data(), residues.size()},
                                 ring_.residue(std::ldexp(1.0, scaling_.weight_shift), row), row);
             }
-            std::copy_n(residues.data(), size,
-                        residues_.data() + (first * ring_.rows() + row * members + o - first) * size);
+            std::copy_n(residues.data(), size, all.data() + (row * outputs + o) * size);
         }
     });
+    return all;
 }
 
 void BlockWeights::encode(std::size_t p, std::uint64_t* polys) const {
@@ -136,10 +132,14 @@ void BlockWeights::add_bias(std::size_t p, std::size_t samples, std::uint64_t* o
     }
 }
 
-Buffer<std::uint64_t> BlockWeights::prepare(Buffer<std::uint64_t> c0) const {
+Buffer<std::uint64_t> BlockWeights::prepare_c1(const Buffer<std::uint64_t>& c1) const {
+    return strands_ ? strands_->prepare_c1(c1) : Buffer<std::uint64_t>();
+}
+
+Buffer<std::uint64_t> BlockWeights::prepare_c0(Buffer<std::uint64_t> c0) const {
     const std::size_t n = ring_.degree(), count = layout_.inputs();
-    if (layout_.scalar()) {
-        return c0;
+    if (strands_) {
+        return strands_->prepare_c0(std::move(c0));
     }
     if (!direct()) {
         parallel_for(count, [&](std::size_t j) { ring_.to_ntt(c0.data() + j * ring_.size()); });
@@ -186,35 +186,24 @@ void BlockWeights::direct_outputs(const Buffer<std::uint64_t>& windows, std::siz
     }
 }
 
-void BlockWeights::multiply(const Buffer<std::uint64_t>& inputs, std::size_t p, std::size_t count,
-                            std::uint64_t* out) const {
+void BlockWeights::multiply(const Buffer<std::uint64_t>& inputs, std::size_t p, std::uint64_t* out) const {
+    Buffer<std::uint64_t> made;
+    if (encoded_.empty()) {
+        made.resize(layout_.inputs() * ring_.size());
+        encode(p, made.data());
+    }
     const auto list = pointers(inputs.data(), layout_.inputs(), ring_.size());
-    const View<const std::uint64_t* const> view{list.data(), list.size()};
-    if (layout_.scalar()) {
-        std::vector<std::uint64_t*> products(count);
-        for (std::size_t i = 0; i < count; ++i) {
-            products[i] = out + i * ring_.size();
-        }
-        const std::uint64_t* scalars = residues_.data() + p * ring_.rows() * layout_.inputs();
-        ring_.combine(view, scalars, {products.data(), count});
-        return;
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-        Buffer<std::uint64_t> made;
-        if (encoded_.empty()) {
-            made.resize(layout_.inputs() * ring_.size());
-            encode(p + i, made.data());
-        }
-        const auto weights =
-            pointers(encoded_.empty() ? made.data() : encoded_[p + i].data(), layout_.inputs(), ring_.size());
-        ring_.dot(view, {weights.data(), weights.size()}, out + i * ring_.size());
-    }
+    const auto weights = pointers(encoded_.empty() ? made.data() : encoded_[p].data(), layout_.inputs(), ring_.size());
+    ring_.dot({list.data(), list.size()}, {weights.data(), weights.size()}, out);
 }
 
 void BlockWeights::products(const Buffer<std::uint64_t>& c1, std::size_t first, std::size_t count,
                             std::uint64_t* out) const {
-    multiply(c1, first, count, out);
+    if (strands_) {
+        return strands_->products(c1, first, count, out);
+    }
     for (std::size_t i = 0; i < count; ++i) {
+        multiply(c1, first + i, out + i * ring_.size());
         ring_.to_coefficients(out + i * ring_.size());
     }
 }
@@ -222,27 +211,25 @@ void BlockWeights::products(const Buffer<std::uint64_t>& c1, std::size_t first, 
 void BlockWeights::outputs(const Buffer<std::uint64_t>& prepared, std::size_t first, std::size_t count,
                            std::size_t samples, std::uint64_t* out) const {
     const std::size_t stride = ring_.rows() * padded_outputs();
-    const bool whole = layout_.scalar() || !direct();
-    Buffer<std::uint64_t> products(whole ? count * ring_.size() : 0);
-    if (whole) {
-        multiply(prepared, first, count, products.data());
+    if (strands_) {
+        strands_->outputs(prepared, first, count, samples, out, stride, padded_outputs());
     }
+    Buffer<std::uint64_t> product(strands_ || direct() ? 0 : ring_.size());
     for (std::size_t i = 0; i < count; ++i) {
-        if (whole) {
-            std::uint64_t* product = products.data() + i * ring_.size();
-            if (!layout_.scalar()) {
-                ring_.to_coefficients(product);
-            }
+        std::uint64_t* to = out + i * stride;
+        if (!product.empty()) {
+            multiply(prepared, first + i, product.data());
+            ring_.to_coefficients(product.data());
             const std::vector<std::uint32_t> positions = output_positions(layout_, first + i, samples);
             for (std::size_t row = 0; row < ring_.rows(); ++row) {
                 for (std::size_t k = 0; k < positions.size(); ++k) {
-                    out[i * stride + row * padded_outputs() + k] = product[row * ring_.degree() + positions[k]];
+                    to[row * padded_outputs() + k] = product[row * ring_.degree() + positions[k]];
                 }
             }
-        } else {
-            direct_outputs(prepared, first + i, samples, out + i * stride);
+        } else if (!strands_) {
+            direct_outputs(prepared, first + i, samples, to);
         }
-        add_bias(first + i, samples, out + i * stride);
+        add_bias(first + i, samples, to);
     }
 }
 

@@ -6,12 +6,15 @@
 // cheaper than its transforms.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/ring.h"
 #include "linear/precision.h"
+#include "linear/strand_layer.h"
 #include "packing/blocks.h"
 
 namespace hesplit {
@@ -26,14 +29,16 @@ class BlockWeights {
     const BlockLayout& layout() const { return layout_; }
     const Scaling& scaling() const { return scaling_; }
     // Turns the c0 of a group's inputs, coefficients one polynomial after the other, into what outputs() reads.
-    Buffer<std::uint64_t> prepare(Buffer<std::uint64_t> c0) const;
+    Buffer<std::uint64_t> prepare_c0(Buffer<std::uint64_t> c0) const;
+    // The same for c1, in NTT form, and products(); empty where products() reads c1 itself.
+    Buffer<std::uint64_t> prepare_c1(const Buffer<std::uint64_t>& c1) const;
     // How many products are best computed in one call.
-    std::size_t products_at_once() const { return layout_.scalar() ? 8 : 1; }
+    std::size_t products_at_once() const { return strands_ ? std::max<std::size_t>(24, layout_.products() / 8) : 1; }
 
     // c1 of products first, ..., first + count - 1 of a group: [count, ring size] in coefficient form.
     void products(const Buffer<std::uint64_t>& c1, std::size_t first, std::size_t count, std::uint64_t* out) const;
     // The outputs among the coefficients of their c0, with bias, for a group of `samples`, in the order of
-    // output_positions: [count, rows of the ring, padded_outputs()] residues. `prepared` is made by prepare().
+    // output_positions: [count, rows of the ring, padded_outputs()] residues. `prepared` is made by prepare_c0().
     void outputs(const Buffer<std::uint64_t>& prepared, std::size_t first, std::size_t count, std::size_t samples,
                  std::uint64_t* out) const;
     // Outputs of one product, rounded up to what Ring::switch_to_bits takes.
@@ -47,9 +52,9 @@ class BlockWeights {
 
     void encode(std::size_t p, std::uint64_t* polys) const;  // inputs() polynomials in NTT form
     void encode_residues(std::size_t p, std::uint64_t* polys) const;
-    void encode_rows();
-    // Product p with all inputs, or products p, ..., p + count - 1 in scalar layouts, as they come: in NTT form or not.
-    void multiply(const Buffer<std::uint64_t>& inputs, std::size_t p, std::size_t count, std::uint64_t* out) const;
+    // Residues of the rounded weights, [row of the ring, output, input, padded]: `width` to an input, then zeros.
+    Buffer<std::uint64_t> encode_rows(std::size_t inputs, std::size_t width, std::size_t padded) const;
+    void multiply(const Buffer<std::uint64_t>& inputs, std::size_t p, std::uint64_t* out) const;  // in NTT form
     void direct_outputs(const Buffer<std::uint64_t>& windows, std::size_t p, std::size_t samples,
                         std::uint64_t* outputs) const;
     void add_bias(std::size_t p, std::size_t samples, std::uint64_t* outputs) const;
@@ -59,10 +64,9 @@ class BlockWeights {
     Scaling scaling_;
     View<const double> weight_;
     View<const double> bias_;
-    std::vector<Buffer<std::uint64_t>> encoded_;  // by product; empty when not kept
-    // Residues of the rounded weights: [row of the ring, output, input, padded_width()]; in scalar layouts [product,
-    // row of the ring, input] with products_at_once() products interleaved as [row of the ring, product, input].
-    Buffer<std::uint64_t> residues_;
+    std::vector<Buffer<std::uint64_t>> encoded_;    // by product; empty when not kept
+    Buffer<std::uint64_t> residues_;                // with padded_width(), for direct outputs
+    std::unique_ptr<const StrandWeights> strands_;  // does all the work where it is set
 };
 
 }  // namespace hesplit

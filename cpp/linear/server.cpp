@@ -232,11 +232,12 @@ std::shared_ptr<LinearServer::Half> LinearServer::make_half(const std::shared_pt
         parallel_for(inputs, [&](std::size_t j) {
             expand_uniform(*ring_, seed, static_cast<std::uint32_t>(group * inputs + j), c1.data() + j * ring_->size());
         });
+        const Buffer<std::uint64_t> prepared = half->weights->prepare_c1(c1);
         parallel_for(tasks, [&](std::size_t task) {
             const std::size_t first = task * at_once;
             const std::size_t count = std::min(at_once, products - first);
             Buffer<std::uint64_t> made(count * ring_->size()), switched(ring_->degree());
-            half->weights->products(c1, first, count, made.data());
+            half->weights->products(prepared.empty() ? c1 : prepared, first, count, made.data());
             for (std::size_t i = 0; i < count; ++i) {
                 std::vector<std::uint8_t>& run = half->runs[group * products + first + i];
                 run.resize(packed_bytes(ring_->degree(), bits));
@@ -318,7 +319,7 @@ std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) cons
             parallel_for(inputs, [&](std::size_t j) { ring_->to_ntt(in_ntt.data() + j * size); });
             kept->blocks.push_back({inputs, std::move(in_ntt), std::move(half->c1[group])});
         }
-        const Buffer<std::uint64_t> prepared = weights.prepare(std::move(c0));
+        const Buffer<std::uint64_t> prepared = weights.prepare_c0(std::move(c0));
         const std::size_t samples = job.shape.rows_of(group);
         parallel_for((products + at_once - 1) / at_once, [&](std::size_t task) {
             const std::size_t first = task * at_once;

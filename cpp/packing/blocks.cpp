@@ -35,11 +35,25 @@ void check(const BlockLayout& layout) {
     }
 }
 
+bool prefers_strands(const BlockLayout& layout, std::size_t primes) {
+    // A matrix product needs `width` times as many multiplications as transformed weights, and transforms of length C
+    // that are sums of C terms.
+    constexpr std::size_t kMaxWidth = 32, kMaxStrands = 32;
+    const std::size_t block = layout.rows * layout.width;
+    if ((block & (block - 1)) != 0 || block % 16 != 0 || layout.degree / block > kMaxStrands) {
+        return false;
+    }
+    const std::size_t kept = layout.products() * layout.inputs() * layout.degree * primes * sizeof(std::uint64_t);
+    return layout.width <= 2 || (layout.width <= kMaxWidth && kept > kMaxKeptBytes);
+}
+
 BlockCost block_cost(const BlockLayout& layout, const BlockMedium& medium, std::size_t samples) {
     // Nanoseconds per coefficient and prime: encrypting an input and reading it at the server; encoding weights and
-    // multiplying them with an input; finishing a product and decrypting it. Scalar layouts encode and transform
-    // nothing.
+    // multiplying them with an input; finishing a product and decrypting it; a multiplication of the matrix product.
     constexpr double kEncrypt = 7.5, kReceive = 7, kEncode = 2.2, kMultiply = 0.15, kFinish = 2.2, kDecrypt = 2;
+    constexpr double kStrand = 0.06;
+    const bool strands = prefers_strands(layout, medium.primes);
+    const auto width = static_cast<double>(layout.width);
     const auto coefficients = static_cast<double>(layout.degree * ((samples + layout.rows - 1) / layout.rows));
     const auto once = static_cast<double>(layout.degree * medium.primes);
     const double each = coefficients * static_cast<double>(medium.primes);
@@ -47,9 +61,9 @@ BlockCost block_cost(const BlockLayout& layout, const BlockMedium& medium, std::
     const auto products = static_cast<double>(layout.products());
     BlockCost cost;
     cost.client = each * (inputs * kEncrypt + products * kDecrypt);
-    cost.server =
-        each * (inputs * kReceive + inputs * products * kMultiply * (layout.scalar() ? 2 : 1) + products * kFinish) +
-        (layout.scalar() ? 0 : once * inputs * products * kEncode);
+    cost.server = each * (inputs * kReceive + inputs * products * (strands ? (width + 1) * kStrand : kMultiply) +
+                          products * kFinish) +
+                  (strands ? 0 : once * inputs * products * kEncode);
     cost.link = medium.byte_ns / 8 * coefficients * (inputs * medium.request_bits + products * medium.reply_bits);
     return cost;
 }

@@ -38,13 +38,18 @@ struct BlockLayout {
     std::size_t outputs_of(std::size_t p) const;
     // Features of a sample in input j: width, fewer in the last one.
     std::size_t features_of(std::size_t j) const;
-    // Every weight polynomial is a constant: a product is a multiplication by scalars and needs no NTT.
-    bool scalar() const { return width == 1 && per_product() == 1; }
     bool operator==(const BlockLayout& other) const;
 };
 
 // Throws ParameterError unless 1 <= width, rows * width <= N, and every size is at least 1.
 void check(const BlockLayout& layout);
+
+// Encoded weights above this are made anew for every forward pass instead of kept.
+inline constexpr std::size_t kMaxKeptBytes = std::size_t{256} << 20;
+
+// Whether the forward pass is best done as a matrix product (linear/strand_layer.h) instead of with transformed
+// weights: where these are too many to keep, or where it takes no more multiplications.
+bool prefers_strands(const BlockLayout& layout, std::size_t primes);
 
 // What one batch on a layout costs, in nanoseconds of one core each, with weights that change at every batch.
 struct BlockCost {

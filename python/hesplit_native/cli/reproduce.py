@@ -21,6 +21,13 @@ class TableName(str, Enum):
     triad = "triad"
 
 
+class LipidsUnit(str, Enum):
+    """Units of a table of lipids."""
+
+    mmol = "mmol/L"
+    mg = "mg/dL"
+
+
 _TITLES = {
     "split-ways": "Split Ways, table 1",
     "hesplit": "Split Without a Leak, experimental results",
@@ -43,6 +50,11 @@ def reproduce_command(
     lipids: Path | None = typer.Option(
         None, envvar="HESPLIT_LIPIDS", help="A table of lipids; else a synthetic cohort."
     ),
+    lipids_columns: str = typer.Option(
+        "sex=Gender,age=AGE,tc=Chol,hdl=HDL,tg=TG,bmi=BMI,ldl=LDL",
+        help="Which of that table's columns are what; all but ldl become features.",
+    ),
+    lipids_unit: LipidsUnit = typer.Option(LipidsUnit.mmol, help="Of that table's lipids."),
     cifar10: Path | None = typer.Option(
         None, envvar="HESPLIT_CIFAR10", help="CIFAR-10 folder or .npz; else synthetic images."
     ),
@@ -74,7 +86,9 @@ def reproduce_command(
             raise ParameterError(f"no row of {name} has an id with {' or '.join(words)}; --rows list shows them")
     folder = output or Path("reproduce") / (name + ("-quick" if quick else "") + ("-seeds" if seeds else ""))
     sources = {"mitbih": mitdb, "ptbxl": ptbxl, "ldl": lipids, "cifar10": cifar10}
-    failed = _run(console, chosen, folder, {key: str(path) if path else None for key, path in sources.items()}, jobs)
+    texts = {key: str(path) if path else None for key, path in sources.items()}
+    texts |= {"ldl-columns": lipids_columns, "ldl-unit": lipids_unit.value}
+    failed = _run(console, chosen, folder, texts, jobs)
     title = _TITLES[name] + (": paired seeds of our recommended sets" if seeds else "")
     found = runner.results(wanted, folder)
     written = page.write(folder, name, title, wanted, found, quick=quick)

@@ -13,12 +13,13 @@ from hesplit_native import report
 from hesplit_native.config import RunConfig
 from hesplit_native.data import load_mitbih, load_ptbxl, synthetic_ecg
 from hesplit_native.data.dataset import Dataset
-from hesplit_native.errors import HESplitError
+from hesplit_native.errors import HESplitError, ParameterError
 from hesplit_native.reproduce.tables import Row
 from hesplit_native.triad import TriadConfig
 
 if TYPE_CHECKING:
     from hesplit_native.training import EpochRecord
+    from hesplit_native.triad import Cohort
 
 _REPORT_SECONDS = 0.5
 
@@ -76,15 +77,14 @@ def _train(row: Row, config: RunConfig, folder: Path, sources: dict[str, str | N
 
 
 def _triad(row: Row, sources: dict[str, str | None], queue: Any) -> dict[str, Any]:
-    from hesplit_native.triad import load_cifar10, load_csv, run, synthetic_cohort, synthetic_images
+    from hesplit_native.triad import load_cifar10, run, synthetic_cohort, synthetic_images
 
     config = row.config
     assert isinstance(config, TriadConfig)
     source = sources.get(row.data)
     data: Any
     if row.data == "ldl":
-        columns = {"sex": "Gender", "tc": "Chol", "hdl": "HDL", "tg": "TG", "age": "Age", "bmi": "BMI", "ldl": "LDL"}
-        data = load_csv(Path(source), columns, unit="mmol/L") if source else synthetic_cohort()
+        data = _cohort(Path(source), sources) if source else synthetic_cohort()
     else:
         data = load_cifar10(Path(source)) if source else synthetic_images()
     progress = _TriadProgress(row.id, config.epochs, queue)
@@ -100,6 +100,16 @@ def _triad(row: Row, sources: dict[str, str | None], queue: Any) -> dict[str, An
         "baseline": percent * result.baseline,
         **report.environment(),
     }
+
+
+def _cohort(path: Path, sources: dict[str, str | None]) -> Cohort:
+    from hesplit_native.triad import load_csv
+
+    pairs = [part.partition("=") for part in (sources.get("ldl-columns") or "").split(",")]
+    if not all(name.strip() and column.strip() for name, _, column in pairs):
+        raise ParameterError("columns of a table are named as name=column,name=column,...")
+    columns = {name.strip(): column.strip() for name, _, column in pairs}
+    return load_csv(path, columns, unit="mg/dL" if sources.get("ldl-unit") == "mg/dL" else "mmol/L")
 
 
 class _Progress:

@@ -43,7 +43,8 @@ class TriadConfig:
     """What distinguishes one run from another.
 
     `layer` ``"none"`` is the unsplit network on all the data in one place, which the paper compares with: it has one participant.
-    `limit` takes that many training rows, drawn at random, as figure 2 does to show what a participant gets from its own data alone.
+    `share` takes one in so many training rows, drawn at random, as figure 2 does to show what a participant gets from its own data
+    alone; `limit` no more than so many.
     """
 
     task: Task = "ldl"
@@ -52,13 +53,14 @@ class TriadConfig:
     epochs: int = 20
     batch_size: int = 64
     seed: int = 0
+    share: int = 1
     limit: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("task", get_args(Task)), ("layer", get_args(Layer))):
             if getattr(self, name) not in known:
                 raise ParameterError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("participants", "epochs", "batch_size", "limit"):
+        for name in ("participants", "epochs", "batch_size", "share", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ParameterError(f"{name} must be at least 1, got {value}")
@@ -210,7 +212,8 @@ def run(
 def deal(dataset: Cohort | Images, config: TriadConfig) -> tuple[Share, ...]:
     """Both sides shuffled and dealt evenly: sizes differ by one row at most."""
     generator = np.random.default_rng(config.seed)
-    train = generator.permutation(len(dataset.train_y))[: config.limit]
+    train = generator.permutation(len(dataset.train_y))
+    train = train[: len(train) // config.share][: config.limit]
     test = generator.permutation(len(dataset.test_y))
     if len(train) < 2 * config.participants or len(test) < config.participants:
         raise ParameterError(
