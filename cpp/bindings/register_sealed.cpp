@@ -43,6 +43,7 @@ void register_sealed(py::module_& module) {
              }),
              py::arg("key"), py::arg("features"), py::arg("outputs"), py::arg("weight_norm"))
         .def_property_readonly("error", [](const SealedClient& client) { return client.scaling().error; })
+        .def_property_readonly("updates_left", &SealedClient::updates_left)
         .def_property_readonly("weight_scale", [](const SealedClient& client) { return client.scaling().weight_scale; })
         .def(
             "seal",

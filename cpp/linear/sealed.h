@@ -56,6 +56,8 @@ class SealedClient {
     // All of W and b, encrypted anew: the first message of a session, and later a refresh, which clears the noise of
     // updates. weight is row-major [outputs, features].
     std::string seal(View<const double> weight, View<const double> bias);
+    // How many updates the parameters allow before the next seal().
+    std::uint32_t updates_left() const { return parameters_.choice().updates - updates_; }
     // Whether W has outgrown its scale or taken as many updates as the parameters allow: seal() is due before update().
     bool refresh_due(View<const double> weight, View<const double> bias) const;
 

@@ -266,6 +266,11 @@ class SealedClient:
         """Whether these weights need `seal` before the next `update`: they outgrew the scale, or the noise its bound."""
         return self._native.refresh_due(*self._weights(weight, bias))
 
+    @property
+    def updates_left(self) -> int:
+        """How many updates the parameters allow before the next `seal`."""
+        return self._native.updates_left
+
     def clip_counted(self, x: ArrayT) -> ArrayT:
         """X within the agreed ranges; rows that had to change are counted in `clipped`."""
         inside, count = clip(x, self.parameters)

@@ -26,11 +26,15 @@ class TrainedLayer:
     def update(self, gradient: Tensor, weight_gradient: Tensor) -> Tensor:
         """One optimiser step from dJ/dy [n, out] and dJ/dW [out, in]; returns dJ/da [n, in] by the weights before it."""
         input_gradient = gradient @ self.linear.weight.detach()
+        self.step(gradient, weight_gradient)
+        return input_gradient
+
+    def step(self, gradient: Tensor, weight_gradient: Tensor) -> None:
+        """The same, without dJ/da."""
         self.linear.weight.grad = weight_gradient
         self.linear.bias.grad = gradient.sum(0)
         self.optimizer.step()
         self.version += 1
-        return input_gradient
 
     def assign(self, weight: Tensor, bias: Tensor) -> None:
         """Replace the weights; the optimiser keeps its moments."""

@@ -41,6 +41,7 @@ class SealedClient:
         self.session = session
         self.linear = linear
         self.layer = layer
+        self._checked = -1  # the layer's version that is known to need no refresh
 
     def prepare(self, x: Tensor) -> Tensor:
         """Activations within the agreed ranges."""
@@ -70,7 +71,7 @@ class SealedClient:
         reply = self.session.exchange(kind, MessageType.LOGITS, request)
         back = phases.enter("decrypt")
         with genuine_or_over(self.session, self.linear):
-            y = self.linear.decrypt(bytes(reply.body))
+            y = self.linear.decrypt(reply.body)
         phases.enter(back)
         return torch.from_numpy(y.astype(np.float32))
 
@@ -78,11 +79,11 @@ class SealedClient:
         """dJ/da float32 [n, in] for dJ/dy [n, out], by the weights before the step that this makes."""
         phases = self.session.phases
         weight, bias = self.layer.linear.weight, self.layer.linear.bias
-        if self.linear.refresh_due(weight, bias):  # as many updates as the parameters allow
+        if self._checked != self.layer.version and self.linear.refresh_due(weight, bias):
             self.refresh()
         back = phases.enter("optimizer")
         before = weight.detach().clone(), bias.detach().clone()
-        self.layer.update(gradient, gradient.T @ x)
+        self.layer.step(gradient, gradient.T @ x)
         phases.enter("encrypt")
         outgrown = self.linear.refresh_due(weight, bias)
         update = self.linear.update(gradient, *(before if outgrown else (weight, bias)))
@@ -90,10 +91,11 @@ class SealedClient:
         reply = self.session.exchange(MessageType.BACKWARD, MessageType.INPUT_GRADIENT, update)
         back = phases.enter("decrypt")
         with genuine_or_over(self.session, self.linear):
-            values = self.linear.decrypt_input_gradient(bytes(reply.body))
+            values = self.linear.decrypt_input_gradient(reply.body)
         phases.enter(back)
         if outgrown:
             self.refresh()
+        self._checked = self.layer.version if self.linear.updates_left else -1
         return torch.from_numpy(values.astype(np.float32))
 
 
@@ -109,9 +111,9 @@ class SealedServer:
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """The reply to a request; None if it is none of this protocol."""
         if kind in (MessageType.FORWARD, MessageType.EVALUATE):
-            return MessageType.LOGITS, self.linear.forward(bytes(body))
+            return MessageType.LOGITS, self.linear.forward(body)
         if kind is MessageType.BACKWARD:
-            return MessageType.INPUT_GRADIENT, self.linear.update(bytes(body))
+            return MessageType.INPUT_GRADIENT, self.linear.update(body)
         if kind is MessageType.REFRESH:
             self.linear.refresh(bytes(body))
             return MessageType.DONE, b""
