@@ -1,6 +1,6 @@
 """Our layer beside those of others, interleaved in one run, into docs/benchmarks.md and a log-scale plot.
 
-python -m benchmarks.peers.compare [--seconds 10] [--shapes 256,2000] [--write]
+python -m benchmarks.peers.compare [--seconds 10] [--shapes 256,2000] [--patient] [--write]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from time import perf_counter
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
-from benchmarks.peers.layers import PEERS, SHAPES, Layer, Ours  # noqa: E402
+from benchmarks.peers.layers import PEERS, SHAPES, ConcreteML, Layer, Ours  # noqa: E402
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
@@ -99,8 +99,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="for every peer and shape")
     parser.add_argument("--shapes", default="", help="only shapes with one of these words, comma-separated")
+    parser.add_argument("--patient", action="store_true", help="with products that take half an hour")
     parser.add_argument("--write", action="store_true", help="put table and plot into docs/")
     options = parser.parse_args()
+    ConcreteML.patient = options.patient
     import hesplit_native
 
     results = {}

@@ -464,7 +464,7 @@ template <bool Narrow>
 void combine_all(const Prime& prime, Rows a, std::size_t terms, const std::uint64_t* scalars, std::size_t outputs,
                  std::uint64_t* const* out, std::size_t n) {
     constexpr std::size_t kOutputs = kTileOutputs<Narrow>;
-    constexpr std::size_t kTerms = 256;  // a tile of them fits the first-level cache
+    constexpr std::size_t kTerms = 384;  // a tile of them fits the first-level cache
     const Modulus modulus(prime);
     const std::size_t lazy = lazy_terms(prime) - 1;  // a sum so far counts as a term
     alignas(64) std::uint64_t tile[kTerms * 2 * kLanes];

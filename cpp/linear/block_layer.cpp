@@ -123,10 +123,10 @@ void BlockWeights::add_bias(std::size_t p, std::size_t samples, std::uint64_t* o
         for (std::size_t row = 0; row < ring_.rows(); ++row) {
             const std::uint64_t q = ring_.prime(row);
             const std::uint64_t residue = ring_.residue(value, row);
+            std::uint64_t* run = outputs + row * padded_outputs() + u * samples;
             for (std::size_t s = 0; s < samples; ++s) {
-                std::uint64_t& coefficient = outputs[row * padded_outputs() + u * samples + s];
-                const std::uint64_t sum = coefficient + residue;
-                coefficient = sum >= q ? sum - q : sum;
+                const std::uint64_t sum = run[s] + residue;
+                run[s] = std::min(sum, sum - q);  // sum < q: sum - q wraps around and is larger
             }
         }
     }

@@ -113,7 +113,7 @@ Buffer<std::uint64_t> StrandWeights::prepare_c0(Buffer<std::uint64_t> c0) const 
 void StrandWeights::products(const Buffer<std::uint64_t>& prepared, std::size_t first, std::size_t count,
                              std::uint64_t* out) const {
     const std::size_t c = strands(), m = block(), features = layout_.features, inputs = layout_.inputs();
-    Buffer<std::uint64_t> made(count * ring_.degree());
+    Buffer<std::uint64_t> made(c == 1 ? 0 : count * ring_.degree());  // one strand is the whole
     std::vector<const std::uint64_t*> from(features);
     std::vector<std::uint64_t*> to(count);
     for (std::size_t row = 0; row < ring_.rows(); ++row) {
@@ -122,11 +122,12 @@ void StrandWeights::products(const Buffer<std::uint64_t>& prepared, std::size_t 
                 from[f] = prepared.data() + ((row * c + t) * inputs + f / layout_.width) * window() + f % layout_.width;
             }
             for (std::size_t i = 0; i < count; ++i) {
-                to[i] = made.data() + i * ring_.degree() + t * m;
+                to[i] =
+                    c == 1 ? out + i * ring_.size() + row * ring_.degree() : made.data() + i * ring_.degree() + t * m;
             }
             ring_.combine({from.data(), features}, values(row, t, first), {to.data(), count}, m, row);
         }
-        for (std::size_t i = 0; i < count; ++i) {
+        for (std::size_t i = 0; i < count && c > 1; ++i) {
             join(row, made.data() + i * ring_.degree(), m, out + i * ring_.size() + row * ring_.degree());
         }
     }
@@ -150,9 +151,12 @@ void StrandWeights::outputs(const Buffer<std::uint64_t>& prepared, std::size_t f
             ring_.combine({from.data(), features}, values(row, t, first), {to.data(), count}, n, row);
         }
         for (std::size_t i = 0; i < count; ++i) {
-            join(row, made.data() + i * c * n, n, joined.data());
+            if (c > 1) {
+                join(row, made.data() + i * c * n, n, joined.data());
+            }
+            const std::uint64_t* outputs = c > 1 ? joined.data() : made.data() + i * n;
             for (std::size_t u = 0; u < layout_.outputs_of(first + i); ++u) {
-                std::copy_n(joined.data() + u * n, samples, out + i * product_stride + row * row_stride + u * samples);
+                std::copy_n(outputs + u * n, samples, out + i * product_stride + row * row_stride + u * samples);
             }
         }
     }
@@ -171,10 +175,6 @@ void StrandWeights::split(std::size_t row, const std::uint64_t* coefficients, st
 
 void StrandWeights::join(std::size_t row, const std::uint64_t* values, std::size_t size, std::uint64_t* out) const {
     const std::size_t c = strands();
-    if (c == 1) {
-        std::copy_n(values, size, out);
-        return;
-    }
     const std::vector<const std::uint64_t*> from = pointers(values, c, size);
     std::vector<std::uint64_t*> to(c);
     for (std::size_t t = 0; t < c; ++t) {
