@@ -159,8 +159,7 @@ void LinearServer::set_weight(View<const double> weight, View<const double> bias
     work_ahead(fresh);
 }
 
-std::string LinearServer::forward(View<const std::uint8_t> request, std::size_t* samples,
-                                  std::shared_ptr<const Kept>* kept) const {
+LinearServer::ForwardJob LinearServer::read(View<const std::uint8_t> request) const {
     WireReader reader(request, MessageType::request);
     // Without rotation keys the server has no need to know the key: a client may take a fresh one for every request.
     reader.require(parameters_.hash(), key_id_ == Id{} ? reader.header().key : key_id_);
@@ -198,10 +197,16 @@ std::string LinearServer::forward(View<const std::uint8_t> request, std::size_t*
     if (!job.weights) {
         throw ParameterError("set_weight must be called before forward");
     }
+    return job;
+}
+
+std::string LinearServer::forward(View<const std::uint8_t> request, std::size_t* samples,
+                                  std::shared_ptr<const Kept>* kept) const {
+    const ForwardJob job = read(request);
     const std::shared_ptr<Kept> keep = kept ? std::make_shared<Kept>() : nullptr;
     std::string reply = slot_ring_ ? forward_slots(job, keep.get()) : forward_blocks(job, keep.get());
     if (samples) {
-        *samples = shape.samples;
+        *samples = job.shape.samples;
     }
     if (keep) {
         keep->header = job.header;
@@ -337,6 +342,50 @@ std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) cons
         });
     }
     return writer.finish();
+}
+
+LinearServer::Products LinearServer::look(View<const std::uint8_t> request) const {
+    const ForwardJob job = read(request);
+    if (slot_ring_ || job.shape.groups() != 1) {
+        throw ParameterError("only requests on coefficient blocks, of one group, can be looked into");
+    }
+    const BlockLayout layout{ring_->degree(), features_, outputs_, job.shape.rows, job.shape.width};
+    const BlockWeights& weights = *job.weights->for_layout(parameters_, *ring_, layout, job.shape);
+    const std::size_t inputs = layout.inputs(), size = ring_->size(), padded = weights.padded_outputs();
+    Products found;
+    found.shape = job.shape;
+    found.reply_bits = weights.scaling().reply_bits;
+    found.reply_scale = weights.scaling().reply_scale;
+    for (std::size_t row = 0; row < ring_->rows(); ++row) {
+        found.primes.push_back(ring_->prime(row));
+    }
+    Buffer<std::uint64_t> c0(inputs * size), c1(inputs * size);
+    for (std::size_t j = 0; j < inputs; ++j) {
+        Product input{std::vector<std::uint64_t>(size), std::vector<std::uint64_t>(size)};
+        codec_->unpack(job.ciphertexts.data + j * codec_->bytes(), c0.data() + j * size);
+        expand_uniform(*ring_, job.seed, static_cast<std::uint32_t>(j), c1.data() + j * size);
+        std::copy_n(c0.data() + j * size, size, input.c0.data());
+        Buffer<std::uint64_t> mask(size);
+        std::copy_n(c1.data() + j * size, size, mask.data());
+        ring_->to_coefficients(mask.data());
+        std::copy_n(mask.data(), size, input.c1.data());
+        found.inputs.push_back(std::move(input));
+    }
+    const Buffer<std::uint64_t> prepared = weights.prepare_c1(c1);
+    const Buffer<std::uint64_t> from = weights.prepare_c0(std::move(c0));
+    for (std::size_t p = 0; p < layout.products(); ++p) {
+        const std::size_t used = layout.outputs_of(p) * job.shape.samples;
+        Buffer<std::uint64_t> product(size), outputs(ring_->rows() * padded, 0);
+        weights.products(prepared.empty() ? c1 : prepared, p, 1, product.data());
+        weights.outputs(from, p, 1, job.shape.samples, outputs.data());
+        Product one{{}, {product.begin(), product.end()}};
+        for (std::size_t row = 0; row < ring_->rows(); ++row) {
+            const std::uint64_t* run = outputs.data() + row * padded;
+            one.c0.insert(one.c0.end(), run, run + used);
+        }
+        found.products.push_back(std::move(one));
+    }
+    return found;
 }
 
 std::string LinearServer::forward_slots(const ForwardJob& job, Kept* kept) const {
