@@ -195,6 +195,18 @@ def test_zero_gradients():
         assert np.abs(server.unmask(masked, client.open_weight_gradient(message, np.zeros((4, 3))))).max() < 1
 
 
+@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("size", [1e-8, 1e-15, 1e-35])
+def test_tiny_gradients(packing, size):
+    client, server, x, _, _ = make(4, 20, 3, packing=packing, weight_gradients=True)
+    reply, _, kept = server.forward_training(client.encrypt(x), keep=True)
+    client.decrypt(reply, weight_gradient_follows=True)
+    gradient = size * np.random.default_rng(0).normal(size=(4, 3))
+    message, masked = server.weight_gradient(kept, gradient)
+    found = server.unmask(masked, client.open_weight_gradient(message, gradient))
+    assert np.abs(found - gradient.T @ x).max() < 1e-2 * size + 1e-20
+
+
 def test_flooded_weight_gradients_count_as_releases():
     client, server, x, _, _ = make(4, 64, 5, releases=2, fresh_keys=True, weight_gradients=True)
     gradient = np.random.default_rng(0).normal(size=(4, 5)) / 4

@@ -57,10 +57,21 @@ void SlotRing::encode(const std::vector<double>& values, double scale, std::uint
 
 void SlotRing::encode_ntt(const std::vector<double>& values, double scale, std::uint64_t* poly) const {
     seal::Plaintext plain(seal::MemoryPoolHandle::Global());
+    // Tiny values with a huge scale (gradients) as values of about 1: SEAL bounds the scale.
+    double largest = 0;
+    for (const double value : values) {
+        largest = std::max(largest, std::abs(value));
+    }
+    const int exponent = largest > 0 ? std::min(0, std::ilogb(largest)) : 0;
+    std::vector<double> normal(values);
+    for (double& value : normal) {
+        value = std::ldexp(value, -exponent);
+    }
+    const double scale_of_normal = std::ldexp(scale, exponent);
     // Doubles have no more bits than that; SEAL's path for larger coefficients is several times slower.
-    const int shift = std::max(0, static_cast<int>(std::ceil(std::log2(scale))) - kEncodedBits);
+    const int shift = std::max(0, static_cast<int>(std::ceil(std::log2(scale_of_normal))) - kEncodedBits);
     try {
-        encoder_.encode(values, context_.first_parms_id(), std::ldexp(scale, -shift), plain,
+        encoder_.encode(normal, context_.first_parms_id(), std::ldexp(scale_of_normal, -shift), plain,
                         seal::MemoryPoolHandle::Global());
     } catch (const std::exception&) {
         throw RangeError("values do not fit the modulus at scale 2^" + std::to_string(std::log2(scale)));
@@ -90,9 +101,12 @@ std::vector<double> SlotRing::decode(View<const std::int64_t> coefficients, int 
         data_.to_ntt_row(out, row);
     }
     plain.parms_id() = level->parms_id();
-    plain.scale() = scale;
+    plain.scale() = 1;  // SEAL refuses scales beyond the modulus, which tiny gradients have
     std::vector<double> values;
     encoder_.decode(plain, values, seal::MemoryPoolHandle::Global());
+    for (double& value : values) {
+        value /= scale;
+    }
     secure_zero(plain.data(), plain.coeff_count() * sizeof(std::uint64_t));
     return values;
 }

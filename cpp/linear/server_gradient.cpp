@@ -36,7 +36,9 @@ double gradient_scale(const ParameterChoice& choice, double modulus, View<const 
         return 1;
     }
     constexpr double kRoom = 1.01;  // for float32 clipping, rounding and noise
-    return std::min(modulus / (2 * kRoom * reach * choice.scale), std::ldexp(1.0, 60) / largest);
+    // Gradients far below 2^-80 (saturated softmax functions have them) are 0 at this scale, and everywhere else.
+    const double most = std::min(std::ldexp(1.0, 60) / largest, std::ldexp(1.0, 80));
+    return std::min(modulus / (2 * kRoom * reach * choice.scale), most);
 }
 
 double l1_of_a_product(View<const double> gradient, const BlockLayout& layout, double scale) {
