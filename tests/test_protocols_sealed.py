@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,13 +13,16 @@ import torch
 import hesplit_native as hn
 from hesplit_native import _core
 from hesplit_native.client import Client
+from hesplit_native.config import RunConfig as Config
 from hesplit_native.data import synthetic_ecg
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.sealed import SealedClient, SealedServer
 from hesplit_native.protocols.server import Server
-from hesplit_native.training import RunConfig, dataset_architecture, train
+from hesplit_native.training import dataset_architecture, train
 from hesplit_native.transport import ClientInfo, InProcessChannel
+
+RunConfig = partial(Config, batch_size=4, accept_leak=True)  # the papers' setting
 
 #: What may cross the channel: text with shapes and numbers of the session, and ciphertexts.
 TEXT = {MessageType.HELLO, MessageType.WELCOME, MessageType.SUMMARY, MessageType.CHECKPOINT}

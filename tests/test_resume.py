@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from hesplit_native.config import RunConfig as Config
 from hesplit_native.data import synthetic_ecg
-from hesplit_native.training import RunConfig, train
+from hesplit_native.training import train
 from hesplit_native.transport import ClientTls, connect, make_authority, make_client, make_server
+
+RunConfig = partial(Config, batch_size=4, accept_leak=True)  # the papers' setting
 
 COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()"]
 
@@ -77,6 +81,7 @@ def arguments(server, output, *more):
     return [
         sys.executable, "-c", CLIENT, "train", "--server", f"localhost:{server.port}", "--tls", str(server.tls),
         "--client-id", "alice", "--epochs", "2", "--seed", "3", "--checkpoint-every", "20", "--output", str(output),
+        "--batch-size", "4", "--accept-leak",
         *more,
     ]  # fmt: skip
 

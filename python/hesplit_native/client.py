@@ -19,6 +19,7 @@ from hesplit_native.linear import SealedClient as SealedLinear
 from hesplit_native.models import Architecture
 from hesplit_native.nn import RemoteLayer, remote_linear
 from hesplit_native.parameters import SEALED_ERROR_BOUND, Parameters
+from hesplit_native.privacy.defences import Defender, check_batch
 from hesplit_native.protocols.hesplit import RELEASES_PER_STEP, HESplitClient
 from hesplit_native.protocols.layer import TrainedLayer, load_optimizer, optimizer_tensors
 from hesplit_native.protocols.local import LocalLayer
@@ -94,7 +95,9 @@ class Client:
     ) -> None:
         self.config = config
         self.architecture = architecture
+        check_batch(config.protocol, config.batch_size, architecture.outputs, accept_leak=config.accept_leak)
         self.phases = Phases()
+        self.defender = Defender(config.defences, architecture.activations) if config.defences.any else None
         self.model = architecture.body(config.seed)
         self.head = architecture.head(weight_seed(config.seed) + 1)
         trained = [*self.model.parameters(), *(() if config.protocol == "vanilla" else self.head.parameters())]
@@ -223,24 +226,34 @@ class Client:
         """One training step: mean loss and number of correct predictions."""
         phases = self.phases
         phases.enter("convolutions")
-        activations = self.model(x)
+        convolved = activations = self.model(x)
+        if self.defender is not None:
+            activations = self.defender.activations(convolved)
         if isinstance(self.layer, VanillaClient):
             phases.enter("activations and loss")
             loss_value, right, gradient = self.layer.learn(activations, labels)
             phases.enter("backward")
             self.optimizer.zero_grad()
+            if self.defender is not None and self.config.defences.decorrelation:
+                self.defender.penalty(x, convolved).backward(retain_graph=True)  # type: ignore[no-untyped-call]
             activations.backward(gradient)
             loss, correct = torch.tensor(loss_value), torch.tensor(right)
         else:
             assert self.layer is not None
             phases.enter("activations and loss")
-            logits = self.head(remote_linear(activations, self.layer))
+            outputs = remote_linear(activations, self.layer)
+            if self.defender is not None:
+                outputs.register_hook(self.defender.gradient)  # type: ignore[no-untyped-call]
+            logits = self.head(outputs)
             # The papers' code applies softmax twice: once here, once inside the criterion.
             loss = self.criterion(logits.softmax(1) if self.config.recipe == "paper" else logits, labels)
             correct = (logits.detach().argmax(1) == labels).sum()
             phases.enter("backward")
             self.optimizer.zero_grad()
-            loss.backward()
+            if self.defender is not None and self.config.defences.decorrelation:
+                (loss + self.defender.penalty(x, convolved)).backward()
+            else:
+                loss.backward()
         phases.enter("optimizer")
         self.optimizer.step()
         phases.enter("accounting")
@@ -250,6 +263,8 @@ class Client:
     def correct(self, x: Tensor, labels: Tensor) -> int:
         """How many of these are predicted correctly, through the protocol."""
         activations = self.model(x)
+        if self.defender is not None:
+            activations = self.defender.activations(activations)
         if isinstance(self.layer, VanillaClient):
             logits = self.layer.evaluate(activations)
         else:
@@ -282,6 +297,11 @@ class Client:
                 self.own_layer.load(part("layer."))
         except (RuntimeError, ValueError, KeyError) as error:
             raise DataError(f"the checkpoint belongs to another network: {error}") from error
+
+    def epsilon(self, epochs: int) -> float | None:
+        """What a sample's noised releases add up to after so many epochs; None without noise."""
+        private = self.defender is not None and self.config.defences.private
+        return self.defender.epsilon(epochs) if private and self.defender is not None else None
 
     @property
     def bytes(self) -> tuple[int, int]:

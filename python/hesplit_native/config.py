@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hesplit_native.errors import ParameterError
 from hesplit_native.linear import Overflow
 from hesplit_native.models import Model
 from hesplit_native.parameters import Packing
+from hesplit_native.privacy.defences import Defences
 from hesplit_native.protocols.terms import Protocol, ServerOptimizer
 from hesplit_native.published import PARAMETER_SETS
 
@@ -31,13 +32,15 @@ class RunConfig:
     `server_optimizer` overrides the recipe's. `flooding` is how released decryptions are made safe to release: ``"step"``, a fresh
     key in every step; ``"run"``, one key for the run; ``"off"``, not at all. `parameter_set` names a published set of CKKS
     parameters (`hesplit_native.published`), which runs on slots with flooding off. `limit_batches` shortens every epoch.
+    `accept_leak` allows batches of `splitways` and `hesplit` from which the server recovers the activations; without it they are
+    refused, and an epoch's last batch is left out when it is that small.
     """
 
     protocol: Protocol = "splitways"
     packing: Packing = "blocks"
     model: Model = "m1"
     convolutions: int = 2
-    batch_size: int = 4
+    batch_size: int = 8
     epochs: int = 10
     seed: int = 0
     recipe: Recipe = "default"
@@ -48,6 +51,8 @@ class RunConfig:
     limit_batches: int | None = None
     on_overflow: Overflow = "clip"
     checkpoint_every: int = 1000
+    accept_leak: bool = False
+    defences: Defences = field(default_factory=Defences)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "limit_batches", "checkpoint_every"):
@@ -64,6 +69,10 @@ class RunConfig:
                 f"{self.protocol} on SIMD slots releases decryptions that are not flooded (the papers' parameter sets have no room "
                 'for it): use packing="blocks", or accept the risk with flooding="off" (docs/security.md)'
             )
+        if isinstance(self.defences, dict):  # from JSON
+            object.__setattr__(self, "defences", Defences(**self.defences))
+        if self.protocol == "vanilla" and self.defences.gradient_epsilon is not None:
+            raise ParameterError("in vanilla the server computes dJ/dy: the client has no gradient to noise")
         if self.protocol == "sealed" and slots:
             raise ParameterError('sealed weights need packing="blocks"')
 

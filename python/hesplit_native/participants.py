@@ -34,6 +34,7 @@ from hesplit_native.training import (
     RunResult,
     client_state,
     dataset_architecture,
+    epoch_batches,
     evaluate,
     in_process,
     notes,
@@ -100,9 +101,10 @@ class _Group:
         connect: Callable[[int], Channel] | None,
     ) -> None:
         self.config, self.mode, self.shares = config, mode, shares
-        self.x, self.y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y)
+        self.x, self.y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y).clone()
         self.test_x, self.test_y = torch.from_numpy(dataset.test_x), torch.from_numpy(dataset.test_y)
         shape = dataset_architecture(config, dataset)
+        self.outputs = shape.outputs
         self.server = Server() if connect is None and config.protocol != "local" else None
         server = self.server
         parameters = choose_parameters(config, shape)
@@ -120,6 +122,9 @@ class _Group:
                 members=members, key=key,
             )  # fmt: skip
             self.clients.append(client)
+            if client.defender is not None:
+                rows = torch.from_numpy(share)
+                self.y[rows] = client.defender.labels(self.y[rows], len(dataset.classes))
         # One order for everyone, as independent of the protocol as that of a single client.
         self.orders = [torch.Generator().manual_seed(config.seed + 7919 * i) for i in range(len(shares))]
         self.history: list[EpochRecord] = []
@@ -128,8 +133,7 @@ class _Group:
         self.server_seconds: dict[str, float] = {}
 
     def _batches(self, share: npt.NDArray[np.int64]) -> int:
-        whole = -(-len(share) // self.config.batch_size)
-        return min(whole, self.config.limit_batches or whole)
+        return epoch_batches(self.config, len(share), self.outputs)
 
     def _bytes(self) -> tuple[int, int]:
         counts = [client.bytes for client in self.clients]
@@ -178,7 +182,8 @@ class _Group:
                 self.evaluation[0] + after[0] - before[0],
                 self.evaluation[1] + after[1] - before[1],
             )
-            self.history.append(EpochRecord(epoch, loss / done, correct / seen, accuracy, seconds))
+            epsilon = self.clients[0].epsilon(epoch)
+            self.history.append(EpochRecord(epoch, loss / done, correct / seen, accuracy, seconds, epsilon))
             if observer:
                 observer.on_epoch(self.history[-1])
 
@@ -236,6 +241,7 @@ class _Group:
             clipped=sum(client.linear.clipped for client in self.clients if client.linear is not None),
             flooding_deviation=max(getattr(client.linear, "flooding_deviation", 0.0) for client in self.clients),
             participants=len(self.clients),
+            epsilon=self.clients[0].epsilon(len(self.history)),
             notes=(*notes(self.config), f"{len(self.clients)} participants, {self.mode}"),
             interrupted=interrupted,
             architecture=last.architecture,

@@ -52,6 +52,7 @@ def metrics(result: RunResult, dataset: Dataset) -> dict[str, Any]:
         "clipped": result.clipped,
         "flooding_deviation": result.flooding_deviation,
         "participants": result.participants,
+        "epsilon": result.epsilon,
         "notes": list(result.notes),
         "interrupted": result.interrupted,
         **environment(),

@@ -17,6 +17,7 @@ from hesplit_native.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ConnectionLost, DataError, ProtocolError
 from hesplit_native.models import Architecture, architecture
+from hesplit_native.privacy.defences import leaks
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.session import RolledBack, resumable
 from hesplit_native.protocols.storage import read_tensors, write_tensors
@@ -33,13 +34,17 @@ _KEPT = 2
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: mean loss and accuracy (0..1) while training, accuracy on the test set after it, seconds of training."""
+    """One epoch: mean loss and accuracy (0..1) while training, accuracy on the test set after it, seconds of training.
+
+    `epsilon` is what a sample's noised releases add up to so far (`Defences`); None without noise.
+    """
 
     epoch: int
     train_loss: float
     train_accuracy: float
     test_accuracy: float
     seconds: float
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class RunResult:
     flooding_deviation: float = 0.0
     participants: int = 1
     notes: tuple[str, ...] = ()
+    epsilon: float | None = None
     interrupted: str | None = None
     architecture: Architecture | None = None
     client_state: dict[str, Tensor] = field(default_factory=dict)
@@ -104,6 +110,15 @@ class Observer(Protocol):
 
     def on_epoch(self, record: EpochRecord) -> None:
         """After an epoch."""
+
+
+def epoch_batches(config: RunConfig, rows: int, outputs: int) -> int:
+    """Batches of an epoch over so many rows. A short last one is left out where the server would recover its activations."""
+    whole = -(-rows // config.batch_size)
+    rest = rows % config.batch_size
+    if rest and whole > 1 and not config.accept_leak and leaks(config.protocol, rest, outputs):
+        whole -= 1
+    return min(whole, config.limit_batches or whole)
 
 
 def dataset_architecture(config: RunConfig, dataset: Dataset) -> Architecture:
@@ -193,8 +208,8 @@ class _Run:
         self.folder = checkpoints
         self.train_x, self.train_y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y)
         self.test_x, self.test_y = torch.from_numpy(dataset.test_x), torch.from_numpy(dataset.test_y)
-        whole = -(-len(self.train_x) // config.batch_size)
-        self.batches_per_epoch = min(whole, config.limit_batches or whole)
+        shape = dataset_architecture(config, dataset)
+        self.batches_per_epoch = epoch_batches(config, len(self.train_x), shape.outputs)
         self.server: Server | None = None
         self.reconnects = connect is not None
         if connect is None and config.protocol != "local":
@@ -202,11 +217,13 @@ class _Run:
             connect = in_process(self.server)
         self.client = Client(
             config,
-            dataset_architecture(config, dataset),
+            shape,
             batches=self.batches_per_epoch,
             connect=connect,
             ledgers=checkpoints,
         )
+        if self.client.defender is not None:
+            self.train_y = self.client.defender.labels(self.train_y, len(dataset.classes))
         self.connect = connect
         # Independent of the protocol: the same data in the same order for one seed.
         self.order = torch.Generator().manual_seed(config.seed)
@@ -289,6 +306,8 @@ class _Run:
             "clipped": self.client.linear.clipped if self.client.linear else 0,
         }
         tensors = self.client.tensors() | {"order": order}
+        if self.config.defences.label_epsilon is not None:
+            tensors["labels"] = self.train_y  # noised once: noising them again would say more of the true ones
         write_tensors(self._path(self.step), {n: t.contiguous() for n, t in tensors.items()}, _FORMAT, values)
         if session is not None:
             before = self.client.bytes
@@ -310,6 +329,8 @@ class _Run:
         try:
             self.client.load(tensors)
             self.progress = Progress(order=tensors["order"], **values["progress"])
+            if self.config.defences.label_epsilon is not None:
+                self.train_y = tensors["labels"]
             self.client.phases.seconds.clear()
             self.client.phases.seconds.update(values["phases"])
             if self.client.linear is not None:
@@ -373,7 +394,8 @@ class _Run:
         if observer:
             observer.on_batch(progress.epoch, progress.batch, mean, accuracy)
             observer.on_evaluate(progress.epoch)
-        record = EpochRecord(progress.epoch, mean, accuracy, self._evaluate(), progress.seconds)
+        epsilon = self.client.epsilon(progress.epoch)
+        record = EpochRecord(progress.epoch, mean, accuracy, self._evaluate(), progress.seconds, epsilon)
         progress.history.append(asdict(record))
         progress.order = self.order.get_state()
         progress.epoch, progress.batch, progress.loss, progress.correct = progress.epoch + 1, 0, 0.0, 0
@@ -416,6 +438,7 @@ class _Run:
             clipped=client.linear.clipped if client.linear else 0,
             flooding_deviation=getattr(client.linear, "flooding_deviation", 0.0),
             notes=notes(self.config),
+            epsilon=client.epsilon(len(self.progress.history)),
             interrupted=interrupted,
             architecture=client.architecture,
             client_state=client_state(client),
@@ -451,6 +474,10 @@ def in_process(server: Server, client: str = "in-process") -> Callable[[], Chann
 def notes(config: RunConfig) -> tuple[str, ...]:
     """What a reader of the report has to know."""
     found = []
+    if config.releases and config.accept_leak:
+        found.append(
+            f"leak accepted: batches with fewer samples than outputs (batch size {config.batch_size}) give the server the activations"
+        )
     if config.releases and config.flooding == "off":
         found.append("noise flooding is off: gradients computed from decrypted logits are released as they are")
     if config.protocol == "sealed":

@@ -70,8 +70,9 @@ class TrainingProgress:
     def on_epoch(self, record: EpochRecord) -> None:
         """Leave a line behind."""
         self.paused += perf_counter() - self._evaluating
+        spent = f", epsilon {record.epsilon:.3g}" if record.epsilon is not None else ""
         self.bar.console.print(
             f"epoch {record.epoch}: loss {record.train_loss:.4f}, training accuracy {record.train_accuracy:.2%}, "
-            f"test accuracy {record.test_accuracy:.2%}, {record.seconds:.1f} s",
+            f"test accuracy {record.test_accuracy:.2%}, {record.seconds:.1f} s{spent}",
             highlight=False,
         )

@@ -63,6 +63,17 @@ class OverflowName(str, Enum):
     error = "raise"
 
 
+class MechanismName(str, Enum):
+    """How activations are noised (privacy/defences)."""
+
+    values = "values"
+    laplace = "laplace"
+    gaussian = "gaussian"
+
+
+_DP = "Differential privacy and decorrelation"
+
+
 class ModeName(str, Enum):
     """How several participants train together."""
 
@@ -88,7 +99,7 @@ def train_command(
     packing: PackingName = typer.Option(PackingName.blocks, help="Coefficient blocks (fast) or SIMD slots."),
     model: ModelName = typer.Option(ModelName.m1, help="m2: 512 activations; base: two fully connected layers."),
     convolutions: int = typer.Option(2, min=2, max=8),
-    batch_size: int = typer.Option(4, min=1),
+    batch_size: int = typer.Option(8, min=1),
     epochs: int = typer.Option(10, min=1),
     seed: int = typer.Option(0, min=0, help="Initial weights and order of the data; never the encryption."),
     recipe: RecipeName = typer.Option(RecipeName.default, help="paper: double softmax, SGD at the encrypted server."),
@@ -98,6 +109,21 @@ def train_command(
     flooding: FloodingName = typer.Option(FloodingName.step, help="A fresh key per step, one key per run, or off."),
     parameter_set: str | None = typer.Option(
         None, help="A published set: 8192-60, 8192-40, 4096-20, 4096-40, 2048-18, S1, S2."
+    ),
+    accept_leak: bool = typer.Option(
+        False, "--accept-leak", help="Allow batches smaller than the outputs, which give the server the activations."
+    ),
+    mechanism: MechanismName = typer.Option(
+        MechanismName.values, help="Noise on activations: each value on its own, or whole rows.", rich_help_panel=_DP
+    ),
+    activation_epsilon: float | None = typer.Option(None, help="Of activations, per release.", rich_help_panel=_DP),
+    activation_clip: float = typer.Option(4.0, help="Of values, or of rows' norms.", rich_help_panel=_DP),
+    gradient_epsilon: float | None = typer.Option(None, help="Of dJ/dy, per release.", rich_help_panel=_DP),
+    gradient_clip: float = typer.Option(1.0, help="Of its rows' norms times the batch size.", rich_help_panel=_DP),
+    label_epsilon: float | None = typer.Option(None, help="Of labels, changed once.", rich_help_panel=_DP),
+    delta: float = typer.Option(1e-5, help="Of (epsilon, delta).", rich_help_panel=_DP),
+    decorrelation: float = typer.Option(
+        0.0, help="Weight in the loss of the distance correlation of signals and activations.", rich_help_panel=_DP
     ),
     limit_batches: int | None = typer.Option(None, min=1, help="Batches per epoch at most."),
     on_overflow: OverflowName = typer.Option(OverflowName.clip, help="Clip and count, or stop."),
@@ -121,6 +147,7 @@ def train_command(
     from hesplit_native.cli.progress import TrainingProgress
     from hesplit_native.errors import ParameterError
     from hesplit_native.participants import train_together
+    from hesplit_native.privacy.defences import Defences
     from hesplit_native.training import RunConfig, train
 
     console = Console()
@@ -144,6 +171,17 @@ def train_command(
         limit_batches=limit_batches,
         on_overflow=on_overflow.value,
         checkpoint_every=checkpoint_every,
+        accept_leak=accept_leak,
+        defences=Defences(
+            mechanism=mechanism.value,
+            activation_epsilon=activation_epsilon,
+            activation_clip=activation_clip,
+            gradient_epsilon=gradient_epsilon,
+            gradient_clip=gradient_clip,
+            label_epsilon=label_epsilon,
+            delta=delta,
+            decorrelation=decorrelation,
+        ),
     )
     data = load_dataset(dataset, data_dir, split)
     encrypted = protocol in (ProtocolName.splitways, ProtocolName.hesplit)

@@ -27,7 +27,7 @@ def correlations(estimate: Array, truth: Array) -> npt.NDArray[np.float64]:
     a -= a.mean(1, keepdims=True)
     b -= b.mean(1, keepdims=True)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)
+    return np.asarray(np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0))
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,7 @@ def record(
     total = steps if steps is not None else epoch * config.epochs
     client = Client(config, network, batches=0, connect=lambda: tap)
     client.begin()
+    used = y if client.defender is None else client.defender.labels(y, len(dataset.classes))
     truth: deque[tuple[Float32, npt.NDArray[np.int64], Float32]] = deque(maxlen=keep)
     seen: list[Tensor] = []
     hook = client.model.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
@@ -253,7 +254,7 @@ def record(
         at = step % epoch * config.batch_size
         rows = indices[at : at + config.batch_size]
         seen.clear()
-        loss, _ = client.learn(x[rows], y[rows])
+        loss, _ = client.learn(x[rows], used[rows])
         losses.append(float(loss))
         truth.append((x[rows].numpy(), y[rows].numpy(), seen[0].numpy()))
         if observer is not None:
@@ -266,6 +267,4 @@ def record(
         for part, wanted in zip(torch.split(test_x, 2048), torch.split(test_y, 2048), strict=True)
     )
     inputs, labels, activations = (list(values) for values in zip(*truth, strict=True))
-    return Recording(
-        transcript, Truth(inputs, labels, activations), client.model, right / len(test_y), losses, client
-    )
+    return Recording(transcript, Truth(inputs, labels, activations), client.model, right / len(test_y), losses, client)

@@ -117,6 +117,7 @@ class _Progress:
 
     def __init__(self, row: str, queue: Any) -> None:
         self.row, self.queue, self.said = row, queue, 0.0
+        self.parent = os.getppid()
         self.batches, self.total = 0, 0
 
     def on_start(self, batches_per_epoch: int, epochs: int) -> None:
@@ -124,6 +125,8 @@ class _Progress:
 
     def on_batch(self, epoch: int, batch: int, loss: float, accuracy: float) -> None:
         if monotonic() - self.said > _REPORT_SECONDS:
+            if os.getppid() != self.parent:
+                raise KeyboardInterrupt  # killed without a chance to stop its rows, which another run will go on with
             self.queue.put((self.row, (epoch - 1) * self.batches + batch, self.total))
             self.said = monotonic()
 

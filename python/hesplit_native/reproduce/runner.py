@@ -7,6 +7,7 @@ import multiprocessing
 import queue as queues
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def results(rows: list[Row], folder: Path) -> dict[str, dict[str, Any]]:
             values = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        ours = json.loads(json.dumps(vars(row.config)))
+        ours = json.loads(json.dumps(asdict(row.config)))
         if all(values.get("config", {}).get(key) == value for key, value in ours.items()):
             found[row.id] = values
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,8 @@ from hesplit_native.protocols.plain import Answer
 from hesplit_native.protocols.server import Answers, Server
 from hesplit_native.training import in_process
 
+# A forger needs what tests have for damaging messages: bit packing, and another checksum.
+_bytes = cast(Any, _core).testing
 _HEADER = 64
 _SHAPE = struct.Struct("<IIIBd")
 
@@ -82,15 +85,15 @@ class Forger:
             c1 = np.zeros(self.degree, np.uint64)
             if p < products - 1:
                 c1[self._shift(width, products, p)] = size
-            payload += _core.testing.pack_bits(np.zeros(outputs * samples, np.uint64), bits)
-            payload += _core.testing.pack_bits(c1, bits)
+            payload += _bytes.pack_bits(np.zeros(outputs * samples, np.uint64), bits)
+            payload += _bytes.pack_bits(c1, bits)
             positions = (np.arange(outputs)[None] * rows + np.arange(samples)[:, None]) * width
             self._asking.append(positions - self._shift(width, products, p))
         self.asked += 1
         start = _HEADER + _SHAPE.size
         message = bytearray(genuine)
         message[start : start + len(payload)] = payload
-        return bytes(_core.testing.reseal(bytes(message)))
+        return bytes(_bytes.reseal(bytes(message)))
 
     def _shift(self, width: int, products: int, p: int) -> int:
         return (self.asked * (products - 1) + p) % width
@@ -113,7 +116,10 @@ class Forger:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What the malicious server got: the key of `steps` replies, as far as `known`; whether it `opens` the last request; and why it ended."""
+    """What the malicious server got by `steps` replies: the `known` share of a key, and whether that `opens` the last request.
+
+    `ended` is why the client ended the session, if it did.
+    """
 
     steps: int
     known: float

@@ -61,7 +61,7 @@ def learn_inverse(
             rows = torch.randint(0, len(known), (batch_size,))
             loss = nn.functional.mse_loss(network((known[rows] - mean) / spread), wanted[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     def invert(activations: npt.NDArray[np.floating]) -> Float32:

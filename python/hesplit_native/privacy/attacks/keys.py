@@ -73,7 +73,7 @@ def from_masked_weights(transcript: Transcript) -> KeyFound:
 
 def _opened(step: Step, transcript: Transcript, degree: int) -> Iterator[tuple[Any, ...]]:
     """c0 and c1 of every masked product, the positions of what is sent of it, and what was opened."""
-    samples, rows, width, bits, _ = _SHAPE.unpack_from(step.masked, _HEADER)
+    _, rows, width, bits, _ = _SHAPE.unpack_from(step.masked, _HEADER)
     at, back = _HEADER + _SHAPE.size, _HEADER
     inputs, per_product = -(-transcript.features // width), max(1, min(transcript.outputs, degree // (rows * width)))
     for p in range(-(-transcript.outputs // per_product)):
@@ -99,7 +99,7 @@ def _equations(poly: npt.NDArray[Any], positions: npt.NDArray[np.int64]) -> npt.
     """The rows that turn s into coefficients of poly * s: row t holds poly[t - k], negated where it wraps around."""
     degree = len(poly)
     double = np.concatenate([-poly, poly])
-    return double[degree + positions[:, None] - np.arange(degree)]
+    return np.asarray(double[degree + positions[:, None] - np.arange(degree)])
 
 
 def _solve_binary(matrix: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -135,7 +135,9 @@ def from_gradients_of_logits(transcript: Transcript, *, observer: Any = None) ->
     degree = server.parameters.ring_degree
     normal, right = np.zeros((degree, degree), np.float32), np.zeros(degree)
     mean = mean_activation(transcript)
-    equations, pending_rows, pending_values = 0, [], []
+    equations = 0
+    pending_rows: list[npt.NDArray[np.float32]] = []
+    pending_values: list[Float64] = []
 
     def settle() -> None:
         nonlocal normal, right
@@ -206,7 +208,9 @@ def _regression(
     rows -= rows.mean(1, keepdims=True)
     values -= values.mean(1, keepdims=True)
     values = values[usable]
-    good = np.abs(values).max(1) < 50  # rho_1 s has a deviation of 10.7 at N = 2048: elsewhere the activations are not exact enough
+    good = (
+        np.abs(values).max(1) < 50
+    )  # rho_1 s has a deviation of 10.7 at N = 2048: elsewhere the activations are not exact enough
     if not good.any():
         return None
     return rows[usable][good].reshape(-1, rows.shape[2]), values[good].ravel()
@@ -215,11 +219,11 @@ def _regression(
 def _rounding(residues: npt.NDArray[np.uint64], bits: int, primes: list[int]) -> npt.NDArray[np.float32]:
     """round(2^bits v / q) - 2^bits v / q of the integers v below q with these residues [primes, count]."""
     exact = _fractions(residues, primes) * np.longdouble(2) ** bits
-    return (np.rint(exact) - exact).astype(np.float32)
+    return np.asarray(np.rint(exact) - exact, np.float32)
 
 
 def _fractions(residues: npt.NDArray[np.uint64], primes: list[int]) -> npt.NDArray[np.longdouble]:
-    """v / q modulo 1, by the Chinese remainder theorem: the sum of v (q/p)^-1 mod p over p."""
+    """V / q modulo 1, by the Chinese remainder theorem: the sum of v (q/p)^-1 mod p over p."""
     modulus = math.prod(primes)
     total = np.zeros(residues.shape[1], np.longdouble)
     for row, prime in zip(residues, primes, strict=True):
@@ -262,7 +266,7 @@ def open_request(server: LinearServer, transcript: Transcript, step: Step, key: 
 
 
 def _times(poly: npt.NDArray[np.uint64], key: Ternary, prime: int) -> npt.NDArray[np.int64]:
-    """poly * key modulo x^N + 1 and a prime below 2^60, exactly: in limbs of 20 bits, whose convolutions doubles hold."""
+    """Poly * key modulo x^N + 1 and a prime below 2^60, exactly: in limbs of 20 bits, whose convolutions doubles hold."""
     degree = len(poly)
     total = np.zeros(degree, dtype=object)
     for limb in range(3):

@@ -18,7 +18,7 @@ Labels = npt.NDArray[np.int64]
 
 def by_sign(gradient: npt.NDArray[np.floating]) -> Labels:
     """The most negative entry of every row of G [n, classes]."""
-    return gradient.argmin(1).astype(np.int64)
+    return np.asarray(gradient.argmin(1), np.int64)
 
 
 def by_direction(gradient: npt.NDArray[np.floating], classes: int, *, seed: int = 0, rounds: int = 50) -> Labels:
