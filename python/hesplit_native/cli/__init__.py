@@ -1,4 +1,4 @@
-"""The command line: `hesplit-native train | serve | predict | reproduce | certs | plan | info`."""
+"""The command line: `hesplit-native train | serve | predict | reproduce | audit | certs | plan | info`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import typer
 import typer.core
 
-from hesplit_native.cli import certs, info, plan, predict, reproduce, serve, train
+from hesplit_native.cli import audit, certs, info, plan, predict, reproduce, serve, train
 
 
 class _Group(typer.core.TyperGroup):
@@ -42,6 +42,7 @@ app.command("train")(train.train_command)
 app.command("serve")(serve.serve_command)
 app.command("predict")(predict.predict_command)
 app.command("reproduce")(reproduce.reproduce_command)
+app.command("audit")(audit.audit_command)
 app.command("certs")(certs.certs_command)
 app.command("plan")(plan.plan_command)
 app.command("info")(info.info_command)

@@ -1,0 +1,193 @@
+"""`hesplit-native audit`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hesplit_native.cli.options import DatasetName, SplitName, load_dataset
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hesplit_native.data.dataset import Dataset
+    from hesplit_native.privacy.attacks.features import Table
+    from hesplit_native.privacy.audit import Finding, Observer, Setting
+    from hesplit_native.privacy.page import Report
+
+
+def audit_command(
+    dataset: DatasetName = typer.Option(DatasetName.synthetic, help="What to train on."),
+    data_dir: Path | None = typer.Option(None, help="The MIT-BIH records (else HESPLIT_MITDB), or PTB-XL."),
+    split: SplitName = typer.Option(SplitName.unique, help="Division of MIT-BIH; paper leaks between train and test."),
+    rows: str | None = typer.Option(
+        None, help="Only rows whose title contains one of these words (comma-separated); `list` lists."
+    ),
+    quick: bool = typer.Option(False, "--quick", help="Fewer steps and fewer rows: under three minutes."),
+    steps: int | None = typer.Option(None, min=20, help="Training steps of every row.  [default: 2000, quick 700]"),
+    batch_size: int = typer.Option(4, min=1, help="Of the protocols' rows; the papers' is 4."),
+    transcript: Path | None = typer.Option(None, help="Attack a recording (--save) instead of training."),
+    save: Path | None = typer.Option(None, help="Directory to write every row's recording to."),
+    csv: Path | None = typer.Option(None, help="A table for the private features; else a synthetic one."),
+    private: str = typer.Option("", help="Its private columns, comma-separated, of two values each."),
+    label: str = typer.Option("", help="Its label, of two values."),
+    output: Path = typer.Option(Path("audit"), help="Directory for audit.md, audit.html and audit.json."),
+) -> None:
+    """Attack every protocol with what its server received, and show what each defence changes."""
+    import torch
+    from rich.console import Console
+
+    from hesplit_native import _core
+    from hesplit_native.errors import ParameterError
+    from hesplit_native.privacy import audit, page
+    from hesplit_native.privacy.attacks import features
+
+    console = Console()
+    torch.set_num_threads(1)
+    _core.set_num_threads(1)
+    wanted = [*audit.settings(batch_size), *audit.defended(batch_size)]
+    if quick:
+        wanted = [
+            row
+            for row in wanted
+            if not row.title.startswith("plain, ") or "eps=3" in row.title or "eps=10" in row.title
+        ]
+    if rows == "list":
+        for row in wanted:
+            console.print(row.title, highlight=False, markup=False)
+        return
+    table = features.synthetic_table()
+    if csv is not None:
+        if not private or not label:
+            raise ParameterError("a table needs --private and --label, which of its columns are what")
+        table = features.load_table(csv, private=[name.strip() for name in private.split(",")], label=label)
+    chosen = wanted
+    if rows is not None:
+        words = [word.strip() for word in rows.split(",")]
+        chosen = [row for row in wanted if any(word in row.title for word in words)]
+        if not chosen:
+            raise ParameterError(f"no row has a title with {' or '.join(words)}; --rows list shows them")
+    data = load_dataset(dataset, data_dir, split)
+    count = steps or (700 if quick else 2000)
+    report = page.Report(
+        "What the server can learn",
+        f"{data.name} ({data.split}), {len(data.train_y)} rows to train on, {count} steps of every row, seed 0, "
+        f"{torch.get_num_threads()} thread, kernels {_core.kernels()}.",
+    )
+    _run(
+        console,
+        report,
+        chosen,
+        data,
+        table,
+        count=count,
+        quick=quick,
+        whole=rows is None,
+        transcript=transcript,
+        save=save,
+    )
+    _print(console, report)
+    written = page.write(report, output)
+    console.print(f"Written: {', '.join(map(str, written))}", highlight=False)
+
+
+def _run(
+    console: Console, report: Report, rows: list[Setting], data: Dataset, table: Table, *, count: int, quick: bool,
+    whole: bool, transcript: Path | None, save: Path | None,
+) -> None:  # fmt: skip
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from hesplit_native.config import RunConfig
+    from hesplit_native.privacy import audit
+    from hesplit_native.privacy.transcript import Recording, record
+
+    if transcript is not None:
+        recording = Recording.load(transcript)
+        terms: dict[str, Any] = {
+            "protocol": recording.transcript.protocol,
+            "batch_size": recording.transcript.batch_size,
+        }
+        config = RunConfig(**terms, flooding="off", accept_leak=True)
+        setting = audit.Setting(f"{transcript.name}: {config.protocol}", config)
+        report.rows.append(audit.audit(setting, data, steps=0, recording=recording))
+        return
+    more = 3 if whole else 0
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        all_rows = bar.add_task("rows", total=len(rows) + more)
+        one = bar.add_task("", total=1)
+
+        def on_step(what: str, done: int, total: int) -> None:
+            bar.update(one, description=what, completed=done, total=total)
+
+        observer: Observer = on_step
+        for setting in rows:
+            kept = None
+            if save is not None:
+                save.mkdir(parents=True, exist_ok=True)
+                kept = record(setting.config, data, steps=count, keep=min(count, 1200))
+                kept.save(save / (setting.title.replace(" ", "-").replace(",", "").replace("/", "") + ".safetensors"))
+            report.rows.append(audit.audit(setting, data, steps=count, observer=observer, recording=kept))
+            bar.advance(all_rows)
+        if whole:
+            report.hijacked = audit.hijacked(data, steps=600 if quick else 3000)
+            bar.advance(all_rows)
+            report.features = audit.private_features(table)
+            bar.advance(all_rows)
+            report.by_depth, report.by_epsilon = audit.resemblances(
+                data, steps=count // 3 if quick else 2 * count, observer=observer, rows=60 if quick else 300
+            )
+            bar.advance(all_rows)
+    if any(row.setting.config.releases and row.setting.config.flooding == "off" for row in report.rows):
+        report.notes.append("Rows with flooding off show what unflooded releases give away: do not run them.")
+    if any(row.setting.config.releases and row.setting.config.accept_leak for row in report.rows):
+        report.notes.append(
+            "Leak accepted: rows of splitways and hesplit at n=4 have batches smaller than the 5 outputs."
+        )
+
+
+def _short(finding: Finding | None) -> str:
+    """Without what explains the value."""
+    from hesplit_native.privacy.page import cell
+
+    return cell(replace(finding, text="") if finding is not None and finding.value is not None else finding)
+
+
+def _print(console: Console, report: Report) -> None:
+    from rich.table import Table as RichTable
+
+    from hesplit_native.privacy.page import COLUMNS, cell
+
+    table = RichTable(title="What an honest-but-curious server recovers (chance in brackets)", title_justify="left")
+    table.add_column("")
+    table.add_column("accuracy", justify="right")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for row in report.rows:
+        table.add_row(
+            row.setting.title, f"{100 * row.accuracy:.1f} %", *(_short(row.findings.get(name)) for name in COLUMNS)
+        )
+    console.print(table)
+    if report.hijacked is not None:
+        console.print(f"plain, hijacked by a malicious server: signals {cell(report.hijacked)}", highlight=False)
+    for title, finding, accuracy in report.features:
+        console.print(f"private features, {title}: {cell(finding)}, task {100 * accuracy:.1f} %", highlight=False)
+    for items in (report.by_depth, report.by_epsilon):
+        for item in items:
+            console.print(
+                f"{item.setting.title}: worst channel's distance correlation {item.worst:.2f} (published {item.published:.2f})",
+                highlight=False,
+            )

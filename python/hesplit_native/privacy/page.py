@@ -1,0 +1,299 @@
+"""The audit's report: a table for people who read Markdown, and a page with pictures that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hesplit_native.privacy.audit import Finding, Likeness, Row
+
+COLUMNS = {
+    "activations": "correlation of recovered activations",
+    "labels": "labels right",
+    "signals": "correlation of rebuilt signals",
+    "closest channel": "correlation of the closest channel",
+    "key": "requests opened with the key found",
+    "forged replies": "malicious: forged replies",
+    "traffic": "labels told by sizes and times",
+}
+
+EXPLANATION = (
+    "Each attack has what the server of that row received, sent and held, and nothing else; the chance level is in brackets: what the "
+    "same estimate scores against somebody else's data. Correlations are medians over samples, with the mean sample taken out. "
+    "Signals are rebuilt by a network that a colluding participant trained on other signals. `n` is the batch size."
+)
+
+
+@dataclass
+class Report:
+    """All that an audit found."""
+
+    title: str
+    provenance: str
+    rows: list[Row] = field(default_factory=list)
+    hijacked: Finding | None = None
+    features: list[tuple[str, Finding, float]] = field(default_factory=list)
+    by_depth: list[Likeness] = field(default_factory=list)
+    by_epsilon: list[Likeness] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """Every number."""
+
+        def plain(row: Row) -> dict[str, Any]:
+            found = {name: asdict(finding) for name, finding in row.findings.items()}
+            return {
+                "title": row.setting.title, "config": asdict(row.setting.config), "accuracy": row.accuracy,
+                "epsilon": row.epsilon, "findings": found,
+            }  # fmt: skip
+
+        def likeness(item: Likeness) -> dict[str, Any]:
+            return {name: value for name, value in asdict(item).items() if name != "setting"} | {
+                "title": item.setting.title
+            }
+
+        return json.dumps(
+            {
+                "rows": [plain(row) for row in self.rows],
+                "hijacked": asdict(self.hijacked) if self.hijacked else None,
+                "features": [[title, asdict(finding), accuracy] for title, finding, accuracy in self.features],
+                "by_depth": [likeness(item) for item in self.by_depth],
+                "by_epsilon": [likeness(item) for item in self.by_epsilon],
+                "provenance": self.provenance,
+                "notes": self.notes,
+            },
+            indent=2,
+        )
+
+
+def cell(finding: Finding | None) -> str:
+    """A finding for a table."""
+    if finding is None:
+        return ""
+    if finding.value is None:
+        return finding.text or "–"
+    chance = f" ({finding.chance:.2f})" if finding.chance is not None else ""
+    return f"{finding.value:.3f}{chance}" + (f", {finding.text}" if finding.text else "")
+
+
+def _tables(report: Report) -> list[tuple[str, str, list[str], list[list[str]]]]:
+    """Heading, explanation, header and rows of every table."""
+    tables = []
+    if report.rows:
+        head = ["", "test accuracy", "epsilon of the run", *COLUMNS.values()]
+        rows = [
+            [
+                row.setting.title,
+                f"{100 * row.accuracy:.1f} %",
+                "" if row.epsilon is None else f"{row.epsilon:,.3g}",
+                *(cell(row.findings.get(name)) for name in COLUMNS),
+            ]
+            for row in report.rows
+        ]
+        tables.append(("What an honest-but-curious server recovers", EXPLANATION, head, rows))
+    if report.hijacked is not None:
+        tables.append(
+            (
+                "A malicious server of `plain`: feature-space hijacking",
+                "It answers gradients of its own instead of the task's. In the encrypted protocols it sees no activations to do so.",
+                ["", "correlation of decoded signals"],
+                [["plain", cell(report.hijacked)]],
+            )
+        )
+    if report.features:
+        tables.append(
+            (
+                "Private features from cut-layer gradients",
+                "Qiu et al.: the device holds yes-or-no features and labels; the server sees dJ/dz. Share of features that gradient "
+                "matching finds.",
+                ["", "features right", "task accuracy"],
+                [[title, cell(finding), f"{100 * accuracy:.1f} %"] for title, finding, accuracy in report.features],
+            )
+        )
+    for name, items in (("number of convolutions", report.by_depth), ("noise on activations", report.by_epsilon)):
+        if items:
+            head = [
+                "", "worst channel, published", "worst channel", "mean channel", "time warping, worst", "time warping, mean",
+                "test accuracy",
+            ]  # fmt: skip
+            rows = [
+                [
+                    item.setting.title,
+                    "" if item.published is None else f"{item.published:.2f}",
+                    f"{item.worst:.2f}",
+                    f"{item.mean:.2f}",
+                    f"{item.warping_worst:.2f}",
+                    f"{item.warping_mean:.2f}",
+                    f"{100 * item.accuracy:.1f} %",
+                ]
+                for item in items
+            ]
+            tables.append((f"Resemblance of activations and signals by {name}", LIKENESS, head, rows))
+    return tables
+
+
+LIKENESS = (
+    "Abuadbba et al.: distance correlation of a signal and each channel of its activations (1: the same), and dynamic time warping "
+    "of both, standardised (0: the same), means over test signals. They train on 13,245 beats for 400 epochs and noise split-layer "
+    "activations by a mechanism whose clipping they do not print; here training is as short as said above and every value is clipped to "
+    "±4: compare how the columns fall, not their third digit."
+)
+
+
+def markdown(report: Report) -> str:
+    """All tables."""
+    lines = [f"# {report.title}", "", report.provenance, ""]
+    lines += [f"**{note}**\n" for note in report.notes]
+    for heading, text, head, rows in _tables(report):
+        lines += [f"## {heading}", "", text, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+    return "\n".join(lines)
+
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1300px;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;margin:1em 0;font-size:13px}th,td{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right}
+th:first-child,td:first-child{text-align:left}th{background:#f4f4f4}strong{color:#b3261e}img{max-width:100%}"""
+
+
+def page(report: Report) -> str:
+    """Tables and pictures."""
+    title = html.escape(report.title)
+    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"]
+    parts.append(f"<h1>{title}</h1><p>{html.escape(report.provenance)}</p>")
+    parts += [f"<p><strong>{html.escape(note)}</strong></p>" for note in report.notes]
+    for heading, text, head, rows in _tables(report):
+        parts.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p><table><tr>")
+        parts += [f"<th>{html.escape(name)}</th>" for name in head]
+        parts.append("</tr>")
+        parts += ["<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row) + "</tr>" for row in rows]
+        parts.append("</table>")
+    for caption, picture in (
+        ("Signals (grey) and what the server rebuilds of them", _signals(report.rows)),
+        ("A signal (top) and the channel of its activations that the server's estimate shows most like it", _channels(report.rows)),
+        ("Noise: accuracy against leakage", _trade(report.rows)),
+        ("Resemblance beside what was published", _likeness(report)),
+    ):  # fmt: skip
+        if picture:
+            parts.append(f'<h2>{html.escape(caption)}</h2><img alt="{html.escape(caption)}" src="{picture}">')
+    return "".join(parts) + "</html>\n"
+
+
+def _png(figure: Any) -> str:
+    from matplotlib import pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _plot(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False, sharex=True
+    )
+
+
+def _signals(rows: list[Row]) -> str:
+    shown = [row for row in rows if "rebuilt" in row.examples]
+    if not shown:
+        return ""
+    count = len(shown[0].examples["signals"])
+    figure, axes = _plot(len(shown), count, 2.6, 1.3)
+    for line, row in zip(axes, shown, strict=True):
+        for axis, true, rebuilt in zip(line, row.examples["signals"], row.examples["rebuilt"], strict=True):
+            axis.plot(true, color="#bbbbbb", linewidth=2.5)
+            axis.plot(rebuilt, color="#c2410c", linewidth=1)
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(row.setting.title, fontsize=7, rotation=0, ha="right")
+    return _png(figure)
+
+
+def _channels(rows: list[Row]) -> str:
+    from hesplit_native.privacy.attacks.inversion import best
+
+    shown = [row for row in rows if "channels" in row.examples]
+    if not shown:
+        return ""
+    figure, axes = _plot(2, len(shown), 1.9, 1.3)
+    for column, row in enumerate(shown):
+        signal, maps = row.examples["signals"][:1], row.examples["channels"][0]
+        closest = max(range(len(maps)), key=lambda channel: float(best(maps[None, [channel]], signal)[0]))
+        axes[0][column].plot(signal[0], color="#666666")
+        axes[1][column].plot(maps[closest], color="#2f6690")
+        axes[0][column].set_title(row.setting.title, fontsize=6)
+        for axis in axes[:, column]:
+            axis.set(xticks=[], yticks=[])
+    return _png(figure)
+
+
+def _trade(rows: list[Row]) -> str:
+    """Accuracy and leakage against epsilon, for noise on activations, gradients and labels."""
+    kinds = {
+        "activation_epsilon": ("noise on activations", "signals"),
+        "gradient_epsilon": ("noise on dJ/dy", "labels"),
+        "label_epsilon": ("changed labels", "labels"),
+    }
+    plain = next((row for row in rows if row.setting.title == "plain"), None)
+    found = {
+        name: sorted(
+            ((getattr(row.setting.config.defences, name), row) for row in rows if getattr(row.setting.config.defences, name)),
+            key=lambda item: item[0],
+        )
+        for name in kinds
+    }  # fmt: skip
+    found = {name: items for name, items in found.items() if items}
+    if not found:
+        return ""
+    figure, axes = _plot(1, len(found), 4.2, 3.4)
+    for axis, (name, items) in zip(axes[0], found.items(), strict=True):
+        title, column = kinds[name]
+        epsilons = [epsilon for epsilon, _ in items]
+        axis.plot(epsilons, [row.accuracy for _, row in items], marker="o", color="#2f6690", label="test accuracy")
+        leaks = [row.findings[column].value if column in row.findings else None for _, row in items]
+        axis.plot(epsilons, leaks, marker="o", color="#c2410c", label=f"leakage: {COLUMNS[column]}")
+        if plain is not None:
+            axis.axhline(plain.accuracy, color="#2f6690", linestyle=":", linewidth=1)
+        axis.set(xscale="log", title=title, xlabel="epsilon (dotted: accuracy without noise)", ylim=(-0.05, 1.05))
+        axis.legend(frameon=False, fontsize=7)
+        axis.grid(alpha=0.25)
+    return _png(figure)
+
+
+def _likeness(report: Report) -> str:
+    tables = [items for items in (report.by_depth, report.by_epsilon) if items]
+    if not tables:
+        return ""
+    figure, axes = _plot(1, len(tables), 5, 3.2)
+    for axis, items in zip(axes[0], tables, strict=True):
+        names = [item.setting.title for item in items]
+        axis.plot(names, [item.worst for item in items], marker="o", color="#c2410c", label="worst channel, ours")
+        axis.plot(names, [item.mean for item in items], marker="o", color="#e8a27c", label="mean channel, ours")
+        axis.plot(
+            names, [item.published for item in items], marker="s", color="#666666", label="worst channel, published"
+        )
+        axis.set(ylim=(0, 1), ylabel="distance correlation")
+        axis.tick_params(axis="x", labelrotation=30, labelsize=7)
+        axis.legend(frameon=False, fontsize=7)
+        axis.grid(alpha=0.25)
+    return _png(figure)
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """audit.md, audit.html and audit.json; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, text in (("audit.md", markdown(report)), ("audit.html", page(report)), ("audit.json", report.to_json())):
+        path = folder / name
+        path.write_text(text, encoding="utf-8")
+        paths.append(path)
+    return paths
