@@ -21,7 +21,7 @@ CPP_FILES = $(shell find cpp -name '*.cpp' -o -name '*.h')
 .PHONY: demo test lint format install clean
 
 demo: $(VENV)/installed
-	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways --batch-size 4 \
+	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways \
 		--epochs 2 --output $(DEMO_OUTPUT)
 
 test: $(VENV)/installed-test lint

@@ -13,7 +13,7 @@ from hesplit_native.data import synthetic_ecg
 from hesplit_native.training import RunConfig, train
 torch.set_num_threads(1)
 hn.set_num_threads(1)
-train(RunConfig(**{choice!r}, epochs=1), synthetic_ecg(train=200, test=1000))
+train(RunConfig(**{choice!r}, batch_size=4, accept_leak=True, epochs=1), synthetic_ecg(train=200, test=1000))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

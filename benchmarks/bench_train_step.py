@@ -27,7 +27,12 @@ def clients():
     """One client with a server of its own for every protocol."""
     found = {}
     for name, choice in {"local": {"protocol": "local"}, **PROTOCOLS}.items():
-        client = Client(RunConfig(**choice), architecture("m1", 1, 128, 5), batches=10**6, connect=in_process(Server()))
+        client = Client(
+            RunConfig(**choice, batch_size=4, accept_leak=True),
+            architecture("m1", 1, 128, 5),
+            batches=10**6,
+            connect=in_process(Server()),
+        )
         client.begin()
         found[name] = client
     return found

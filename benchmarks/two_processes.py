@@ -52,7 +52,7 @@ def measure(folder: Path) -> dict[str, float]:
         clients = {}
         for name, choice in PROTOCOLS.items():
             client = Client(
-                RunConfig(**choice), architecture("m1", 1, 128, 5), batches=10**6,
+                RunConfig(**choice, batch_size=4, accept_leak=True), architecture("m1", 1, 128, 5), batches=10**6,
                 connect=lambda: connect(f"localhost:{port}", tls=tls),
             )  # fmt: skip
             client.begin()

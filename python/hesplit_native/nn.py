@@ -12,6 +12,7 @@ from hesplit_native.errors import ParameterError
 from hesplit_native.keys import SecretKey
 from hesplit_native.linear import LinearClient, LinearServer, Overflow
 from hesplit_native.parameters import ACTIVATION_BOUND, Parameters
+from hesplit_native.privacy.defences import check_batch
 from hesplit_native.protocols.phases import Phases
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.splitways import SplitWaysClient
@@ -100,6 +101,8 @@ class EncryptedLinear(nn.Module):
         ``"clip"`` or ``"raise"``, as for `LinearClient`.
     learning_rate, server_optimizer, weight_seed
         With a channel: how the server trains its layer, and the seed it initialises it under.
+    accept_leak
+        With a channel: allow training batches of fewer rows than outputs, from whose gradients the server recovers x exactly.
 
     Raises
     ------
@@ -122,9 +125,11 @@ class EncryptedLinear(nn.Module):
         learning_rate: float = 1e-3,
         server_optimizer: ServerOptimizer = "adam",
         weight_seed: int = 0,
+        accept_leak: bool = False,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        self.accept_leak = accept_leak
         self.on_overflow: Overflow = on_overflow
         # With a channel gradients are released: flooded, under a fresh key in every step.
         self.parameters_ckks = parameters or Parameters.recommend(
@@ -189,6 +194,8 @@ class EncryptedLinear(nn.Module):
             if self.training and not rows.requires_grad:
                 # The server learns from the backward pass, also where nothing before this layer does.
                 rows = rows.detach().requires_grad_()
+            if rows.requires_grad and torch.is_grad_enabled():
+                check_batch("splitways", len(rows), self.out_features, accept_leak=self.accept_leak)
             y = remote_linear(rows.float(), self._remote).to(x.dtype)
         else:
             inside = self._local_engine().prepare(rows)
