@@ -117,7 +117,7 @@ def train_command(
         MechanismName.values, help="Noise on activations: each value on its own, or whole rows.", rich_help_panel=_DP
     ),
     activation_epsilon: float | None = typer.Option(None, help="Of activations, per release.", rich_help_panel=_DP),
-    activation_clip: float = typer.Option(4.0, help="Of values, or of rows' norms.", rich_help_panel=_DP),
+    activation_clip: float = typer.Option(1.0, help="Of values, or of rows' norms.", rich_help_panel=_DP),
     gradient_epsilon: float | None = typer.Option(None, help="Of dJ/dy, per release.", rich_help_panel=_DP),
     gradient_clip: float = typer.Option(1.0, help="Of its rows' norms times the batch size.", rich_help_panel=_DP),
     label_epsilon: float | None = typer.Option(None, help="Of labels, changed once.", rich_help_panel=_DP),

@@ -36,7 +36,7 @@ class Defences:
 
     mechanism: Mechanism = "values"
     activation_epsilon: float | None = None
-    activation_clip: float = 4.0
+    activation_clip: float = 1.0
     gradient_epsilon: float | None = None
     gradient_clip: float = 1.0
     label_epsilon: float | None = None
