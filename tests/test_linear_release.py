@@ -172,7 +172,23 @@ def test_weight_gradients_of_random_shapes(n, d, o, packing, seed):
     found = server.unmask(masked, client.open_weight_gradient(message, gradient))
     reach = client.parameters.activation_bound * np.abs(gradient).sum(0).max()
     assert found.shape == (o, d)
-    assert np.abs(found - gradient.T @ x).max() <= 2e-3 * reach + 1e-9
+    assert np.abs(found - gradient.T @ x).max() <= 1e-5 * reach + 1e-9
+
+
+@pytest.mark.parametrize("name", ["S1", "S2", "8192-60", "8192-40"])
+def test_weight_gradients_of_published_sets(name):
+    rng = np.random.default_rng(0)
+    params = hn.Parameters.published(name, in_features=60, out_features=5, batch_size=4, activation_bound=64.0)
+    client = hn.LinearClient(hn.SecretKey.generate(params), 60, 5, weight_gradients=True)
+    server = hn.LinearServer(client.public_material(), rng.normal(size=(5, 60)) / 8, np.zeros(5))
+    for size in (1.0, 1e-4):
+        x, gradient = rng.normal(size=(4, 60)), size * rng.normal(size=(4, 5))
+        reply, _, kept = server.forward_training(client.encrypt(x), keep=True)
+        client.decrypt(reply, weight_gradient_follows=True)
+        message, masked = server.weight_gradient(kept, gradient)
+        found = server.unmask(masked, client.open_weight_gradient(message, gradient))
+        reach = 64.0 * np.abs(gradient).sum(0).max()
+        assert np.abs(found - gradient.T @ x).max() <= 5e-5 * reach
 
 
 def test_large_batches_and_scalar_layouts():

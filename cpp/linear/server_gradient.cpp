@@ -21,8 +21,10 @@ namespace {
 // is.
 constexpr int kSlotGradientBits = 34;
 
-// The largest scale of the gradient with which no sum of |x| <= B times G wraps around.
-double gradient_scale(const ParameterChoice& choice, double modulus, View<const double> gradient, std::size_t outputs) {
+// The largest scale of the gradient with which no sum of |x| <= B times G wraps around. Blocks round G * scale to
+// 64-bit integers; slots take any scale (SlotRing::encode_ntt).
+double gradient_scale(const ParameterChoice& choice, double modulus, View<const double> gradient, std::size_t outputs,
+                      bool blocks) {
     double reach = 0, largest = 0;
     for (std::size_t o = 0; o < outputs; ++o) {
         double l1 = 0;
@@ -36,8 +38,8 @@ double gradient_scale(const ParameterChoice& choice, double modulus, View<const 
         return 1;
     }
     constexpr double kRoom = 1.01;  // for float32 clipping, rounding and noise
-    // Gradients far below 2^-80 (saturated softmax functions have them) are 0 at this scale, and everywhere else.
-    const double most = std::min(std::ldexp(1.0, 60) / largest, std::ldexp(1.0, 80));
+    // Gradients far below 2^-400 are 0 at this scale.
+    const double most = std::min(blocks ? std::ldexp(1.0, 60) / largest : HUGE_VAL, std::ldexp(1.0, 400));
     return std::min(modulus / (2 * kRoom * reach * choice.scale), most);
 }
 
@@ -73,7 +75,7 @@ std::string LinearServer::weight_gradient(const Kept& kept, View<const double> g
     }
     const double modulus = ring_->modulus_value();
     const int most_bits = static_cast<int>(std::floor(std::log2(modulus)));
-    const double scale = gradient_scale(parameters_.choice(), modulus, gradient, outputs_);
+    const double scale = gradient_scale(parameters_.choice(), modulus, gradient, outputs_, slot_ring_ == nullptr);
     const BlockLayout layout{ring_->degree(), features_, outputs_, kept.shape.rows, kept.shape.width};
 
     auto masked = std::make_shared<Masked>();

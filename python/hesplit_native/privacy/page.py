@@ -143,7 +143,7 @@ _FEATURES = (
 LIKENESS = (
     "Abuadbba et al.: distance correlation of a signal and each channel of its activations (1: the same), and dynamic time warping "
     "of both, standardised (0: the same), means over test signals. Two unrelated series of 32 samples have a distance correlation of "
-    "about 0.3. The published column by epsilon is what Laplace noise of scale 2 / epsilon gives, so every value is clipped to ±1 here."
+    "about 0.3. The published column by epsilon is what Laplace noise of scale 2 / epsilon gives: values are clipped to ±1 here."
 )
 
 
