@@ -217,3 +217,11 @@ def test_a_malicious_server_trains_the_client_for_itself(data):
     assert np.median(metrics.correlations(decoded, signals)) > 0.5
     other = np.random.default_rng(0).permutation(len(signals))
     assert abs(np.median(metrics.correlations(decoded, signals[other]))) < 0.2
+
+
+def test_labels_by_the_size_of_gradients():
+    generator = np.random.default_rng(0)
+    rare = generator.random(500) < 0.1
+    gradients = generator.normal(size=(500, 5)) * np.where(rare, 3.0, 1.0)[:, None]
+    assert labels.by_norm(gradients, rare) > 0.9
+    assert abs(labels.by_norm(generator.normal(size=(500, 5)), rare) - 0.5) < 0.1

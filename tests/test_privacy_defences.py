@@ -10,16 +10,31 @@ import pytest
 import torch
 
 import hesplit_native as hn
+from hesplit_native.client import Client
 from hesplit_native.config import RunConfig
 from hesplit_native.data import synthetic_ecg
+from hesplit_native.models import architecture
 from hesplit_native.participants import train_together
 from hesplit_native.privacy.defences import Defences, Defender, check_batch, distance_correlation, leaks
-from hesplit_native.training import epoch_batches, train
+from hesplit_native.protocols.server import Server
+from hesplit_native.training import epoch_batches, in_process, train
 
 
 @pytest.fixture(scope="module")
 def data():
     return synthetic_ecg(train=203, test=40)
+
+
+def still(config, data):
+    """A client whose convolutions do not learn, and its server's layer."""
+    server = Server()
+    _, channels, samples = data.train_x.shape
+    network = architecture(config.model, channels, samples, len(data.classes))
+    client = Client(config, network, batches=0, connect=in_process(server))
+    client.begin()
+    for group in client.optimizer.param_groups:
+        group["lr"] = 0.0
+    return client, server.last_linear
 
 
 def noise_of(defences, name, values):
@@ -150,6 +165,31 @@ class TestSmallBatches:
         check_batch("splitways", 5, 5, accept_leak=False)
         assert leaks("splitways", 4, 5)
         assert not leaks("hesplit", 5, 5)
+
+    def test_sums_over_several_batches_are_not_solvable_either(self, data):
+        config = RunConfig(batch_size=4, accumulate=2, epochs=1, limit_batches=21, flooding="off")
+        result = train(config, data)
+        assert result.batches == 20
+        assert not any("leak accepted" in note for note in result.notes)
+        with pytest.raises(hn.ParameterError, match="recovers the activations exactly"):
+            train(RunConfig(batch_size=2, accumulate=2, epochs=1), data)
+        with pytest.raises(hn.ParameterError, match="larger batches"):
+            RunConfig(protocol="hesplit", accumulate=2)
+        with pytest.raises(hn.ParameterError, match="multiple of accumulate"):
+            RunConfig(accumulate=3)
+
+    def test_accumulated_steps_are_those_of_one_larger_batch(self, data):
+        # The convolutions stand still, so the server's layer must end the same.
+        def weight(**options):
+            config = RunConfig(epochs=1, flooding="off", server_optimizer="sgd", **options)
+            client, linear = still(config, data)
+            for rows in torch.split(torch.arange(16), config.batch_size):
+                client.learn(torch.from_numpy(data.train_x)[rows], torch.from_numpy(data.train_y)[rows])
+            return linear().weight.detach(), linear().bias.detach()
+
+        one, two = weight(batch_size=8), weight(batch_size=4, accumulate=2, learning_rate=0.0005)
+        for a, b in zip(one, two, strict=True):
+            assert torch.allclose(a, b, atol=1e-4)
 
     def test_a_short_last_batch_is_left_out(self):
         assert epoch_batches(RunConfig(batch_size=8), 203, 5) == 25  # a rest of 3

@@ -95,7 +95,8 @@ class Client:
     ) -> None:
         self.config = config
         self.architecture = architecture
-        check_batch(config.protocol, config.batch_size, architecture.outputs, accept_leak=config.accept_leak)
+        together = config.batch_size * config.accumulate
+        check_batch(config.protocol, together, architecture.outputs, accept_leak=config.accept_leak)
         self.phases = Phases()
         self.defender = Defender(config.defences, architecture.activations) if config.defences.any else None
         self.model = architecture.body(config.seed)
@@ -205,7 +206,9 @@ class Client:
             assert self.own_layer is not None
             return SealedClient(session, self.linear, self.own_layer)
         assert isinstance(self.linear, LinearClient)
-        return HESplitClient(session, self.linear) if protocol == "hesplit" else SplitWaysClient(session, self.linear)
+        if protocol == "hesplit":
+            return HESplitClient(session, self.linear)
+        return SplitWaysClient(session, self.linear, accumulate=self.config.accumulate)
 
     def end(self) -> dict[str, float]:
         """End the session; the server's seconds by phase."""

@@ -32,6 +32,7 @@ class RunConfig:
     `server_optimizer` overrides the recipe's. `flooding` is how released decryptions are made safe to release: ``"step"``, a fresh
     key in every step; ``"run"``, one key for the run; ``"off"``, not at all. `parameter_set` names a published set of CKKS
     parameters (`hesplit_native.published`), which runs on slots with flooding off. `limit_batches` shortens every epoch.
+    `accumulate` lets a `splitways` client send dJ/dW summed over so many batches, when they are over, instead of after each.
     `accept_leak` allows batches of `splitways` and `hesplit` from which the server recovers the activations; without it they are
     refused, and an epoch's last batch is left out when it is that small.
     """
@@ -51,11 +52,12 @@ class RunConfig:
     limit_batches: int | None = None
     on_overflow: Overflow = "clip"
     checkpoint_every: int = 1000
+    accumulate: int = 1
     accept_leak: bool = False
     defences: Defences = field(default_factory=Defences)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "limit_batches", "checkpoint_every"):
+        for name in ("batch_size", "epochs", "limit_batches", "checkpoint_every", "accumulate"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ParameterError(f"{name} must be at least 1, got {value}")
@@ -69,6 +71,12 @@ class RunConfig:
                 f"{self.protocol} on SIMD slots releases decryptions that are not flooded (the papers' parameter sets have no room "
                 'for it): use packing="blocks", or accept the risk with flooding="off" (docs/security.md)'
             )
+        if self.accumulate > 1 and self.protocol != "splitways":
+            raise ParameterError(
+                f"only the client of splitways sends dJ/dW: with {self.protocol} take larger batches instead of accumulate"
+            )
+        if self.checkpoint_every % self.accumulate:
+            raise ParameterError("checkpoint_every must be a multiple of accumulate: no checkpoint holds half a sum")
         if isinstance(self.defences, dict):  # from JSON
             object.__setattr__(self, "defences", Defences(**self.defences))
         if self.protocol == "vanilla" and self.defences.gradient_epsilon is not None:

@@ -242,7 +242,7 @@ class _Group:
             flooding_deviation=max(getattr(client.linear, "flooding_deviation", 0.0) for client in self.clients),
             participants=len(self.clients),
             epsilon=self.clients[0].epsilon(len(self.history)),
-            notes=(*notes(self.config), f"{len(self.clients)} participants, {self.mode}"),
+            notes=(*notes(self.config, self.outputs), f"{len(self.clients)} participants, {self.mode}"),
             interrupted=interrupted,
             architecture=last.architecture,
             client_state=client_state(last),

@@ -15,7 +15,7 @@ from torch import Tensor
 from hesplit_native.client import Client
 from hesplit_native.config import RunConfig
 from hesplit_native.data.dataset import Dataset
-from hesplit_native.errors import ConnectionLost, DataError, ProtocolError
+from hesplit_native.errors import ConnectionLost, DataError, ParameterError, ProtocolError
 from hesplit_native.models import Architecture, architecture
 from hesplit_native.privacy.defences import leaks
 from hesplit_native.protocols.server import Server
@@ -113,12 +113,19 @@ class Observer(Protocol):
 
 
 def epoch_batches(config: RunConfig, rows: int, outputs: int) -> int:
-    """Batches of an epoch over so many rows. A short last one is left out where the server would recover its activations."""
+    """Batches of an epoch over so many rows.
+
+    A short last one is left out where the server would recover its activations; with `accumulate` there are only whole sums.
+    """
     whole = -(-rows // config.batch_size)
     rest = rows % config.batch_size
-    if rest and whole > 1 and not config.accept_leak and leaks(config.protocol, rest, outputs):
+    together = rest + (config.accumulate - 1) * config.batch_size
+    if rest and whole > 1 and not config.accept_leak and leaks(config.protocol, together, outputs):
         whole -= 1
-    return min(whole, config.limit_batches or whole)
+    count = min(whole, config.limit_batches or whole) // config.accumulate * config.accumulate
+    if count == 0:
+        raise ParameterError(f"{rows} rows do not make the {config.accumulate} batches that accumulate takes together")
+    return count
 
 
 def dataset_architecture(config: RunConfig, dataset: Dataset) -> Architecture:
@@ -437,7 +444,7 @@ class _Run:
             parameters=client.parameters.to_dict() if client.parameters else None,
             clipped=client.linear.clipped if client.linear else 0,
             flooding_deviation=getattr(client.linear, "flooding_deviation", 0.0),
-            notes=notes(self.config),
+            notes=notes(self.config, client.architecture.outputs),
             epsilon=client.epsilon(len(self.progress.history)),
             interrupted=interrupted,
             architecture=client.architecture,
@@ -471,10 +478,10 @@ def in_process(server: Server, client: str = "in-process") -> Callable[[], Chann
     return lambda: InProcessChannel(server.converse(ClientInfo(client)))
 
 
-def notes(config: RunConfig) -> tuple[str, ...]:
+def notes(config: RunConfig, outputs: int) -> tuple[str, ...]:
     """What a reader of the report has to know."""
     found = []
-    if config.releases and config.accept_leak:
+    if config.accept_leak and leaks(config.protocol, config.batch_size * config.accumulate, outputs):
         found.append(
             f"leak accepted: batches with fewer samples than outputs (batch size {config.batch_size}) give the server the activations"
         )

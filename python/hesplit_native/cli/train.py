@@ -110,6 +110,7 @@ def train_command(
     parameter_set: str | None = typer.Option(
         None, help="A published set: 8192-60, 8192-40, 4096-20, 4096-40, 2048-18, S1, S2."
     ),
+    accumulate: int = typer.Option(1, min=1, help="splitways: batches whose dJ/dW are sent as one sum."),
     accept_leak: bool = typer.Option(
         False, "--accept-leak", help="Allow batches smaller than the outputs, which give the server the activations."
     ),
@@ -171,6 +172,7 @@ def train_command(
         limit_batches=limit_batches,
         on_overflow=on_overflow.value,
         checkpoint_every=checkpoint_every,
+        accumulate=accumulate,
         accept_leak=accept_leak,
         defences=Defences(
             mechanism=mechanism.value,

@@ -142,6 +142,15 @@ def _of_data(
             float(np.bincount(labels_known).max() / len(labels_known)),
         ),
     }  # fmt: skip
+    gradients = [transcript.gradient(step) for step in transcript.steps[last]]
+    if all(gradient is not None for gradient in gradients):
+        rare = labels_known == np.bincount(labels_known, minlength=transcript.classes).argmin()
+        sizes = np.concatenate([gradient for gradient in gradients if gradient is not None])
+        findings["labels by size"] = Finding(labels.by_norm(sizes, rare), 0.5)
+        findings["labels by direction"] = Finding(
+            labels.cluster_accuracy(np.concatenate(labels.clusters(transcript)[last]), labels_known),
+            float(np.bincount(labels_known).max() / len(labels_known)),
+        )
     channels = recording.client.architecture.channels if recording.client is not None else 8
     maps = inversion.closest_channel(guessed, channels, signals.shape[1])
     findings["closest channel"] = Finding(

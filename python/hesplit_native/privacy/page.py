@@ -14,7 +14,9 @@ from hesplit_native.privacy.audit import Finding, Likeness, Row
 
 COLUMNS = {
     "activations": "correlation of recovered activations",
-    "labels": "labels right",
+    "labels": "labels right, by sign",
+    "labels by direction": "by direction",
+    "labels by size": "rarest label by size, area under ROC",
     "signals": "correlation of rebuilt signals",
     "closest channel": "correlation of the closest channel",
     "key": "requests opened with the key found",

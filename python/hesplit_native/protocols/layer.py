@@ -25,14 +25,18 @@ class TrainedLayer:
 
     def update(self, gradient: Tensor, weight_gradient: Tensor) -> Tensor:
         """One optimiser step from dJ/dy [n, out] and dJ/dW [out, in]; returns dJ/da [n, in] by the weights before it."""
-        input_gradient = gradient @ self.linear.weight.detach()
-        self.step(gradient, weight_gradient)
+        input_gradient = self.input_gradient(gradient)
+        self.step(gradient.sum(0), weight_gradient)
         return input_gradient
 
-    def step(self, gradient: Tensor, weight_gradient: Tensor) -> None:
-        """The same, without dJ/da."""
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """dJ/da [n, in] for dJ/dy [n, out]."""
+        return gradient @ self.linear.weight.detach()
+
+    def step(self, bias_gradient: Tensor, weight_gradient: Tensor) -> None:
+        """One optimiser step from dJ/db [out] and dJ/dW [out, in]."""
         self.linear.weight.grad = weight_gradient
-        self.linear.bias.grad = gradient.sum(0)
+        self.linear.bias.grad = bias_gradient
         self.optimizer.step()
         self.version += 1
 

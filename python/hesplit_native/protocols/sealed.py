@@ -83,7 +83,7 @@ class SealedClient:
             self.refresh()
         back = phases.enter("optimizer")
         before = weight.detach().clone(), bias.detach().clone()
-        self.layer.step(gradient, gradient.T @ x)
+        self.layer.step(gradient.sum(0), gradient.T @ x)
         phases.enter("encrypt")
         outgrown = self.linear.refresh_due(weight, bias)
         update = self.linear.update(gradient, *(before if outgrown else (weight, bias)))

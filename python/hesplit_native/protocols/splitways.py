@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -60,9 +61,11 @@ def genuine_or_over(session: Session, client: HoldsKey) -> Iterator[None]:
 class SplitWaysClient:
     """The client's half: what it sends for a forward and a backward pass."""
 
-    def __init__(self, session: Session, linear: LinearClient) -> None:
+    def __init__(self, session: Session, linear: LinearClient, *, accumulate: int = 1) -> None:
         self.session = session
         self.linear = linear
+        self.accumulate = accumulate
+        self._sums: list[npt.NDArray[np.float32]] = []
 
     def prepare(self, x: Tensor) -> Tensor:
         """Activations within the agreed ranges."""
@@ -77,9 +80,16 @@ class SplitWaysClient:
         return encrypted_logits(self.session, self.linear, MessageType.EVALUATE, x)
 
     def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """dJ/da float32 [n, in] for dJ/dy [n, out]; sends dJ/dW = dJ/dy^T a with it. x is what was encrypted, clipped."""
+        """dJ/da float32 [n, in] for dJ/dy [n, out]; sends dJ/dW = dJ/dy^T a with it. x is what was encrypted, clipped.
+
+        With `accumulate` dJ/dW is sent with every so many-th batch, as the sum over all since the last.
+        """
         body = messages.matrix(gradient.numpy(), "gradient")
-        weight_gradient = messages.matrix(gradient.numpy().T @ x.numpy(), "weight gradient")
+        self._sums.append(gradient.numpy().T @ x.numpy())
+        weight_gradient = b""
+        if len(self._sums) == self.accumulate:
+            weight_gradient = messages.matrix(sum(self._sums[1:], self._sums[0]), "weight gradient")
+            self._sums.clear()
         reply = self.session.exchange(MessageType.BACKWARD, MessageType.INPUT_GRADIENT, body, weight_gradient)
         return take_tensor(reply.body, "input gradient", len(x), self.session.terms.in_features)
 
@@ -145,6 +155,7 @@ class SplitWaysServer:
         self.layer = layer
         self.encrypted = EncryptedLayer(terms, layer, public_material)
         self._rows: int | None = None
+        self._bias = torch.zeros(terms.out_features)  # its gradient since the last update
 
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """The reply to a request; None if it is none of this protocol."""
@@ -164,9 +175,13 @@ class SplitWaysServer:
         rows, self._rows = self._rows, None
         out, width = self.terms.out_features, self.terms.in_features
         values, rest = messages.take_matrix(body, "gradient", rows=range(rows, rows + 1), columns=out)
-        weight_gradient = take_tensor(rest, "weight gradient", out, width)
-        input_gradient = self.layer.update(torch.from_numpy(values.copy()), weight_gradient)
-        self.encrypted.encode()
+        gradient = torch.from_numpy(values.copy())
+        input_gradient = self.layer.input_gradient(gradient)
+        self._bias += gradient.sum(0)
+        if len(rest):  # the client may send dJ/dW for several batches together
+            self.layer.step(self._bias, take_tensor(rest, "weight gradient", out, width))
+            self._bias = torch.zeros(out)
+            self.encrypted.encode()
         return messages.matrix(input_gradient.numpy(), "input gradient")
 
 

@@ -41,6 +41,20 @@ def by_direction(gradient: npt.NDArray[np.floating], classes: int, *, seed: int 
     return found.astype(np.int64)
 
 
+def by_norm(gradient: npt.NDArray[np.floating], rare: npt.NDArray[np.bool_]) -> float:
+    """How well the size of G's rows [n, out] tells the rare class from the others: area under the ROC curve, 0.5 for not at all.
+
+    A network that has learnt the frequent classes has large gradients where the rare one occurs.
+    """
+    order = np.linalg.norm(gradient, axis=1).argsort(kind="stable")
+    ranks = np.empty(len(order))
+    ranks[order] = np.arange(1, len(order) + 1)
+    positives, negatives = int(rare.sum()), int((~rare).sum())
+    if positives == 0 or negatives == 0:
+        return 0.5
+    return float((ranks[rare].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
 def infer(transcript: Transcript) -> list[Labels]:
     """Labels [n] of every step: sent, by sign, or by the bytes of what is encrypted, which is guessing."""
     guesses = []
