@@ -48,7 +48,7 @@ class LinearServer {
         std::vector<std::uint64_t> c0, c1;
     };
     struct Products {
-        std::vector<Product> inputs;    // the request's ciphertexts, both in coefficient form
+        std::vector<Product> inputs;  // the request's ciphertexts, both in coefficient form
         std::vector<Product> products;
         BatchShape shape;
         int reply_bits = 0;
