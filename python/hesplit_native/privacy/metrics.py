@@ -83,4 +83,5 @@ def resemblance(inputs: Array, activations: Array, channels: int, *, rows: int =
 
 def _standard(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     spread = values.std()
-    return (values - values.mean()) / spread if spread > 0 else values * 0.0
+    # A dead channel is flat, but for rounding.
+    return (values - values.mean()) / spread if spread > 1e-6 * np.abs(values).max() else values * 0.0
