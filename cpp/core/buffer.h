@@ -20,6 +20,16 @@ struct View {
     T& operator[](std::size_t i) const { return data[i]; }
 };
 
+// Pointers to `count` runs that are `step` elements apart.
+template <class T>
+std::vector<const T*> pointers(const T* first, std::size_t count, std::size_t step) {
+    std::vector<const T*> list(count);
+    for (std::size_t i = 0; i < count; ++i) {
+        list[i] = first + i * step;
+    }
+    return list;
+}
+
 // Overwrites memory in a way that the compiler does not remove.
 void secure_zero(void* memory, std::size_t size) noexcept;
 

@@ -7,18 +7,6 @@
 
 namespace hesplit {
 
-namespace {
-
-std::vector<const std::uint64_t*> pointers(const std::uint64_t* first, std::size_t count, std::size_t step) {
-    std::vector<const std::uint64_t*> list(count);
-    for (std::size_t i = 0; i < count; ++i) {
-        list[i] = first + i * step;
-    }
-    return list;
-}
-
-}  // namespace
-
 BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const BlockLayout& layout,
                            View<const double> weight, View<const double> bias)
     : ring_(ring),

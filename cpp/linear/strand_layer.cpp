@@ -6,18 +6,6 @@
 
 namespace hesplit {
 
-namespace {
-
-std::vector<const std::uint64_t*> pointers(const std::uint64_t* first, std::size_t count, std::size_t step) {
-    std::vector<const std::uint64_t*> list(count);
-    for (std::size_t i = 0; i < count; ++i) {
-        list[i] = first + i * step;
-    }
-    return list;
-}
-
-}  // namespace
-
 StrandWeights::StrandWeights(const Ring& ring, const BlockLayout& layout, const Buffer<std::uint64_t>& residues)
     : ring_(ring), layout_(layout) {
     const std::size_t c = strands(), products = layout_.products(), features = layout_.features;

@@ -102,7 +102,7 @@ def _tables(report: Report) -> list[tuple[str, str, list[str], list[list[str]]]]
         tables.append(
             (
                 "A malicious server of `plain`: feature-space hijacking",
-                "It answers gradients of its own instead of the task's. The encrypted protocols do not show it activations to do so with.",
+                "It answers gradients of its own. The encrypted protocols do not show it activations to do so with.",
                 ["", "correlation of decoded signals"],
                 [["plain", cell(report.hijacked)]],
             )

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from hesplit_native.client import Client
 from hesplit_native.config import RunConfig
 from hesplit_native.data.dataset import Dataset
-from hesplit_native.models import architecture
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.storage import read_tensors, write_tensors
+from hesplit_native.training import dataset_architecture
 from hesplit_native.transport.channel import ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
 
@@ -229,8 +229,7 @@ def record(
     observer
         Called with steps done and steps in all.
     """
-    _, channels, samples = dataset.train_x.shape
-    network = architecture(config.model, channels, samples, len(dataset.classes), config.convolutions)
+    network = dataset_architecture(config, dataset)
     transcript = Transcript(
         config.protocol, network.activations, network.outputs, len(dataset.classes), config.batch_size
     )

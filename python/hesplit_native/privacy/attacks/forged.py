@@ -21,7 +21,6 @@ from hesplit_native.client import Client
 from hesplit_native.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError, ProtocolError
-from hesplit_native.models import architecture
 from hesplit_native.privacy.attacks.keys import Ternary, _server, open_request
 from hesplit_native.privacy.attacks.labels import by_sign
 from hesplit_native.privacy.transcript import Step, Transcript
@@ -29,7 +28,7 @@ from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.plain import Answer
 from hesplit_native.protocols.server import Answers, Server
-from hesplit_native.training import in_process
+from hesplit_native.training import dataset_architecture, in_process
 
 # A forger needs what tests have for damaging messages: bit packing, and another checksum.
 _bytes = cast(Any, _core).testing
@@ -136,8 +135,7 @@ def extract_key(config: RunConfig, dataset: Dataset, *, logit: float = 5.0, step
     """
     if config.protocol != "splitways":
         raise ParameterError("the forger speaks splitways")
-    _, channels, samples = dataset.train_x.shape
-    network = architecture(config.model, channels, samples, len(dataset.classes), config.convolutions)
+    network = dataset_architecture(config, dataset)
     server = Server()
     client = Client(config, network, batches=0, connect=in_process(server))
     client.begin()

@@ -18,13 +18,13 @@ from hesplit_native.client import Client
 from hesplit_native.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError
-from hesplit_native.models import Architecture, architecture
+from hesplit_native.models import Architecture
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.plain import Answer, take_tensor
 from hesplit_native.protocols.server import Answers, Server
 from hesplit_native.seeding import seeded
-from hesplit_native.training import in_process
+from hesplit_native.training import dataset_architecture, in_process
 
 Float32 = npt.NDArray[np.float32]
 
@@ -117,8 +117,7 @@ def hijack(config: RunConfig, dataset: Dataset, auxiliary: Float32, *, steps: in
     """Let a `plain` client train against the hijacker; what it decodes from the last `keep` steps."""
     if config.protocol != "plain":
         raise ParameterError("the hijacker speaks plain: elsewhere the server does not see activations")
-    _, channels, samples = dataset.train_x.shape
-    network = architecture(config.model, channels, samples, len(dataset.classes), config.convolutions)
+    network = dataset_architecture(config, dataset)
     server = Server()
     client = Client(config, network, batches=0, connect=in_process(server))
     client.begin()
