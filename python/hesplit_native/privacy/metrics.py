@@ -71,13 +71,13 @@ def resemblance(inputs: Array, activations: Array, channels: int, *, rows: int =
     usable = signals.shape[1] // length * length
     short = signals[:, :usable].reshape(len(signals), length, -1).mean(2)
     distances, warpings = np.zeros(channels), np.zeros(channels)
-    warp = dtw.distance_fast if dtw.dtw_cc is not None else dtw.distance
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numba's, on first use
         for channel in range(channels):
             pairs = list(zip(short, maps[:, channel], strict=True))
             distances[channel] = np.mean([dcor.distance_correlation(a, b) for a, b in pairs])
-            warpings[channel] = np.mean([warp(_standard(a), _standard(b)) / length**0.5 for a, b in pairs])
+            # Not dtw.distance_fast: its C code (2.5.1) returns infinity for some pairs.
+            warpings[channel] = np.mean([dtw.distance(_standard(a), _standard(b)) / length**0.5 for a, b in pairs])
     return Resemblance(distances, warpings)
 
 
