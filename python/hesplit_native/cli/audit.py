@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,11 +158,14 @@ def _run(
         )
 
 
+_WIDE = 170  # characters
+
+
 def _short(finding: Finding | None) -> str:
     """Without what explains the value."""
-    from hesplit_native.privacy.page import cell
-
-    return cell(replace(finding, text="") if finding is not None and finding.value is not None else finding)
+    if finding is None or finding.value is None:
+        return finding.text if finding is not None else ""
+    return f"{finding.value:.2f} ({finding.chance:.2f})" if finding.chance is not None else f"{finding.value:.2f}"
 
 
 def _print(console: Console, report: Report) -> None:
@@ -174,11 +176,13 @@ def _print(console: Console, report: Report) -> None:
     table = RichTable(title="What an honest-but-curious server recovers (chance in brackets)", title_justify="left")
     table.add_column("")
     table.add_column("accuracy", justify="right")
-    for name in COLUMNS:
-        table.add_column(name, justify="right")
+    # A narrow terminal has room for what matters most; the report has all.
+    shown = list(COLUMNS) if console.width >= _WIDE else ["activations", "labels", "signals", "key"]
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(
-            row.setting.title, f"{100 * row.accuracy:.1f} %", *(_short(row.findings.get(name)) for name in COLUMNS)
+            row.setting.title, f"{100 * row.accuracy:.1f} %", *(_short(row.findings.get(name)) for name in shown)
         )
     console.print(table)
     if report.hijacked is not None:
