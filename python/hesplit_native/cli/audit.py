@@ -174,12 +174,12 @@ def _print(console: Console, report: Report) -> None:
     from hesplit_native.privacy.page import COLUMNS, cell
 
     table = RichTable(title="What an honest-but-curious server recovers (chance in brackets)", title_justify="left")
-    table.add_column("")
-    table.add_column("accuracy", justify="right")
+    table.add_column("", min_width=16)
+    table.add_column("accuracy", justify="right", no_wrap=True)
     # A narrow terminal has room for what matters most; the report has all.
     shown = list(COLUMNS) if console.width >= _WIDE else ["activations", "labels", "signals", "key"]
     for name in shown:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=name != "key")
     for row in report.rows:
         table.add_row(
             row.setting.title, f"{100 * row.accuracy:.1f} %", *(_short(row.findings.get(name)) for name in shown)
