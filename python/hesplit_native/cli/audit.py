@@ -177,7 +177,7 @@ def _print(console: Console, report: Report) -> None:
     table.add_column("", min_width=16)
     table.add_column("accuracy", justify="right", no_wrap=True)
     # A narrow terminal has room for what matters most; the report has all.
-    shown = list(COLUMNS) if console.width >= _WIDE else ["activations", "labels", "signals", "key"]
+    shown = list(COLUMNS) if console.width >= _WIDE else ["activations", "labels", "key"]
     for name in shown:
         table.add_column(name, justify="right", no_wrap=name != "key")
     for row in report.rows:
