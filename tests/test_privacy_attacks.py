@@ -163,7 +163,7 @@ class TestKeys:
 
     def test_a_wrong_key_opens_nothing(self, data):
         recording = recorded(data, "splitways", steps=2)
-        server = keys._server(recording.transcript)
+        server = keys.honest_server(recording.transcript)
         guess = np.random.default_rng(0).integers(-1, 2, 2048).astype(np.int8)
         assert keys.open_request(server, recording.transcript, recording.transcript.steps[0], guess) is None
 

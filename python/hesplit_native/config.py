@@ -77,8 +77,6 @@ class RunConfig:
             )
         if self.checkpoint_every % self.accumulate:
             raise ParameterError("checkpoint_every must be a multiple of accumulate: no checkpoint holds half a sum")
-        if isinstance(self.defences, dict):  # from JSON
-            object.__setattr__(self, "defences", Defences(**self.defences))
         if self.protocol == "vanilla" and self.defences.gradient_epsilon is not None:
             raise ParameterError("in vanilla the server computes dJ/dy: the client has no gradient to noise")
         if self.protocol == "sealed" and slots:

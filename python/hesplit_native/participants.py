@@ -241,7 +241,6 @@ class _Group:
             clipped=sum(client.linear.clipped for client in self.clients if client.linear is not None),
             flooding_deviation=max(getattr(client.linear, "flooding_deviation", 0.0) for client in self.clients),
             participants=len(self.clients),
-            epsilon=self.clients[0].epsilon(len(self.history)),
             notes=(*notes(self.config, self.outputs), f"{len(self.clients)} participants, {self.mode}"),
             interrupted=interrupted,
             architecture=last.architecture,

@@ -68,7 +68,6 @@ class RunResult:
     flooding_deviation: float = 0.0
     participants: int = 1
     notes: tuple[str, ...] = ()
-    epsilon: float | None = None
     interrupted: str | None = None
     architecture: Architecture | None = None
     client_state: dict[str, Tensor] = field(default_factory=dict)
@@ -89,6 +88,11 @@ class RunResult:
     def test_accuracy(self) -> float | None:
         """After the last finished epoch."""
         return self.history[-1].test_accuracy if self.history else None
+
+    @property
+    def epsilon(self) -> float | None:
+        """What a sample's noised releases add up to after the last finished epoch; None without noise."""
+        return self.history[-1].epsilon if self.history else None
 
     @property
     def flooding(self) -> str:
@@ -445,7 +449,6 @@ class _Run:
             clipped=client.linear.clipped if client.linear else 0,
             flooding_deviation=getattr(client.linear, "flooding_deviation", 0.0),
             notes=notes(self.config, client.architecture.outputs),
-            epsilon=client.epsilon(len(self.progress.history)),
             interrupted=interrupted,
             architecture=client.architecture,
             client_state=client_state(client),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hesplit_native.cli.options import DatasetName, SplitName, load_dataset
+from hesplit_native.cli.options import DatasetName, SplitName, load_dataset, with_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,10 +65,7 @@ def audit_command(
         table = features.load_table(csv, private=[name.strip() for name in private.split(",")], label=label)
     chosen = wanted
     if rows is not None:
-        words = [word.strip() for word in rows.split(",")]
-        chosen = [row for row in wanted if any(word in row.title for word in words)]
-        if not chosen:
-            raise ParameterError(f"no row has a title with {' or '.join(words)}; --rows list shows them")
+        chosen = with_words(rows, wanted, lambda row: row.title, "has a title")
     data = load_dataset(dataset, data_dir, split)
     count = steps or (700 if quick else 2000)
     report = page.Report(
@@ -97,15 +94,7 @@ def _run(
     console: Console, report: Report, rows: list[Setting], data: Dataset, table: Table, *, count: int, quick: bool,
     whole: bool, transcript: Path | None, save: Path | None,
 ) -> None:  # fmt: skip
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
+    from hesplit_native.cli.progress import table_bar
     from hesplit_native.config import RunConfig
     from hesplit_native.privacy import audit
     from hesplit_native.privacy.transcript import Recording, record
@@ -121,10 +110,7 @@ def _run(
         report.rows.append(audit.audit(setting, data, steps=0, recording=recording))
         return
     more = 3 if whole else 0
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
+    bar = table_bar(console)
     with bar:
         all_rows = bar.add_task("rows", total=len(rows) + more)
         one = bar.add_task("", total=1)
@@ -137,7 +123,7 @@ def _run(
             kept = None
             if save is not None:
                 save.mkdir(parents=True, exist_ok=True)
-                kept = record(setting.config, data, steps=count, keep=min(count, 1200))
+                kept = record(setting.config, data, steps=count, keep=audit.KEY_STEPS)
                 kept.save(save / (setting.title.replace(" ", "-").replace(",", "").replace("/", "") + ".safetensors"))
             report.rows.append(audit.audit(setting, data, steps=count, observer=observer, recording=kept))
             bar.advance(all_rows)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from hesplit_native.data.dataset import Dataset
     from hesplit_native.transport.channel import Channel
+
+
+Row = TypeVar("Row")
 
 
 class DatasetName(str, Enum):
@@ -34,6 +37,17 @@ class PackingName(str, Enum):
 
     blocks = "blocks"
     slots = "slots"
+
+
+def with_words(text: str, rows: Sequence[Row], name: Callable[[Row], str], has: str) -> list[Row]:
+    """The rows whose name contains one of the comma-separated words of `--rows`; ParameterError when there is none."""
+    from hesplit_native.errors import ParameterError
+
+    words = [word.strip() for word in text.split(",")]
+    chosen = [row for row in rows if any(word in name(row) for word in words)]
+    if not chosen:
+        raise ParameterError(f"no row {has} with {' or '.join(words)}; --rows list shows them")
+    return chosen
 
 
 def load_dataset(name: DatasetName, data_dir: Path | None, split: SplitName) -> Dataset:

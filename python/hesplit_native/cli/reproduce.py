@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from hesplit_native.cli.options import with_words
+
 if TYPE_CHECKING:
     from hesplit_native.reproduce.tables import Row
 
@@ -64,7 +66,6 @@ def reproduce_command(
     """Regenerate a published table with our figures beside it. Interrupted, it goes on where it stopped."""
     from rich.console import Console
 
-    from hesplit_native.errors import ParameterError
     from hesplit_native.reproduce import page, runner, tables
 
     console = Console()
@@ -80,10 +81,7 @@ def reproduce_command(
         return
     chosen = wanted
     if rows is not None:
-        words = [word.strip() for word in rows.split(",")]
-        chosen = [row for row in wanted if any(word in row.id for word in words)]
-        if not chosen:
-            raise ParameterError(f"no row of {name} has an id with {' or '.join(words)}; --rows list shows them")
+        chosen = with_words(rows, wanted, lambda row: row.id, f"of {name} has an id")
     folder = output or Path("reproduce") / (name + ("-quick" if quick else "") + ("-seeds" if seeds else ""))
     sources = {"mitbih": mitdb, "ptbxl": ptbxl, "ldl": lipids, "cifar10": cifar10}
     texts = {key: str(path) if path else None for key, path in sources.items()}
@@ -100,23 +98,13 @@ def reproduce_command(
 def _run(console: object, rows: list[Row], folder: Path, sources: dict[str, str | None], jobs: int) -> int:
     """Run what is missing, with a bar for the table and one for each row at work."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
+    from hesplit_native.cli.progress import table_bar
     from hesplit_native.reproduce import runner
 
     assert isinstance(console, Console)
     failed = 0
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
+    bar = table_bar(console)
     tasks = {}
     with bar:
         already = len(runner.results(rows, folder))

@@ -24,7 +24,7 @@ Observer = Callable[[str, int, int], None]
 PUBLISHED_BY_CONVOLUTIONS = {2: 0.89, 3: 0.86, 4: 0.81, 5: 0.78, 6: 0.82, 7: 0.75, 8: 0.69}
 PUBLISHED_BY_EPSILON: dict[float | None, float] = {None: 0.89, 10: 0.66, 7: 0.58, 5: 0.49, 3: 0.40, 1: 0.33}
 
-_KEY_STEPS = 1200  # enough for a key from unflooded gradients
+KEY_STEPS = 1200  # enough for a key from unflooded gradients
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def audit(
     releases = setting.config.releases
     if recording is None:
         recording = record(
-            setting.config, dataset, steps=steps, keep=_KEY_STEPS if releases else keep, observer=said("training")
+            setting.config, dataset, steps=steps, keep=KEY_STEPS if releases else keep, observer=said("training")
         )
     findings, examples = _of_data(recording, setting, dataset, keep)
     findings |= _of_keys(recording, setting, dataset)

@@ -21,7 +21,7 @@ from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.storage import read_tensors, write_tensors
-from hesplit_native.training import dataset_architecture
+from hesplit_native.training import dataset_architecture, evaluate
 from hesplit_native.transport.channel import ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
 
@@ -261,9 +261,6 @@ def record(
     hook.remove()
     transcript.steps = list(tap.steps)
     test_x, test_y = torch.from_numpy(dataset.test_x), torch.from_numpy(dataset.test_y)
-    right = sum(
-        client.correct(part, wanted)
-        for part, wanted in zip(torch.split(test_x, 2048), torch.split(test_y, 2048), strict=True)
-    )
+    accuracy = evaluate(client, test_x, test_y)
     inputs, labels, activations = (list(values) for values in zip(*truth, strict=True))
-    return Recording(transcript, Truth(inputs, labels, activations), client.model, right / len(test_y), losses, client)
+    return Recording(transcript, Truth(inputs, labels, activations), client.model, accuracy, losses, client)

@@ -8,32 +8,23 @@ more at all.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from hesplit_native import _core
-from hesplit_native.client import Client
 from hesplit_native.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError, ProtocolError
-from hesplit_native.privacy.attacks.keys import Ternary, _server, open_request
-from hesplit_native.privacy.attacks.labels import by_sign
+from hesplit_native.privacy.attacks.keys import HEADER, SHAPE, Ternary, byte_tools, honest_server, open_request
+from hesplit_native.privacy.attacks.labels import probabilities
+from hesplit_native.privacy.attacks.malicious import victim
 from hesplit_native.privacy.transcript import Step, Transcript
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.plain import Answer
-from hesplit_native.protocols.server import Answers, Server
-from hesplit_native.training import dataset_architecture, in_process
-
-# A forger needs what tests have for damaging messages: bit packing, and another checksum.
-_bytes = cast(Any, _core).testing
-_HEADER = 64
-_SHAPE = struct.Struct("<IIIBd")
+from hesplit_native.protocols.server import Answers
 
 
 @dataclass
@@ -72,7 +63,7 @@ class Forger:
         return answer[0], self._forge(answer[1])
 
     def _forge(self, genuine: bytes) -> bytes:
-        samples, rows, width, bits, scale = _SHAPE.unpack_from(genuine, _HEADER)
+        samples, rows, width, bits, scale = SHAPE.unpack_from(genuine, HEADER)
         per_product = max(1, min(self.transcript.outputs, self.degree // (rows * width)))
         products = -(-self.transcript.outputs // per_product)
         if products < 2:
@@ -84,25 +75,22 @@ class Forger:
             c1 = np.zeros(self.degree, np.uint64)
             if p < products - 1:
                 c1[self._shift(width, products, p)] = size
-            payload += _bytes.pack_bits(np.zeros(outputs * samples, np.uint64), bits)
-            payload += _bytes.pack_bits(c1, bits)
+            payload += byte_tools.pack_bits(np.zeros(outputs * samples, np.uint64), bits)
+            payload += byte_tools.pack_bits(c1, bits)
             positions = (np.arange(outputs)[None] * rows + np.arange(samples)[:, None]) * width
             self._asking.append(positions - self._shift(width, products, p))
         self.asked += 1
-        start = _HEADER + _SHAPE.size
+        start = HEADER + SHAPE.size
         message = bytearray(genuine)
         message[start : start + len(payload)] = payload
-        return bytes(_bytes.reseal(bytes(message)))
+        return bytes(byte_tools.reseal(bytes(message)))
 
     def _shift(self, width: int, products: int, p: int) -> int:
         return (self.asked * (products - 1) + p) % width
 
     def _read(self, body: memoryview) -> None:
         gradient, _ = messages.take_matrix(body, "gradient", rows=range(1, 65537), columns=self.transcript.outputs)
-        g = gradient.astype(np.float64)
-        probability = len(g) * g
-        probability[np.arange(len(g)), by_sign(gradient)] += 1
-        logits = np.log(np.clip(probability, 1e-30, None))
+        logits = np.log(np.clip(probabilities(gradient), 1e-30, None))
         values = np.rint((logits - logits[:, -1:]) / self.logit)
         column = 0
         for wanted in self._asking[:-1]:
@@ -135,12 +123,9 @@ def extract_key(config: RunConfig, dataset: Dataset, *, logit: float = 5.0, step
     """
     if config.protocol != "splitways":
         raise ParameterError("the forger speaks splitways")
-    network = dataset_architecture(config, dataset)
-    server = Server()
-    client = Client(config, network, batches=0, connect=in_process(server))
-    client.begin()
+    client, session = victim(config, dataset)
+    network = client.architecture
     assert client.parameters is not None
-    session = next(iter(server.sessions.values()))
     transcript = Transcript("splitways", network.activations, network.outputs, len(dataset.classes), config.batch_size)
     assert client.linear is not None
     transcript.material = client.linear.public_material()  # type: ignore[union-attr]
@@ -160,5 +145,5 @@ def extract_key(config: RunConfig, dataset: Dataset, *, logit: float = 5.0, step
     key = np.nan_to_num(forger.key).astype(np.int8)
     opens = False
     if forger.request:
-        opens = open_request(_server(transcript), transcript, Step(forward=forger.request), key) is not None
+        opens = open_request(honest_server(transcript), transcript, Step(forward=forger.request), key) is not None
     return Extraction(done, forger.known, opens, key, ended)

@@ -14,17 +14,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hesplit_native.client import Client
 from hesplit_native.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError
 from hesplit_native.models import Architecture
+from hesplit_native.privacy.attacks.malicious import victim
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.plain import Answer, take_tensor
-from hesplit_native.protocols.server import Answers, Server
+from hesplit_native.protocols.server import Answers
 from hesplit_native.seeding import seeded
-from hesplit_native.training import dataset_architecture, in_process
 
 Float32 = npt.NDArray[np.float32]
 
@@ -117,12 +116,8 @@ def hijack(config: RunConfig, dataset: Dataset, auxiliary: Float32, *, steps: in
     """Let a `plain` client train against the hijacker; what it decodes from the last `keep` steps."""
     if config.protocol != "plain":
         raise ParameterError("the hijacker speaks plain: elsewhere the server does not see activations")
-    network = dataset_architecture(config, dataset)
-    server = Server()
-    client = Client(config, network, batches=0, connect=in_process(server))
-    client.begin()
-    session = next(iter(server.sessions.values()))
-    hijacker = Hijacker(session.protocol, auxiliary, network, seed=config.seed + 1)
+    client, session = victim(config, dataset)
+    hijacker = Hijacker(session.protocol, auxiliary, client.architecture, seed=config.seed + 1)
     session.protocol = hijacker
     x, y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y)
     generator = torch.Generator().manual_seed(config.seed)

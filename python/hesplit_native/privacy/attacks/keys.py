@@ -17,22 +17,26 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from scipy.signal import fftconvolve
 
+from hesplit_native import _core
 from hesplit_native.linear import LinearServer
 from hesplit_native.privacy.attacks.activations import from_gradients, mean_activation
-from hesplit_native.privacy.attacks.labels import by_sign
+from hesplit_native.privacy.attacks.labels import probabilities
 from hesplit_native.privacy.transcript import Step, Transcript
 
 Ternary = npt.NDArray[np.int8]
 Float64 = npt.NDArray[np.float64]
 
-_HEADER = 64
-_SHAPE = struct.Struct("<IIIBd")
+# Of the core's messages: the header's bytes, and what the body of a reply or of a masked gradient starts with.
+HEADER = 64
+SHAPE = struct.Struct("<IIIBd")  # samples, rows, width, bits, scale
+#: What tests have for taking messages apart, and for damaging them: bit packing, and another checksum.
+byte_tools = cast(Any, _core).testing
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class KeyFound:
 
 def from_masked_weights(transcript: Transcript) -> KeyFound:
     """The key of a `hesplit` client from its opened weight gradients."""
-    degree = _server(transcript).parameters.ring_degree
+    degree = honest_server(transcript).parameters.ring_degree
     rows, values = [], []
     for step in transcript.steps:
         for c0, c1, positions, opened, bits in _opened(step, transcript, degree):
@@ -73,8 +77,8 @@ def from_masked_weights(transcript: Transcript) -> KeyFound:
 
 def _opened(step: Step, transcript: Transcript, degree: int) -> Iterator[tuple[Any, ...]]:
     """c0 and c1 of every masked product, the positions of what is sent of it, and what was opened."""
-    _, rows, width, bits, _ = _SHAPE.unpack_from(step.masked, _HEADER)
-    at, back = _HEADER + _SHAPE.size, _HEADER
+    _, rows, width, bits, _ = SHAPE.unpack_from(step.masked, HEADER)
+    at, back = HEADER + SHAPE.size, HEADER
     inputs, per_product = -(-transcript.features // width), max(1, min(transcript.outputs, degree // (rows * width)))
     for p in range(-(-transcript.outputs // per_product)):
         outputs = min(per_product, transcript.outputs - p * per_product)
@@ -91,8 +95,7 @@ def _opened(step: Step, transcript: Transcript, degree: int) -> Iterator[tuple[A
 
 
 def _unpack(data: bytes, count: int, bits: int) -> npt.NDArray[np.int64]:
-    flat = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: count * bits]
-    return flat.reshape(count, bits).astype(np.int64) @ (np.int64(1) << np.arange(bits, dtype=np.int64))
+    return np.asarray(byte_tools.unpack_bits(data, count, bits, 1 << bits), np.int64)
 
 
 def _equations(poly: npt.NDArray[Any], positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -131,7 +134,7 @@ def _solve_binary(matrix: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDAr
 
 def from_gradients_of_logits(transcript: Transcript, *, observer: Any = None) -> KeyFound:
     """The key of a `splitways` client (or of `hesplit`'s) from dJ/dy alone, by regression over all steps."""
-    server = _server(transcript)
+    server = honest_server(transcript)
     degree = server.parameters.ring_degree
     normal, right = np.zeros((degree, degree), np.float32), np.zeros(degree)
     mean = mean_activation(transcript)
@@ -184,8 +187,7 @@ def _regression(
         return None
     g = gradient.astype(np.float64)
     n, outputs = g.shape
-    probability = n * g
-    probability[np.arange(n), by_sign(gradient)] += 1
+    probability = probabilities(gradient)
     usable = (np.linalg.norm(g, axis=1) > 3e-3) & (probability.min(1) > 1e-5) & (probability.max(1) < 1 + 1e-6)
     if not usable.any():
         return None
@@ -236,14 +238,14 @@ def _fractions(residues: npt.NDArray[np.uint64], primes: list[int]) -> npt.NDArr
 # Proof
 
 
-def _server(transcript: Transcript) -> LinearServer:
+def honest_server(transcript: Transcript) -> LinearServer:
     """The server's own object, from the public material; its weights do not matter for requests."""
     weight = np.zeros((transcript.outputs, transcript.features))
     return LinearServer(transcript.material, weight, np.zeros(transcript.outputs))
 
 
 def _open_all(transcript: Transcript, key: Ternary, *, limit: int = 32) -> list[Float64 | None]:
-    server = _server(transcript)
+    server = honest_server(transcript)
     return [open_request(server, transcript, step, key) for step in transcript.steps[-limit:]]
 
 

@@ -21,6 +21,13 @@ def by_sign(gradient: npt.NDArray[np.floating]) -> Labels:
     return np.asarray(gradient.argmin(1), np.int64)
 
 
+def probabilities(gradient: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """What softmax gave for the logits [n, classes], from G = (softmax(y) - onehot(label)) / n."""
+    found = len(gradient) * gradient.astype(np.float64)
+    found[np.arange(len(found)), by_sign(gradient)] += 1
+    return found
+
+
 def by_direction(gradient: npt.NDArray[np.floating], classes: int, *, seed: int = 0, rounds: int = 50) -> Labels:
     """Clusters 0 ... classes - 1 of the directions of G's rows [n, out], by spherical k-means from the best of several starts."""
     rows = gradient.astype(np.float64)
