@@ -43,7 +43,7 @@ StrandWeights::StrandWeights(const Ring& ring, const BlockLayout& layout, const 
             }
             ring_.combine({from.data(), terms}, scalars.data(), {to.data(), c}, padded, row);
             for (std::size_t t = 0; t < c; ++t) {
-                std::copy_n(to[t], features, const_cast<std::uint64_t*>(values(row, t, p)));
+                std::copy_n(to[t], features, values_.data() + place(row, t, p));
             }
         }
     });
@@ -113,7 +113,7 @@ void StrandWeights::products(const Buffer<std::uint64_t>& prepared, std::size_t 
                 to[i] =
                     c == 1 ? out + i * ring_.size() + row * ring_.degree() : made.data() + i * ring_.degree() + t * m;
             }
-            ring_.combine({from.data(), features}, values(row, t, first), {to.data(), count}, m, row);
+            ring_.combine({from.data(), features}, values_.data() + place(row, t, first), {to.data(), count}, m, row);
         }
         for (std::size_t i = 0; i < count && c > 1; ++i) {
             join(row, made.data() + i * ring_.degree(), m, out + i * ring_.size() + row * ring_.degree());
@@ -136,7 +136,7 @@ void StrandWeights::outputs(const Buffer<std::uint64_t>& prepared, std::size_t f
             for (std::size_t i = 0; i < count; ++i) {
                 to[i] = made.data() + (i * c + t) * n;
             }
-            ring_.combine({from.data(), features}, values(row, t, first), {to.data(), count}, n, row);
+            ring_.combine({from.data(), features}, values_.data() + place(row, t, first), {to.data(), count}, n, row);
         }
         for (std::size_t i = 0; i < count; ++i) {
             if (c > 1) {

@@ -46,8 +46,9 @@ class StrandWeights {
     // A window is m coefficients and, for reading x^-i further along, the first ones times 1/z.
     std::size_t window() const { return block() + (layout_.width - 1 + 15) / 16 * 16; }
     std::size_t padded_rows() const { return (layout_.rows + 15) / 16 * 16; }
-    const std::uint64_t* values(std::size_t row, std::size_t z, std::size_t p) const {
-        return values_.data() + ((row * strands() + z) * layout_.products() + p) * layout_.features;
+    // Where V[z, p] begins among values_.
+    std::size_t place(std::size_t row, std::size_t z, std::size_t p) const {
+        return ((row * strands() + z) * layout_.products() + p) * layout_.features;
     }
 
     // [C, size] to [C, size]: coefficients to values at every z, and back.
