@@ -73,7 +73,9 @@ def test_seeds_are_announced_and_used_once(ahead):
     assert len(set(seeds)) == 20
     announced = [request[ANNOUNCED] for request in requests]
     if ahead:
-        assert announced[:-1] == seeds[1:]
+        # On busy cores the client may leave work ahead out for a while, and then announces nothing; never at first.
+        assert announced[0] == seeds[1]
+        assert all(a in (bytes(32), seed) for a, seed in zip(announced, seeds[1:], strict=False))
     else:
         assert announced == [bytes(32)] * 20
 
