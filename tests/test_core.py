@@ -106,6 +106,38 @@ def test_switching_to_a_power_of_two_rounds(primes, bits, seed):
         assert distance <= modulus // 2 + (len(q_rows) * 2 * modulus >> (64 - bits)) + 1
 
 
+def slots_by_definition(coefficients):
+    """The values at exp(i pi / N)^(3^i), i < N / 2."""
+    n = len(coefficients)
+    k = np.arange(n)
+    odd_powers = np.fft.ifft(coefficients * np.exp(1j * np.pi * k / n)) * n
+    exponents = [pow(3, i, 2 * n) for i in range(n // 2)]
+    return odd_powers[(np.array(exponents) - 1) // 2]
+
+
+@given(log_degree=st.integers(4, 14), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_embedding(log_degree, seed):
+    n = 2**log_degree
+    rng = np.random.default_rng(seed)
+    slots = rng.normal(size=n // 2) * 10.0 ** rng.integers(-30, 30)
+    coefficients = testing.embed(slots)
+    bound = 1e-15 * n**0.5 * np.abs(slots).max()
+    by_definition = slots_by_definition(coefficients)
+    assert np.abs(by_definition.real - slots).max() <= bound
+    assert np.abs(by_definition.imag).max() <= bound
+    assert np.abs(testing.slots_of(coefficients) - slots).max() <= bound
+    # Slots that are not real: their real parts are read.
+    coefficients = rng.normal(size=n)
+    assert np.abs(testing.slots_of(coefficients) - slots_by_definition(coefficients).real).max() <= 1e-14 * n**0.5
+
+
+@pytest.mark.parametrize("n", [1024, 8192, 32768])
+def test_slots_are_those_of_seal(n):
+    coefficients = np.random.default_rng(n).integers(-(2**40), 2**40, size=n)
+    assert np.abs(testing.slots_of(coefficients) - testing.seal_slots_of(coefficients)).max() <= 1e-9 * 2**40
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_loops_visit_every_index_once(threads):
     try:

@@ -1,10 +1,14 @@
 // Doors for the tests into rooms that Python does not otherwise enter. Not part of the API.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <seal/ckks.h>
+#include <seal/context.h>
+#include <seal/util/ntt.h>
 
 #include <algorithm>
 
 #include "bindings/bindings.h"
+#include "core/embedding.h"
 #include "core/kernels.h"
 #include "core/parallel.h"
 #include "core/prng.h"
@@ -80,6 +84,40 @@ Residues switch_to_bits(const std::vector<std::uint64_t>& primes, const Residues
     Residues out(a.shape(1));
     ring.switch_to_bits(a.data(), bits, out.mutable_data());
     return out;
+}
+
+py::array_t<double> embed(const py::array_t<double, py::array::c_style>& slots) {
+    py::array_t<double> out(2 * slots.size());
+    Embedding(static_cast<std::size_t>(out.size())).to_coefficients(slots.data(), out.mutable_data());
+    return out;
+}
+
+py::array_t<double> slots_of(const py::array_t<double, py::array::c_style>& coefficients) {
+    py::array_t<double> out(coefficients.size() / 2);
+    Embedding(static_cast<std::size_t>(coefficients.size())).to_slots(coefficients.data(), out.mutable_data());
+    return out;
+}
+
+// What SEAL's encoder reads from these coefficients, below 2^50 in size.
+std::vector<double> seal_slots_of(const py::array_t<std::int64_t, py::array::c_style>& coefficients) {
+    const auto n = static_cast<std::size_t>(coefficients.size());
+    seal::EncryptionParameters parameters(seal::scheme_type::ckks);
+    parameters.set_poly_modulus_degree(n);
+    parameters.set_coeff_modulus(seal::CoeffModulus::Create(n, {60}));
+    const seal::SEALContext context(parameters, true, seal::sec_level_type::none);
+    const auto data = context.first_context_data();
+    const std::uint64_t prime = data->parms().coeff_modulus()[0].value();
+    seal::Plaintext plain(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        const std::int64_t value = coefficients.data()[i];
+        plain[i] = value < 0 ? prime - static_cast<std::uint64_t>(-value) : static_cast<std::uint64_t>(value);
+    }
+    seal::util::ntt_negacyclic_harvey(seal::util::CoeffIter(plain.data()), data->small_ntt_tables()[0]);
+    plain.parms_id() = data->parms_id();
+    plain.scale() = 1;
+    std::vector<double> slots;
+    seal::CKKSEncoder(context).decode(plain, slots);
+    return slots;
 }
 
 // The kernels of one variant on arrays, for comparison with another's. Sizes are the caller's business.
@@ -265,6 +303,9 @@ void register_testing(py::module_& parent) {
     module.def("gaussian", &gaussian, py::arg("seed"), py::arg("deviation"), py::arg("count"));
     module.def("multiply", &multiply, py::arg("primes"), py::arg("a"), py::arg("b"));
     module.def("switch_to_bits", &switch_to_bits, py::arg("primes"), py::arg("a"), py::arg("bits"));
+    module.def("embed", &embed, py::arg("slots"));
+    module.def("slots_of", &slots_of, py::arg("coefficients"));
+    module.def("seal_slots_of", &seal_slots_of, py::arg("coefficients"));
     module.def("pack_bits", &pack, py::arg("values"), py::arg("bits"));
     module.def("unpack_bits", &unpack, py::arg("data"), py::arg("count"), py::arg("bits"), py::arg("limit"));
     py::class_<KernelDoor>(module, "Kernels")

@@ -13,10 +13,11 @@ namespace hesplit {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20, kLarge = 2 * kHugePage;
+constexpr std::size_t kKept = std::size_t{256} << 10;
 
-// Freed large blocks, kept for the next one of the same size: batches of one shape ask for the same ones again and
-// again, and the system would have to zero their pages anew each time. Never waits for its lock, which a fork may have
-// caught.
+// Freed blocks of at least kKept bytes, kept for the next one of the same size: batches of one shape ask for the same
+// ones again and again, and the system would have to zero their pages anew each time. Never waits for its lock, which a
+// fork may have caught.
 class Recycled {
   public:
     void* take(std::size_t bytes) {
@@ -57,34 +58,37 @@ class Recycled {
         std::size_t bytes;
     };
 
-    Recycled() { blocks_.reserve(16); }
+    Recycled() { blocks_.reserve(64); }
 
     std::mutex mutex_;
     std::vector<Block> blocks_;
     std::size_t total_ = 0;
 };
 
+std::align_val_t alignment(std::size_t bytes) {
+    return std::align_val_t{bytes < kLarge ? kAlignment : kHugePage};
+}
+
 }  // namespace
 
 void* allocate_aligned(std::size_t bytes) {
-    if (bytes < kLarge) {
-        return ::operator new(bytes, std::align_val_t{kAlignment});
+    if (bytes >= kKept) {
+        if (void* memory = Recycled::get().take(bytes)) {
+            return memory;
+        }
     }
-    if (void* memory = Recycled::get().take(bytes)) {
-        return memory;
-    }
-    void* memory = ::operator new(bytes, std::align_val_t{kHugePage});
+    void* memory = ::operator new(bytes, alignment(bytes));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // a wish: systems may refuse
+    if (bytes >= kLarge) {
+        madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // a wish: systems may refuse
+    }
 #endif
     return memory;
 }
 
 void free_aligned(void* memory, std::size_t bytes) noexcept {
-    if (bytes < kLarge) {
-        ::operator delete(memory, std::align_val_t{kAlignment});
-    } else if (!Recycled::get().keep(memory, bytes)) {
-        ::operator delete(memory, std::align_val_t{kHugePage});
+    if (bytes < kKept || !Recycled::get().keep(memory, bytes)) {
+        ::operator delete(memory, alignment(bytes));
     }
 }
 

@@ -1,9 +1,7 @@
 #include "core/slot_ring.h"
 
-#include <seal/encryptionparams.h>
 #include <seal/modulus.h>
 #include <seal/util/common.h>
-#include <seal/util/galois.h>
 #include <seal/util/uintarithsmallmod.h>
 
 #include <algorithm>
@@ -14,29 +12,8 @@
 
 namespace hesplit {
 
-namespace {
-
-seal::SEALContext make_context(const Parameters& parameters) {
-    seal::EncryptionParameters seal_parameters(seal::scheme_type::ckks);
-    seal_parameters.set_poly_modulus_degree(parameters.ring_degree());
-    std::vector<seal::Modulus> moduli;
-    for (const std::uint64_t prime : parameters.primes()) {
-        moduli.emplace_back(prime);
-    }
-    seal_parameters.set_coeff_modulus(moduli);
-    // Security is checked by Parameters, whose limits are stricter than SEAL's.
-    seal::SEALContext context(seal_parameters, true, seal::sec_level_type::none);
-    if (!context.parameters_set()) {
-        throw ParameterError(std::string("SEAL refuses the parameters: ") + context.parameter_error_message());
-    }
-    return context;
-}
-
-}  // namespace
-
 SlotRing::SlotRing(const Parameters& parameters)
-    : context_(make_context(parameters)),
-      encoder_(context_),
+    : embedding_(parameters.ring_degree()),
       data_(parameters.ring_degree(), parameters.data_primes()),
       key_(parameters.ring_degree(), parameters.primes()) {
     const std::uint64_t special = key_.prime(key_.rows() - 1);
@@ -51,75 +28,58 @@ SlotRing::SlotRing(const Parameters& parameters)
 }
 
 void SlotRing::encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const {
-    encode_ntt(values, scale, coefficients);
-    data_.to_coefficients(coefficients);
+    const std::size_t n = data_.degree();
+    Buffer<double> real(n);
+    embedding_.to_coefficients(values.data(), real.data());
+    double largest = 0;
+    for (const double value : real) {
+        largest = std::max(largest, std::abs(value));
+    }
+    if (!(largest * scale < data_.modulus_value() / 2)) {
+        throw RangeError("values do not fit the modulus at scale 2^" + std::to_string(std::log2(scale)));
+    }
+    // What 64-bit integers do not hold is a power of two, below the precision of the doubles.
+    const int shift = largest * scale < 0x1p62 ? 0 : std::ilogb(largest * scale) - 61;
+    const double factor = std::ldexp(scale, -shift);
+    Buffer<std::int64_t> integers(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        integers[i] = std::llrint(real[i] * factor);
+    }
+    data_.lift(View<const std::int64_t>{integers.data(), n}, coefficients);
+    if (shift > 0) {
+        data_.multiply_power_of_two(coefficients, shift);
+    }
 }
 
 void SlotRing::encode_ntt(const std::vector<double>& values, double scale, std::uint64_t* poly) const {
-    seal::Plaintext plain(seal::MemoryPoolHandle::Global());
-    // Tiny values with a huge scale (gradients) as values of about 1: SEAL bounds the scale.
-    double largest = 0;
-    for (const double value : values) {
-        largest = std::max(largest, std::abs(value));
-    }
-    const int exponent = largest > 0 ? std::min(0, std::ilogb(largest)) : 0;
-    std::vector<double> normal(values);
-    for (double& value : normal) {
-        value = std::ldexp(value, -exponent);
-    }
-    const double scale_of_normal = std::ldexp(scale, exponent);
-    // Doubles have no more bits than that; SEAL's path for larger coefficients is several times slower.
-    const int shift = std::max(0, static_cast<int>(std::ceil(std::log2(scale_of_normal))) - kEncodedBits);
-    try {
-        encoder_.encode(normal, context_.first_parms_id(), std::ldexp(scale_of_normal, -shift), plain,
-                        seal::MemoryPoolHandle::Global());
-    } catch (const std::exception&) {
-        throw RangeError("values do not fit the modulus at scale 2^" + std::to_string(std::log2(scale)));
-    }
-    std::copy_n(plain.data(), data_.size(), poly);
-    if (shift > 0) {
-        data_.multiply_power_of_two(poly, shift);
-    }
+    encode(values, scale, poly);
+    data_.to_ntt(poly);
 }
 
-std::vector<double> SlotRing::decode(View<const std::int64_t> coefficients, int bits, double scale) const {
-    // The lowest level whose modulus holds the coefficients: fewer primes, less work.
-    auto level = context_.first_context_data();
-    while (level->next_context_data() && level->next_context_data()->total_coeff_modulus_bit_count() > bits + 1) {
-        level = level->next_context_data();
+std::vector<double> SlotRing::decode(View<const std::int64_t> coefficients, double scale) const {
+    SecretBuffer<double> real(coefficients.size);
+    for (std::size_t i = 0; i < coefficients.size; ++i) {
+        real[i] = static_cast<double>(coefficients[i]) / scale;
     }
-    std::vector<std::uint64_t> primes;
-    for (const seal::Modulus& modulus : level->parms().coeff_modulus()) {
-        primes.push_back(modulus.value());
-    }
-    seal::Plaintext plain(data_.degree() * primes.size(), seal::MemoryPoolHandle::Global());
-    for (std::size_t row = 0; row < primes.size(); ++row) {
-        std::uint64_t* out = plain.data() + row * data_.degree();
-        for (std::size_t i = 0; i < data_.degree(); ++i) {
-            out[i] = data_.residue(coefficients[i], row);
-        }
-        data_.to_ntt_row(out, row);
-    }
-    plain.parms_id() = level->parms_id();
-    plain.scale() = 1;  // SEAL refuses scales beyond the modulus, which tiny gradients have
-    std::vector<double> values;
-    encoder_.decode(plain, values, seal::MemoryPoolHandle::Global());
-    for (double& value : values) {
-        value /= scale;
-    }
-    secure_zero(plain.data(), plain.coeff_count() * sizeof(std::uint64_t));
+    std::vector<double> values(slots());
+    embedding_.to_slots(real.data(), values.data());
     return values;
 }
 
-std::uint32_t SlotRing::galois_element(int step) const {
-    return context_.key_context_data()->galois_tool()->get_elt_from_step(step);
+// The automorphism x -> x^element moves slot i + step to slot i (core/embedding.h).
+std::uint64_t SlotRing::galois_element(int step) const {
+    std::uint64_t element = 1;
+    for (int i = 0; i < step; ++i) {
+        element = element * 3 % (2 * data_.degree());
+    }
+    return element;
 }
 
 void SlotRing::make_rotation_key(const SecretKey& secret, int step, const EncryptionRandomness& randomness,
                                  std::uint32_t index, std::uint64_t* c0) const {
     // s(x^element), the key to switch from.
     const std::size_t n = key_.degree();
-    const std::uint32_t element = galois_element(step);
+    const std::uint64_t element = galois_element(step);
     SecretBuffer<std::int8_t> rotated(n);
     for (std::size_t i = 0; i < n; ++i) {
         const std::size_t exponent = (i * element) % (2 * n);
@@ -179,7 +139,7 @@ namespace {
 // The residues in [0, q) as integers in [-q/2, q/2].
 void centre(const std::uint64_t* residues, std::uint64_t q, std::size_t n, std::int64_t* out) {
     for (std::size_t i = 0; i < n; ++i) {
-        const std::uint64_t negative = std::uint64_t{0} - static_cast<std::uint64_t>(residues[i] > q / 2);
+        const std::uint64_t negative = std::uint64_t{0} - ((q / 2 - residues[i]) >> 63);
         out[i] = static_cast<std::int64_t>(residues[i] - (negative & q));
     }
 }

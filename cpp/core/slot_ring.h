@@ -1,4 +1,4 @@
-// The CKKS machinery that slots need: the canonical embedding (SEAL's encoder) and rotations with their keys.
+// The CKKS machinery that slots need: encoding, and rotations with their keys.
 //
 // A rotation is a permutation of the NTT form and a key switch: c1 is decomposed into one digit per prime, the digits
 // meet the key over the key ring, and the result is divided by the special prime. Decompositions and divisions cost
@@ -6,15 +6,13 @@
 // rotations shares the second (Halevi and Shoup 2018, "hoisting").
 #pragma once
 
-#include <seal/ckks.h>
-#include <seal/context.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <vector>
 
 #include "core/buffer.h"
+#include "core/embedding.h"
 #include "core/parameters.h"
 #include "core/ring.h"
 #include "core/rlwe.h"
@@ -41,6 +39,7 @@ struct SwitchedCiphertext {
 
 class SlotRing {
   public:
+    // Encoding is in double precision: of larger coefficients the bits below these are noise.
     static constexpr int kEncodedBits = 50;
 
     explicit SlotRing(const Parameters& parameters);
@@ -49,13 +48,13 @@ class SlotRing {
     const Ring& data() const { return data_; }  // what ciphertexts use
     const Ring& key() const { return key_; }    // with the key-switching prime
 
-    // round(scale * embedding^-1(values)), coefficients over the data ring; with a scale above 2^kEncodedBits rounded
-    // to multiples of a power of two. Throws RangeError if it does not fit.
+    // round(scale * embedding^-1(values)), coefficients over the data ring, for any positive scale. Throws RangeError
+    // where a coefficient does not fit the modulus.
     void encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const;
     // The same in NTT form.
     void encode_ntt(const std::vector<double>& values, double scale, std::uint64_t* poly) const;
-    // The real parts of the slots of a polynomial with |coefficients| < 2^(bits-1).
-    std::vector<double> decode(View<const std::int64_t> coefficients, int bits, double scale) const;
+    // The real parts of the slots, divided by the scale.
+    std::vector<double> decode(View<const std::int64_t> coefficients, double scale) const;
 
     // One rotation key: for each data prime a pair over the key ring, in NTT form; c1 is expanded from the seed.
     // `index` numbers the ciphertexts under one seed; a key uses data().rows() numbers from it.
@@ -78,10 +77,9 @@ class SlotRing {
     double rotation_deviation() const;
 
   private:
-    std::uint32_t galois_element(int step) const;
+    std::uint64_t galois_element(int step) const;
 
-    seal::SEALContext context_;
-    seal::CKKSEncoder encoder_;
+    Embedding embedding_;
     Ring data_;
     Ring key_;
     std::vector<std::uint64_t> inverse_special_;  // of the special prime modulo each data prime

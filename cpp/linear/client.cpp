@@ -423,7 +423,7 @@ void LinearClient::decrypt_group(const Reply& reply, std::size_t group, double* 
                 "genuine");
         }
         if (slot_ring_) {
-            const std::vector<double> decoded = slot_ring_->decode({values.data(), n}, reply.bits, reply.scale);
+            const std::vector<double> decoded = slot_ring_->decode({values.data(), n}, reply.scale);
             const std::vector<std::uint32_t> slots = output_slots(slots_, p, count);
             for (std::size_t i = 0; i < slots.size(); ++i) {
                 rows[(i % count) * outputs_ + p * slots_.outputs_per_product() + i / count] = decoded[slots[i]];

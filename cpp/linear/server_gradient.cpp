@@ -163,8 +163,7 @@ void LinearServer::unmask(const Masked& masked, View<const std::uint8_t> opened,
         std::vector<double> part;
         std::size_t first_output = 0, first_feature = 0, features = 0;
         if (slot_ring_) {
-            const std::vector<double> slots =
-                slot_ring_->decode({centered.data(), centered.size()}, bits, masked.scale);
+            const std::vector<double> slots = slot_ring_->decode({centered.data(), centered.size()}, masked.scale);
             for (const std::uint32_t slot : weight_gradient_slots(slots_, run.p, run.j)) {
                 part.push_back(slots[slot]);
             }

@@ -34,9 +34,7 @@ SlotWeights::SlotWeights(const Parameters& parameters, const SlotRing& ring, con
             values[slots[i]] = bias[p * layout.outputs_per_product() + i / layout.rows()];
         }
         bias_.emplace_back(ring_.data().size());
-        // Encoded at a quarter of the scale: SEAL refuses to encode values that fill the modulus, as a bias alone may.
-        ring_.encode(values, scaling_.product_scale / 4, bias_.back().data());
-        ring_.data().multiply_power_of_two(bias_.back().data(), 2);
+        ring_.encode(values, scaling_.product_scale, bias_.back().data());
     }
 }
 

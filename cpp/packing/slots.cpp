@@ -14,7 +14,7 @@ namespace {
 
 // Relative costs of a rotation, a multiplication by a plaintext, an input and a product (encryption, transport,
 // decryption), and of encoding a plaintext.
-constexpr double kRotate = 10, kMultiply = 0.5, kInput = 6, kProduct = 6, kEncode = 4;
+constexpr double kRotate = 10, kMultiply = 0.5, kInput = 6, kProduct = 6, kEncode = 1;
 
 double cost(const SlotLayout& layout, std::size_t samples, bool weight_gradients) {
     const auto groups = static_cast<double>((samples + layout.rows() - 1) / layout.rows());
