@@ -111,6 +111,11 @@ void Ring::dot(View<const std::uint64_t* const> a, View<const std::uint64_t* con
     }
 }
 
+void Ring::dot_row(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t row,
+                   std::uint64_t* out) const {
+    kernels_->dot(tables_[row].prime, {a.data, 0}, {b.data, 0}, a.size, out, degree_);
+}
+
 std::uint64_t Ring::inner(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t n,
                           std::size_t row) const {
     return kernels_->inner(tables_[row].prime, a.data, b.data, a.size, n);

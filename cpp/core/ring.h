@@ -37,6 +37,8 @@ class Ring {
     void multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out) const;
     // out = sum_j a[j] * b[j] in NTT form (or a[j] coefficients times constants in every position).
     void dot(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::uint64_t* out) const;
+    void dot_row(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t row,
+                 std::uint64_t* out) const;
     // A matrix product in one row, out[o] = sum_j scalars[o, j] * a[j], of n residues each; `scalars` is [out.size,
     // a.size]. n is a multiple of 16.
     void combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars, View<std::uint64_t* const> out,

@@ -144,36 +144,75 @@ void centre(const std::uint64_t* residues, std::uint64_t q, std::size_t n, std::
     }
 }
 
-// out[i] = in[permutation[i]], row by row.
-void permute(const Ring& ring, const std::vector<std::uint32_t>& permutation, const std::uint64_t* in,
-             std::uint64_t* out) {
-    for (std::size_t at = 0; at < ring.size(); at += ring.degree()) {
-        for (std::size_t i = 0; i < ring.degree(); ++i) {
-            out[at + i] = in[at + permutation[i]];
-        }
+// out[i] = in[permutation[i]].
+void permute(const std::vector<std::uint32_t>& permutation, const std::uint64_t* in, std::uint64_t* out) {
+    for (std::size_t i = 0; i < permutation.size(); ++i) {
+        out[i] = in[permutation[i]];
     }
 }
 
 }  // namespace
 
-Buffer<std::uint64_t> SlotRing::decompose(const SlotCiphertext& in) const {
+Buffer<std::int64_t> SlotRing::centred_digits(const SlotCiphertext& in) const {
     const std::size_t n = data_.degree();
-    Buffer<std::uint64_t> digits(data_.rows() * key_.size());
+    Buffer<std::int64_t> centred(data_.size());
     Buffer<std::uint64_t> coefficients(n);
-    Buffer<std::int64_t> centred(n);
     for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
-        const std::uint64_t* source = in.c1.data() + digit * n;
-        std::copy_n(source, n, coefficients.data());
+        std::copy_n(in.c1.data() + digit * n, n, coefficients.data());
         data_.to_coefficients_row(coefficients.data(), digit);
-        centre(coefficients.data(), data_.prime(digit), n, centred.data());
+        centre(coefficients.data(), data_.prime(digit), n, centred.data() + digit * n);
+    }
+    return centred;
+}
+
+void SlotRing::digit_row(const SlotCiphertext& in, const Buffer<std::int64_t>& centred, std::size_t digit,
+                         std::size_t row, std::uint64_t* out) const {
+    const std::size_t n = data_.degree();
+    if (row == digit) {
+        std::copy_n(in.c1.data() + digit * n, n, out);
+    } else {
+        key_.lift_row({centred.data() + digit * n, n}, row, out);
+        key_.to_ntt_row(out, row);
+    }
+}
+
+void SlotRing::switch_row(const SlotCiphertext& in, View<const std::uint64_t* const> digits, const RotationKey& key,
+                          std::size_t row, SwitchedCiphertext& out) const {
+    const std::size_t n = key_.degree();
+    Buffer<std::uint64_t> product(n);
+    for (const auto& [part, to] : {std::pair{&key.c0, &out.k0}, std::pair{&key.c1, &out.k1}}) {
+        const auto rows = pointers(part->data() + row * n, data_.rows(), key_.size());
+        key_.dot_row(digits, {rows.data(), rows.size()}, row, product.data());
+        permute(key.permutation, product.data(), to->data() + row * n);
+    }
+    if (row < data_.rows()) {
+        permute(key.permutation, in.c0.data() + row * n, out.c0.data() + row * n);
+    }
+}
+
+SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const RotationKey& key) const {
+    const std::size_t n = key_.degree();
+    const Buffer<std::int64_t> centred = centred_digits(in);
+    SwitchedCiphertext out{Buffer<std::uint64_t>(key_.size()), Buffer<std::uint64_t>(key_.size()),
+                           Buffer<std::uint64_t>(data_.size())};
+    // Row by row, so that the digits stay in the cache.
+    Buffer<std::uint64_t> digits(data_.size());
+    const auto rows = pointers<std::uint64_t>(digits.data(), data_.rows(), n);
+    for (std::size_t row = 0; row < key_.rows(); ++row) {
+        for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+            digit_row(in, centred, digit, row, digits.data() + digit * n);
+        }
+        switch_row(in, {rows.data(), rows.size()}, key, row, out);
+    }
+    return out;
+}
+
+Buffer<std::uint64_t> SlotRing::decompose(const SlotCiphertext& in) const {
+    const Buffer<std::int64_t> centred = centred_digits(in);
+    Buffer<std::uint64_t> digits(data_.rows() * key_.size());
+    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
         for (std::size_t row = 0; row < key_.rows(); ++row) {
-            std::uint64_t* out = digits.data() + digit * key_.size() + row * n;
-            if (row == digit) {
-                std::copy_n(source, n, out);
-            } else {
-                key_.lift_row({centred.data(), n}, row, out);
-                key_.to_ntt_row(out, row);
-            }
+            digit_row(in, centred, digit, row, digits.data() + digit * key_.size() + row * key_.degree());
         }
     }
     return digits;
@@ -181,21 +220,12 @@ Buffer<std::uint64_t> SlotRing::decompose(const SlotCiphertext& in) const {
 
 SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
                                     const RotationKey& key) const {
-    std::vector<const std::uint64_t*> parts, key0, key1;
-    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
-        parts.push_back(digits.data() + digit * key_.size());
-        key0.push_back(key.c0.data() + digit * key_.size());
-        key1.push_back(key.c1.data() + digit * key_.size());
-    }
     SwitchedCiphertext out{Buffer<std::uint64_t>(key_.size()), Buffer<std::uint64_t>(key_.size()),
                            Buffer<std::uint64_t>(data_.size())};
-    Buffer<std::uint64_t> product(key_.size());
-    const View<const std::uint64_t* const> view{parts.data(), parts.size()};
-    key_.dot(view, {key0.data(), key0.size()}, product.data());
-    permute(key_, key.permutation, product.data(), out.k0.data());
-    key_.dot(view, {key1.data(), key1.size()}, product.data());
-    permute(key_, key.permutation, product.data(), out.k1.data());
-    permute(data_, key.permutation, in.c0.data(), out.c0.data());
+    for (std::size_t row = 0; row < key_.rows(); ++row) {
+        const auto rows = pointers(digits.data() + row * key_.degree(), data_.rows(), key_.size());
+        switch_row(in, {rows.data(), rows.size()}, key, row, out);
+    }
     return out;
 }
 

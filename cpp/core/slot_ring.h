@@ -63,10 +63,11 @@ class SlotRing {
     std::size_t rotation_key_size() const { return data_.rows() * key_.size(); }  // residues of the c0 parts
     RotationKey load_rotation_key(int step, const Seed& seed, std::uint32_t index, const std::uint64_t* c0) const;
 
-    // The digits of c1, one polynomial over the key ring for each data prime, each centred: [data().rows(),
-    // key().size()].
+    // Rotates slots to the left: slot i takes the value of slot i + step.
+    SwitchedCiphertext rotate(const SlotCiphertext& in, const RotationKey& key) const;
+    // The same for several rotations of one ciphertext, whose digits they share: c1's, one polynomial over the key ring
+    // for each data prime, each centred: [data().rows(), key().size()].
     Buffer<std::uint64_t> decompose(const SlotCiphertext& in) const;
-    // Rotates slots to the left: slot i takes the value of slot i + step of `in`, whose digits these are.
     SwitchedCiphertext rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
                               const RotationKey& key) const;
     void add(SwitchedCiphertext& a, const SwitchedCiphertext& b) const;
@@ -78,6 +79,14 @@ class SlotRing {
 
   private:
     std::uint64_t galois_element(int step) const;
+    // c1's digits as integers, one of each data prime: [data().rows(), degree].
+    Buffer<std::int64_t> centred_digits(const SlotCiphertext& in) const;
+    // One of these digits in one row of the key ring, in NTT form.
+    void digit_row(const SlotCiphertext& in, const Buffer<std::int64_t>& centred, std::size_t digit, std::size_t row,
+                   std::uint64_t* out) const;
+    // One row of a rotation, from that row of the digits, one per data prime.
+    void switch_row(const SlotCiphertext& in, View<const std::uint64_t* const> digits, const RotationKey& key,
+                    std::size_t row, SwitchedCiphertext& out) const;
 
     Embedding embedding_;
     Ring data_;

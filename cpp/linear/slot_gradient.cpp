@@ -41,7 +41,7 @@ SlotCiphertext slot_gradient(const SlotRing& ring, const SlotLayout& layout, con
         if (step == 0) {
             result = std::move(sum);  // the only shift that stays in place
         } else {
-            terms[k] = ring.rotate(sum, ring.decompose(sum), keys.at(step));
+            terms[k] = ring.rotate(sum, keys.at(step));
         }
     });
     SwitchedCiphertext* total = nullptr;

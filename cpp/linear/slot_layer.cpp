@@ -94,7 +94,7 @@ std::vector<SlotCiphertext> SlotWeights::products(const std::vector<SlotCipherte
             if (step == 0) {
                 sum = std::move(giant);  // the only giant that stays in place
             } else {
-                terms[g] = ring_.rotate(giant, ring_.decompose(giant), keys.at(step));
+                terms[g] = ring_.rotate(giant, keys.at(step));
             }
         });
         SwitchedCiphertext* total = nullptr;
@@ -113,7 +113,7 @@ std::vector<SlotCiphertext> SlotWeights::products(const std::vector<SlotCipherte
         }
         for (std::size_t f = 0; f < layout_.folds; ++f) {
             const RotationKey& key = keys.at(static_cast<int>(layout_.period << f));
-            SwitchedCiphertext shifted = ring_.rotate(sum, ring_.decompose(sum), key);
+            SwitchedCiphertext shifted = ring_.rotate(sum, key);
             ring_.add_divided(shifted, sum);
         }
         ring.to_coefficients(sum.c0.data());
