@@ -373,6 +373,9 @@ void dot(const Prime& prime, Rows a, Rows b, std::size_t terms, std::uint64_t* o
             for (; j < stop; ++j) {
                 const std::uint64_t* x = a[j] + i;
                 const std::uint64_t* y = b[j] + i;
+                // Rotation keys come from beyond the second cache, and the hardware stops at the end of each page.
+                _mm_prefetch(reinterpret_cast<const char*>(y + 192), _MM_HINT_T0);
+                _mm_prefetch(reinterpret_cast<const char*>(y + 200), _MM_HINT_T0);
                 first.add(load(x), load(y));
                 second.add(load(x + kLanes), load(y + kLanes));
             }
