@@ -229,12 +229,6 @@ SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const Buffer<std::
     return out;
 }
 
-void SlotRing::add(SwitchedCiphertext& a, const SwitchedCiphertext& b) const {
-    key_.add(a.k0.data(), b.k0.data());
-    key_.add(a.k1.data(), b.k1.data());
-    data_.add(a.c0.data(), b.c0.data());
-}
-
 void SlotRing::add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const {
     // (x - centred remainder) / special, for each data prime; the remainder is the special row.
     const std::size_t n = data_.degree();
@@ -254,6 +248,25 @@ void SlotRing::add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const {
         }
     }
     data_.add(out.c0.data(), in.c0.data());
+}
+
+void SlotRing::add_divided(std::vector<SwitchedCiphertext>& terms, SlotCiphertext& out) const {
+    SwitchedCiphertext* total = nullptr;
+    for (SwitchedCiphertext& term : terms) {
+        if (term.k0.empty()) {
+            continue;
+        }
+        if (total == nullptr) {
+            total = &term;
+        } else {
+            key_.add(total->k0.data(), term.k0.data());
+            key_.add(total->k1.data(), term.k1.data());
+            data_.add(total->c0.data(), term.c0.data());
+        }
+    }
+    if (total != nullptr) {
+        add_divided(*total, out);
+    }
 }
 
 double SlotRing::rotation_deviation() const {

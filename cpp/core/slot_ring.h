@@ -70,9 +70,10 @@ class SlotRing {
     Buffer<std::uint64_t> decompose(const SlotCiphertext& in) const;
     SwitchedCiphertext rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
                               const RotationKey& key) const;
-    void add(SwitchedCiphertext& a, const SwitchedCiphertext& b) const;
     // out += in / special prime.
     void add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const;
+    // The same for a sum, divided once; empty terms are passed over.
+    void add_divided(std::vector<SwitchedCiphertext>& terms, SlotCiphertext& out) const;
 
     // The standard deviation per coefficient of the noise that one rotation adds.
     double rotation_deviation() const;

@@ -44,20 +44,7 @@ SlotCiphertext slot_gradient(const SlotRing& ring, const SlotLayout& layout, con
             terms[k] = ring.rotate(sum, keys.at(step));
         }
     });
-    SwitchedCiphertext* total = nullptr;
-    for (SwitchedCiphertext& term : terms) {
-        if (term.k0.empty()) {
-            continue;
-        }
-        if (total != nullptr) {
-            ring.add(*total, term);
-        } else {
-            total = &term;
-        }
-    }
-    if (total != nullptr) {
-        ring.add_divided(*total, result);
-    }
+    ring.add_divided(terms, result);
     ring.data().to_coefficients(result.c0.data());
     ring.data().to_coefficients(result.c1.data());
     return result;

@@ -97,20 +97,7 @@ std::vector<SlotCiphertext> SlotWeights::products(const std::vector<SlotCipherte
                 terms[g] = ring_.rotate(giant, keys.at(step));
             }
         });
-        SwitchedCiphertext* total = nullptr;
-        for (SwitchedCiphertext& term : terms) {
-            if (term.k0.empty()) {
-                continue;
-            }
-            if (total != nullptr) {
-                ring_.add(*total, term);
-            } else {
-                total = &term;
-            }
-        }
-        if (total != nullptr) {
-            ring_.add_divided(*total, sum);
-        }
+        ring_.add_divided(terms, sum);
         for (std::size_t f = 0; f < layout_.folds; ++f) {
             const RotationKey& key = keys.at(static_cast<int>(layout_.period << f));
             SwitchedCiphertext shifted = ring_.rotate(sum, key);
