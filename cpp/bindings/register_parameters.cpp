@@ -58,7 +58,6 @@ class Planner {
             codec_ = std::make_unique<RequestCodec>(slot_ring_->data(), dropped_bits(slot_ring_->data()));
             slots_ = plan_slots(slot_ring_->slots(), features, outputs, choice_.batch_size, allow_babies(*slot_ring_),
                                 false);
-            norms_.reach *= std::sqrt(2.0);
         }
     }
 
@@ -120,7 +119,6 @@ class Planner {
         layout["products"] = products;
         if (slot_ring_) {
             layout["period"] = slots_.period;
-            layout["folds"] = slots_.folds;
             layout["babies"] = slots_.babies;
             layout["giants"] = slots_.giants();
             layout["rotations"] = rotation_steps(slots_).size();

@@ -11,10 +11,9 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
                            View<const double> weight, View<const double> bias)
     : ring_(ring),
       layout_(layout),
-      scaling_(
-          scale_blocks(parameters.choice(), ring,
-                       weight_norms(parameters.choice(), weight, bias, layout.features, layout.per_product(), false),
-                       layout.features, layout.per_product(), weight)),
+      scaling_(scale_blocks(parameters.choice(), ring,
+                            weight_norms(parameters.choice(), weight, bias, layout.features, layout.per_product()),
+                            layout.features, layout.per_product(), weight)),
       weight_(weight),
       bias_(bias) {
     const std::size_t products = layout_.products();

@@ -426,7 +426,11 @@ void LinearClient::decrypt_group(const Reply& reply, std::size_t group, double* 
             const std::vector<double> decoded = slot_ring_->decode({values.data(), n}, reply.scale);
             const std::vector<std::uint32_t> slots = output_slots(slots_, p, count);
             for (std::size_t i = 0; i < slots.size(); ++i) {
-                rows[(i % count) * outputs_ + p * slots_.outputs_per_product() + i / count] = decoded[slots[i]];
+                double sum = 0;
+                for (std::size_t part = 0; part < slots_.parts(); ++part) {
+                    sum += decoded[slots[i] + part * slots_.period];
+                }
+                rows[(i % count) * outputs_ + p * slots_.outputs_per_product() + i / count] = sum;
             }
         } else {
             for (std::size_t i = 0; i < values.size(); ++i) {

@@ -76,7 +76,7 @@ double request_noise_variance(const Ring& ring) {
 }
 
 WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weight, View<const double> bias,
-                         std::size_t features, std::size_t per_product, bool neighbours) {
+                         std::size_t features, std::size_t per_product) {
     WeightNorms norms;
     double group = 0;
     const std::size_t outputs = weight.size / features;
@@ -91,7 +91,7 @@ WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weigh
         group = o % per_product == 0 ? square : group + square;
         norms.group_l2 = std::max(norms.group_l2, std::sqrt(group));
         norms.l2 = std::max(norms.l2, std::sqrt(square));
-        const double by_norm = (neighbours ? std::sqrt(2.0) : 1.0) * choice.activation_norm * std::sqrt(square);
+        const double by_norm = choice.activation_norm * std::sqrt(square);
         const double reach = std::min(choice.activation_bound * l1, by_norm) + (bias.size ? std::abs(bias[o]) : 0.0);
         norms.reach = std::max(norms.reach, reach);
     }
@@ -198,12 +198,14 @@ Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const W
     const double babies = layout.babies > 1 ? embedding * rotation * norms.l2 / choice.scale : 0;
     const double encoded_scale = std::min(budget.weight_scale, std::ldexp(1.0, SlotRing::kEncodedBits - 1));
     const double weights = embedding * std::sqrt(1.0 / 12) * choice.activation_norm * kSlack / encoded_scale;
-    // Each fold doubles the noise variance so far and adds its own.
-    const double sums = std::ldexp(static_cast<double>(layout.giants()), static_cast<int>(layout.folds));
+    // An output is the sum of several slots.
+    const auto parts = static_cast<double>(layout.parts());
+    const double sums = static_cast<double>(layout.giants()) * parts;
     const double rotations = embedding * rotation * std::sqrt(sums) / product_scale;
     budget.fixed_error = kTail * std::sqrt(inputs * inputs + weights * weights) +
                          kProductTail * std::sqrt(babies * babies + rotations * rotations) + embedding / product_scale;
-    budget.reply_deviation = kProductTail / kTail * embedding * reply_rounding_deviation(ring.data().degree());
+    budget.reply_deviation =
+        kProductTail / kTail * embedding * std::sqrt(parts) * reply_rounding_deviation(ring.data().degree());
     budget.max_reply_bits = kMaxSlotReplyBits;
     return finish(choice, norms, budget);
 }

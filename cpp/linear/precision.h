@@ -34,9 +34,9 @@ struct WeightNorms {
     double reach = 0;     // max over outputs of (bound on |w_o . x|) + |b_o|, over all x within the agreed ranges
 };
 
-// `per_product`: rows of W that share a product. `neighbours`: slots may mix two samples, whose norms then add.
+// `per_product`: rows of W that share a product.
 WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weight, View<const double> bias,
-                         std::size_t features, std::size_t per_product, bool neighbours);
+                         std::size_t features, std::size_t per_product);
 
 struct Scaling {
     double weight_scale = 1;  // weights are rounded at this scale,

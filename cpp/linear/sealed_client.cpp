@@ -25,7 +25,7 @@ WeightNorms norms_of(const ParameterChoice& choice, View<const double> weight, V
             }
         }
     }
-    return weight_norms(choice, weight, bias, features, 1, false);
+    return weight_norms(choice, weight, bias, features, 1);
 }
 
 }  // namespace

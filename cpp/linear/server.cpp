@@ -149,8 +149,8 @@ void LinearServer::set_weight(View<const double> weight, View<const double> bias
                                                            fresh->bias_view());
     } else {
         // One output per product is the layout with the least noise: weights that fail here fail in every layout.
-        scale_blocks(parameters_.choice(), *ring_,
-                     weight_norms(parameters_.choice(), weight, bias, features_, 1, false), features_, 1, weight);
+        scale_blocks(parameters_.choice(), *ring_, weight_norms(parameters_.choice(), weight, bias, features_, 1),
+                     features_, 1, weight);
     }
     {
         const std::lock_guard<std::mutex> lock(mutex_);

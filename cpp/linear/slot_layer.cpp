@@ -12,8 +12,7 @@ SlotWeights::SlotWeights(const Parameters& parameters, const SlotRing& ring, con
       layout_(layout),
       scaling_(scale_slots(
           parameters.choice(), ring,
-          weight_norms(parameters.choice(), weight, bias, layout.features, layout.outputs_per_product(), true),
-          layout)) {
+          weight_norms(parameters.choice(), weight, bias, layout.features, layout.outputs_per_product()), layout)) {
     const std::size_t babies = layout.babies, inputs = layout.inputs(), giants = layout.giants();
     diagonals_.resize(layout.products() * giants * inputs * babies);
     parallel_for(diagonals_.size(), [&](std::size_t index) {
@@ -98,11 +97,6 @@ std::vector<SlotCiphertext> SlotWeights::products(const std::vector<SlotCipherte
             }
         });
         ring_.add_divided(terms, sum);
-        for (std::size_t f = 0; f < layout_.folds; ++f) {
-            const RotationKey& key = keys.at(static_cast<int>(layout_.period << f));
-            SwitchedCiphertext shifted = ring_.rotate(sum, key);
-            ring_.add_divided(shifted, sum);
-        }
         ring.to_coefficients(sum.c0.data());
         ring.to_coefficients(sum.c1.data());
         if (!bias_.empty()) {

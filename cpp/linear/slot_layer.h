@@ -1,4 +1,4 @@
-// The encrypted linear layer on SIMD slots: generalised diagonals, baby-step giant-step, folds.
+// The encrypted linear layer on SIMD slots: generalised diagonals, baby-step giant-step.
 #pragma once
 
 #include <cstddef>

@@ -21,8 +21,7 @@ double cost(const SlotLayout& layout, std::size_t samples, bool weight_gradients
     const auto j = static_cast<double>(layout.inputs());
     const auto p = static_cast<double>(layout.products());
     const auto giants = static_cast<double>(layout.giants());
-    const double rotations =
-        j * static_cast<double>(layout.babies - 1) + p * (giants - 1 + static_cast<double>(layout.folds));
+    const double rotations = j * static_cast<double>(layout.babies - 1) + p * (giants - 1);
     // Weights change in every training step: each diagonal is encoded once for all groups.
     const double diagonals = j * p * static_cast<double>(layout.offsets());
     const double forward =
@@ -70,9 +69,9 @@ SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outpu
         if (candidate.inputs() != inputs) {
             continue;
         }
-        for (candidate.folds = 0; (std::size_t{1} << candidate.folds) <= candidate.width; ++candidate.folds) {
-            const std::size_t parts = std::size_t{1} << candidate.folds;
-            candidate.period = std::max(candidate.outputs_per_product(), (candidate.width + parts - 1) / parts);
+        for (candidate.halvings = 0; candidate.parts() <= candidate.width; ++candidate.halvings) {
+            candidate.period = std::max(candidate.outputs_per_product(),
+                                        (candidate.width + candidate.parts() - 1) / candidate.parts());
             for (const bool repeated : {true, false}) {
                 candidate.repeated = repeated;
                 if (candidate.stride() > slots) {
@@ -107,9 +106,6 @@ std::vector<int> rotation_steps(const SlotLayout& layout) {
     }
     for (std::size_t g = 0; g < layout.giants(); ++g) {
         steps.push_back(static_cast<int>(modulo(layout.giant_step(g), layout.slots)));
-    }
-    for (std::size_t f = 0; f < layout.folds; ++f) {
-        steps.push_back(static_cast<int>(layout.period << f));
     }
     return distinct(std::move(steps));
 }

@@ -1,8 +1,9 @@
 // SIMD slots: where activations, weights and outputs sit among the N/2 slots of CKKS ciphertexts (docs/packing.md).
 //
-// Each sample owns `stride` consecutive slots. With period o' >= outputs and f folds, D = o' * 2^f >= width features of
-// a sample lie in its first D slots. Slot r of a block collects, over all offsets, terms of row r mod o' of W; f
-// rotate-and-adds then leave output t in slot t. Offsets are
+// Each sample owns `stride` consecutive slots. With period o' >= outputs and f halvings, D = o' * 2^f >= width features
+// of a sample lie in its first D slots. Slot r of a block collects, over all offsets, terms of row r mod o' of W;
+// output t is the sum of slots t, t + o', t + 2 o', ..., which is the client's to take: it costs it nothing, and the
+// server f rotations. Offsets are
 //   repeated      0 .. o'-1, with the first o'-1 features repeated behind the block (stride D + o' - 1), or
 //   two-sided     -(o'-1) .. o'-1 within aligned groups of o' slots (stride D),
 // so no term ever comes from the neighbouring sample. Offsets are split baby-step giant-step: babies rotate the inputs,
@@ -23,7 +24,7 @@ struct SlotLayout {
     std::size_t outputs = 0;   // o
     std::size_t width = 0;     // features of a sample in one input ciphertext
     std::size_t period = 0;    // o'
-    std::size_t folds = 0;     // f
+    std::size_t halvings = 0;  // f
     bool repeated = false;
     std::size_t babies = 1;
 
@@ -32,7 +33,8 @@ struct SlotLayout {
     std::size_t products() const { return (outputs + outputs_per_product() - 1) / outputs_per_product(); }
     std::size_t outputs_of(std::size_t p) const;
     std::size_t features_of(std::size_t j) const;
-    std::size_t block() const { return period << folds; }  // D
+    std::size_t block() const { return period << halvings; }  // D
+    std::size_t parts() const { return std::size_t{1} << halvings; }
     std::size_t stride() const { return block() + (repeated ? period - 1 : 0); }
     std::size_t rows() const { return slots / stride(); }  // samples of one group
     std::size_t offsets() const { return repeated ? period : 2 * period - 1; }
@@ -77,7 +79,8 @@ std::vector<double> place_slot_gradient(const SlotLayout& layout, const double* 
 // The slots that hold dW of product p and input j, ordered by output, then feature.
 std::vector<std::uint32_t> weight_gradient_slots(const SlotLayout& layout, std::size_t p, std::size_t j);
 
-// The slots of product p that hold outputs of the first `count` samples, ordered by output, then sample.
+// The first slots of the outputs of product p for the first `count` samples, ordered by output, then sample; an output
+// is the sum over parts() slots, one every `period`.
 std::vector<std::uint32_t> output_slots(const SlotLayout& layout, std::size_t p, std::size_t count);
 
 }  // namespace hesplit
