@@ -24,7 +24,7 @@ std::complex<double> root(std::size_t numerator, std::size_t denominator) {
 }  // namespace
 
 Embedding::Embedding(std::size_t degree)
-    : half_(degree / 4), index_(degree / 2), reversed_(half_), roots_(half_), split_(half_), twist_(degree / 2) {
+    : half_(degree / 4), index_(degree / 2), reversed_(half_), roots_(2 * half_), twist_(degree / 2) {
     std::size_t exponent = 1;
     for (std::uint32_t& index : index_) {
         const std::size_t one_modulo_four = exponent % 4 == 1 ? exponent : 2 * degree - exponent;
@@ -36,15 +36,14 @@ Embedding::Embedding(std::size_t degree)
         for (std::size_t k = 0; k < length; ++k) {
             const auto bit = static_cast<std::uint32_t>(half_ / (2 * length));
             reversed_[length + k] = reversed_[k] + bit;
+        }
+    }
+    for (std::size_t length = 1; length <= half_; length *= 2) {
+        for (std::size_t k = 0; k < length; ++k) {
             const std::complex<double> value = root(k, 2 * length);
             roots_.re[length + k] = value.real();
             roots_.im[length + k] = value.imag();
         }
-    }
-    for (std::size_t k = 0; k < half_; ++k) {
-        const std::complex<double> value = root(k, 2 * half_);
-        split_.re[k] = value.real();
-        split_.im[k] = value.imag();
     }
     for (std::size_t k = 0; k < 2 * half_; ++k) {
         const std::complex<double> value = root(k, 2 * degree);
@@ -99,8 +98,9 @@ void Embedding::to_coefficients(const double* slots, double* coefficients) const
         const std::size_t mirror = (half_ - k) % half_;
         const double even_re = z.re[k] + z.re[mirror], even_im = z.im[k] - z.im[mirror];
         const double odd_re = z.im[k] + z.im[mirror], odd_im = z.re[mirror] - z.re[k];
-        const double shifted_re = odd_re * split_.re[k] - odd_im * split_.im[k];
-        const double shifted_im = odd_re * split_.im[k] + odd_im * split_.re[k];
+        const double split_re = roots_.re[half_ + k], split_im = roots_.im[half_ + k];
+        const double shifted_re = odd_re * split_re - odd_im * split_im;
+        const double shifted_im = odd_re * split_im + odd_im * split_re;
         for (const std::size_t at : {k, k + half_}) {
             const double sign = at == k ? scale : -scale;
             const double re = scale * even_re + sign * shifted_re, im = scale * even_im + sign * shifted_im;
@@ -126,7 +126,8 @@ void Embedding::to_slots(const double* coefficients, double* slots) const {
     for (std::size_t k = 0; k < half_; ++k) {
         const std::complex<double> low = real_part(k), high = real_part(k + half_);
         const double re = low.real() - high.real(), im = low.imag() - high.imag();
-        const double odd_re = re * split_.re[k] + im * split_.im[k], odd_im = im * split_.re[k] - re * split_.im[k];
+        const double split_re = roots_.re[half_ + k], split_im = roots_.im[half_ + k];
+        const double odd_re = re * split_re + im * split_im, odd_im = im * split_re - re * split_im;
         a.re[reversed_[k]] = low.real() + high.real() - odd_im;
         a.im[reversed_[k]] = low.imag() + high.imag() + odd_re;
     }

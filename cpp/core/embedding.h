@@ -38,8 +38,7 @@ class Embedding {
     std::size_t half_;                // N / 4
     Buffer<std::uint32_t> index_;     // j of each slot
     Buffer<std::uint32_t> reversed_;  // bits of [0, half)
-    Complex roots_;                   // of a stage with `length` butterflies: exp(-pi i k / length) at length + k
-    Complex split_;                   // exp(-2 pi i k / (2 half)), k < half
+    Complex roots_;                   // exp(-pi i k / length) at length + k, for each power of two up to half
     Complex twist_;                   // zeta^-k, k < 2 half
 };
 
