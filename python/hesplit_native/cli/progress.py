@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 def table_bar(console: Console) -> Progress:
     """A bar for the rows of a table, to which others can be added for the rows at work."""
+    return _bar(console, "{task.description}")
+
+
+def _bar(console: Console, title: str, *details: str) -> Progress:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -24,41 +28,31 @@ def table_bar(console: Console) -> Progress:
     )
 
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *(TextColumn(detail) for detail in details),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 class TrainingProgress:
     """A bar over the whole run on a terminal; elsewhere a line per epoch."""
 
     def __init__(self, console: Console, epochs: int) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
         self.console = console
         self.batches = 0
         self.started = perf_counter()
         self.paused = 0.0
-        self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(
-                "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}  {task.fields[rate]:.0f} batches/s"
-            ),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+        self.bar = _bar(
+            console,
+            "epoch {task.fields[epoch]}/" + str(epochs),
+            "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}  {task.fields[rate]:.0f} batches/s",
         )
         self.task = self.bar.add_task("train", total=None, epoch=1, loss=float("nan"), accuracy=0.0, rate=0.0)
 
