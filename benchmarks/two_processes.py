@@ -20,9 +20,9 @@ import torch
 
 import hesplit_native as hn
 from benchmarks.bench_wire import PROTOCOLS
-from hesplit_native.client import Client
-from hesplit_native.config import RunConfig
-from hesplit_native.models import architecture
+from hesplit_native.training.client import Client
+from hesplit_native.training.config import RunConfig
+from hesplit_native.training.models import architecture
 from hesplit_native.transport.certificates import ClientTls, make_authority, make_client, make_server
 from hesplit_native.transport.grpc import connect
 

@@ -12,7 +12,7 @@ import hesplit_native as hn
 from hesplit_native.data import load_mitbih, synthetic_ecg
 from hesplit_native.data.mitbih import CLASSES, load_beats, record_beats
 from hesplit_native.data.records import MITBIH_RECORDS, find_mitbih, read_record
-from hesplit_native.models import architecture
+from hesplit_native.training.models import architecture
 
 
 @pytest.fixture(scope="module")

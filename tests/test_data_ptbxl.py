@@ -14,7 +14,7 @@ from torch import nn
 import hesplit_native as hn
 from hesplit_native.data import load_ptbxl, synthetic_ptbxl
 from hesplit_native.data.ptbxl import CLASSES, LEADS
-from hesplit_native.models import architecture
+from hesplit_native.training.models import architecture
 
 STATEMENTS = {"NORM": "NORM", "IMI": "MI", "NDT": "STTC", "LAFB": "CD", "LVH": "HYP"}
 

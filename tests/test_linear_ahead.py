@@ -9,7 +9,7 @@ import pytest
 
 import hesplit_native as hn
 from hesplit_native import _core
-from hesplit_native.linear import SealedClient, SealedServer
+from hesplit_native.layer.linear import SealedClient, SealedServer
 
 SEED = slice(76, 108)  # after the header and the shape
 ANNOUNCED = slice(108, 140)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import hesplit_native as hn
 from hesplit_native import _core
-from hesplit_native.keys import ReleaseLedger
+from hesplit_native.layer.keys import ReleaseLedger
 
 
 def make(n, d, o, *, releases=0, packing="blocks", fresh_keys=False, weight_gradients=False, seed=0, **options):

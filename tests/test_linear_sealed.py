@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hesplit_native as hn
-from hesplit_native.linear import SealedClient, SealedServer
+from hesplit_native.layer.linear import SealedClient, SealedServer
 
 
 def make(n, d, o, *, seed=0, weight_norm=4.0, **options):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hesplit_native as hn
-from hesplit_native.models import architecture
+from hesplit_native.training.models import architecture
 
 
 @pytest.mark.parametrize(

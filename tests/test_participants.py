@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import hesplit_native as hn
-from hesplit_native.config import RunConfig as Config
+from hesplit_native.training.config import RunConfig as Config
 from hesplit_native.data import synthetic_ecg
-from hesplit_native.participants import _mean, divide, train_together
-from hesplit_native.training import train
+from hesplit_native.training.participants import _mean, divide, train_together
+from hesplit_native.training.run import train
 
 RunConfig = partial(Config, batch_size=4, accept_leak=True)  # the papers' setting
 

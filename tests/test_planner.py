@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import hesplit_native as hn
 from hesplit_native.cli import app
 from hesplit_native.cli.plan import bits_per_second
-from hesplit_native.planner import plans
+from hesplit_native.layer.planner import plans
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hesplit_native as hn
-from hesplit_native.config import RunConfig
+from hesplit_native.training.config import RunConfig
 from hesplit_native.data import synthetic_ecg
 from hesplit_native.privacy import metrics
 from hesplit_native.privacy.attacks import (

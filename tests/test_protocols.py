@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import hesplit_native as hn
-from hesplit_native.models import architecture
+from hesplit_native.training.models import architecture
 from hesplit_native.nn import remote_linear
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.local import LocalLayer

@@ -12,14 +12,14 @@ import torch
 
 import hesplit_native as hn
 from hesplit_native import _core
-from hesplit_native.client import Client
-from hesplit_native.config import RunConfig as Config
+from hesplit_native.training.client import Client
+from hesplit_native.training.config import RunConfig as Config
 from hesplit_native.data import synthetic_ecg
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.sealed import SealedClient, SealedServer
 from hesplit_native.protocols.server import Server
-from hesplit_native.training import dataset_architecture, train
+from hesplit_native.training.run import dataset_architecture, train
 from hesplit_native.transport import ClientInfo, InProcessChannel
 
 RunConfig = partial(Config, batch_size=4, accept_leak=True)  # the papers' setting
@@ -233,7 +233,7 @@ def test_weights_are_refreshed_when_the_parameters_say_so(data, make_terms, open
     params = hn.Parameters.recommend_sealed(
         in_features=6, out_features=3, batch_size=4, activation_bound=8.0, updates=5, error_bound=0.2
     )
-    from hesplit_native.linear import SealedClient as SealedLinear
+    from hesplit_native.layer.linear import SealedClient as SealedLinear
     from hesplit_native.protocols.layer import TrainedLayer
 
     layer = TrainedLayer(make_terms(learning_rate=0.05))
@@ -257,7 +257,7 @@ def test_weights_that_grow_are_sealed_anew_with_the_gradient_of_the_old_ones(mak
     params = hn.Parameters.recommend_sealed(
         in_features=6, out_features=3, batch_size=4, activation_bound=8.0, weight_norm=1.0, error_bound=0.2, updates=100
     )
-    from hesplit_native.linear import SealedClient as SealedLinear
+    from hesplit_native.layer.linear import SealedClient as SealedLinear
     from hesplit_native.protocols.layer import TrainedLayer
 
     layer = TrainedLayer(make_terms(learning_rate=0.5, server_optimizer="sgd"))

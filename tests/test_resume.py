@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hesplit_native.config import RunConfig as Config
+from hesplit_native.training.config import RunConfig as Config
 from hesplit_native.data import synthetic_ecg
-from hesplit_native.training import train
+from hesplit_native.training.run import train
 from hesplit_native.transport import ClientTls, connect, make_authority, make_client, make_server
 
 RunConfig = partial(Config, batch_size=4, accept_leak=True)  # the papers' setting

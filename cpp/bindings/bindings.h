@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <string>
 
-#include "core/buffer.h"
-#include "core/error.h"
+#include "base/buffer.h"
+#include "base/error.h"
 
 namespace hesplit {
 

@@ -1,7 +1,7 @@
 #include <memory>
 
 #include "bindings/bindings.h"
-#include "core/rlwe.h"
+#include "rlwe/rlwe.h"
 
 namespace py = pybind11;
 

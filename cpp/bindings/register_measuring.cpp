@@ -8,7 +8,7 @@
 #include <map>
 
 #include "bindings/bindings.h"
-#include "core/ring.h"
+#include "ring/ring.h"
 
 namespace py = pybind11;
 

@@ -4,9 +4,9 @@
 #include <memory>
 
 #include "bindings/bindings.h"
-#include "core/parameters.h"
-#include "core/ring.h"
-#include "core/slot_ring.h"
+#include "rlwe/parameters.h"
+#include "ring/ring.h"
+#include "ckks/slot_ring.h"
 #include "linear/client.h"
 #include "linear/messages.h"
 #include "linear/precision.h"

@@ -3,9 +3,9 @@
 #include <seal/util/config.h>
 
 #include "bindings/bindings.h"
-#include "core/ahead.h"
-#include "core/kernels.h"
-#include "core/parallel.h"
+#include "base/ahead.h"
+#include "kernels/kernels.h"
+#include "base/parallel.h"
 
 namespace py = pybind11;
 

@@ -8,12 +8,12 @@
 #include <algorithm>
 
 #include "bindings/bindings.h"
-#include "core/embedding.h"
-#include "core/kernels.h"
-#include "core/parallel.h"
-#include "core/prng.h"
-#include "core/ring.h"
-#include "core/wire.h"
+#include "ckks/embedding.h"
+#include "kernels/kernels.h"
+#include "base/parallel.h"
+#include "ring/prng.h"
+#include "ring/ring.h"
+#include "wire/wire.h"
 #include "linear/client.h"
 
 namespace py = pybind11;

@@ -13,8 +13,8 @@
 #include <numeric>
 #include <vector>
 
-#include "core/kernels.h"
-#include "core/rlwe.h"
+#include "kernels/kernels.h"
+#include "rlwe/rlwe.h"
 #include "linear/messages.h"
 #include "linear/precision.h"
 

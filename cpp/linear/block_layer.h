@@ -12,7 +12,7 @@
 #include <memory>
 #include <vector>
 
-#include "core/ring.h"
+#include "ring/ring.h"
 #include "linear/precision.h"
 #include "linear/strand_layer.h"
 #include "packing/blocks.h"

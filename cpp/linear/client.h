@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "core/ahead.h"
-#include "core/parameters.h"
-#include "core/rlwe.h"
-#include "core/slot_ring.h"
+#include "base/ahead.h"
+#include "rlwe/parameters.h"
+#include "rlwe/rlwe.h"
+#include "ckks/slot_ring.h"
 #include "linear/messages.h"
 #include "packing/blocks.h"
 #include "packing/slots.h"

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "core/error.h"
-#include "core/parallel.h"
+#include "base/error.h"
+#include "base/parallel.h"
 #include "linear/client.h"
 #include "linear/precision.h"
 

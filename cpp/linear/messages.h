@@ -1,4 +1,4 @@
-// The bodies of the messages between LinearClient and LinearServer (framing: core/wire.h).
+// The bodies of the messages between LinearClient and LinearServer (framing: wire/wire.h).
 #pragma once
 
 #include <algorithm>
@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/ring.h"
-#include "core/wire.h"
+#include "ring/ring.h"
+#include "wire/wire.h"
 #include "packing/blocks.h"
 #include "packing/slots.h"
 

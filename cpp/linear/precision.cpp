@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <string>
 
-#include "core/error.h"
+#include "base/error.h"
 
 namespace hesplit {
 
@@ -15,7 +15,7 @@ namespace {
 // edge that the client takes for a wrap-around (0.999 of the range).
 constexpr double kSlack = 1.002;
 
-// A coefficient of a product with c1 must not wrap around in the client's auxiliary ring (core/rlwe.cpp).
+// A coefficient of a product with c1 must not wrap around in the client's auxiliary ring (rlwe/rlwe.cpp).
 constexpr int kMaxSlotReplyBits = 44;
 constexpr int kMaxBlockReplyBits = 62;
 

@@ -4,9 +4,9 @@
 
 #include <cstddef>
 
-#include "core/buffer.h"
-#include "core/parameters.h"
-#include "core/slot_ring.h"
+#include "base/buffer.h"
+#include "rlwe/parameters.h"
+#include "ckks/slot_ring.h"
 #include "packing/blocks.h"
 #include "packing/slots.h"
 

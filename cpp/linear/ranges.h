@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "core/parameters.h"
+#include "rlwe/parameters.h"
 
 namespace hesplit {
 

@@ -12,9 +12,9 @@
 #include <string>
 #include <vector>
 
-#include "core/ahead.h"
-#include "core/parameters.h"
-#include "core/rlwe.h"
+#include "base/ahead.h"
+#include "rlwe/parameters.h"
+#include "rlwe/rlwe.h"
 #include "linear/messages.h"
 #include "packing/blocks.h"
 

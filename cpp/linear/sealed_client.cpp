@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/error.h"
-#include "core/parallel.h"
+#include "base/error.h"
+#include "base/parallel.h"
 #include "linear/precision.h"
 #include "linear/ranges.h"
 #include "linear/sealed.h"

@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "core/error.h"
-#include "core/parallel.h"
+#include "base/error.h"
+#include "base/parallel.h"
 #include "linear/client.h"
 #include "linear/precision.h"
 #include "linear/sealed.h"

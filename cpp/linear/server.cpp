@@ -5,8 +5,8 @@
 #include <map>
 #include <tuple>
 
-#include "core/error.h"
-#include "core/parallel.h"
+#include "base/error.h"
+#include "base/parallel.h"
 #include "linear/block_layer.h"
 #include "linear/kept.h"
 #include "linear/slot_layer.h"

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "core/ahead.h"
-#include "core/parameters.h"
-#include "core/slot_ring.h"
+#include "base/ahead.h"
+#include "rlwe/parameters.h"
+#include "ckks/slot_ring.h"
 #include "linear/messages.h"
 #include "linear/precision.h"
 #include "packing/blocks.h"

@@ -7,8 +7,8 @@
 #include <cmath>
 #include <utility>
 
-#include "core/error.h"
-#include "core/parallel.h"
+#include "base/error.h"
+#include "base/parallel.h"
 #include "linear/block_gradient.h"
 #include "linear/kept.h"
 #include "linear/precision.h"

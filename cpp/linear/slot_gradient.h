@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/slot_ring.h"
+#include "ckks/slot_ring.h"
 #include "packing/slots.h"
 
 namespace hesplit {

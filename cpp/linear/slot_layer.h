@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/slot_ring.h"
+#include "ckks/slot_ring.h"
 #include "linear/precision.h"
 #include "packing/slots.h"
 

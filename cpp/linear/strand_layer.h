@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/ring.h"
+#include "ring/ring.h"
 #include "packing/blocks.h"
 
 namespace hesplit {

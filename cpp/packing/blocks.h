@@ -20,7 +20,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/buffer.h"
+#include "base/buffer.h"
 
 namespace hesplit {
 

@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/buffer.h"
+#include "base/buffer.h"
 
 namespace hesplit {
 

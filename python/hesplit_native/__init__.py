@@ -15,9 +15,9 @@ from hesplit_native.errors import (
     RangeError,
     WireError,
 )
-from hesplit_native.keys import ReleaseLedger, SecretKey
-from hesplit_native.linear import LinearClient, LinearServer, SealedClient, SealedServer
-from hesplit_native.parameters import Parameters
+from hesplit_native.layer.keys import ReleaseLedger, SecretKey
+from hesplit_native.layer.linear import LinearClient, LinearServer, SealedClient, SealedServer
+from hesplit_native.layer.parameters import Parameters
 
 if TYPE_CHECKING:
     from hesplit_native import nn as nn

@@ -95,7 +95,7 @@ def _run(
     whole: bool, transcript: Path | None, save: Path | None,
 ) -> None:  # fmt: skip
     from hesplit_native.cli.progress import table_bar
-    from hesplit_native.config import RunConfig
+    from hesplit_native.training.config import RunConfig
     from hesplit_native.privacy import audit
     from hesplit_native.privacy.transcript import Recording, record
 

@@ -57,10 +57,10 @@ def _measure(in_features: int, out_features: int, batch_size: int, packing: str,
 
     import numpy as np
 
-    from hesplit_native.keys import SecretKey
-    from hesplit_native.linear import LinearClient, LinearServer
-    from hesplit_native.parameters import Parameters
-    from hesplit_native.report import size
+    from hesplit_native.layer.keys import SecretKey
+    from hesplit_native.layer.linear import LinearClient, LinearServer
+    from hesplit_native.layer.parameters import Parameters
+    from hesplit_native.training.report import size
 
     params = Parameters.recommend(
         in_features=in_features, out_features=out_features, batch_size=batch_size,
@@ -110,10 +110,10 @@ def _measure_sealed(in_features: int, out_features: int, batch_size: int) -> dic
 
     import numpy as np
 
-    from hesplit_native.keys import SecretKey
-    from hesplit_native.linear import SealedClient, SealedServer
-    from hesplit_native.parameters import Parameters
-    from hesplit_native.report import size
+    from hesplit_native.layer.keys import SecretKey
+    from hesplit_native.layer.linear import SealedClient, SealedServer
+    from hesplit_native.layer.parameters import Parameters
+    from hesplit_native.training.report import size
 
     params = Parameters.recommend_sealed(
         in_features=in_features, out_features=out_features, batch_size=batch_size, activation_bound=32.0

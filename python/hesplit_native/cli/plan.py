@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from hesplit_native.planner import Plan
+    from hesplit_native.layer.planner import Plan
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -48,8 +48,8 @@ def plan_command(
     from rich.console import Console
     from rich.table import Table
 
-    from hesplit_native.planner import plans
-    from hesplit_native.report import size
+    from hesplit_native.layer.planner import plans
+    from hesplit_native.training.report import size
 
     console = Console()
     speed = bits_per_second(link)
@@ -83,7 +83,7 @@ def plan_command(
 
 
 def _rows(found: list[Plan], measured: list[tuple[float, float]]) -> list[tuple[str, list[str]]]:
-    from hesplit_native.report import size
+    from hesplit_native.training.report import size
 
     def each(text: object) -> list[str]:
         assert callable(text)
@@ -116,8 +116,8 @@ def _measure(plan: Plan, in_features: int, out_features: int, batch_size: int, l
     import numpy as np
 
     from hesplit_native import _core
-    from hesplit_native.keys import SecretKey
-    from hesplit_native.linear import LinearClient, LinearServer
+    from hesplit_native.layer.keys import SecretKey
+    from hesplit_native.layer.linear import LinearClient, LinearServer
 
     generator = np.random.default_rng(0)
     weight = generator.normal(size=(out_features, in_features)) / np.sqrt(in_features)

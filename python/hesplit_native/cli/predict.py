@@ -13,7 +13,7 @@ from hesplit_native.cli.options import DatasetName, PackingName, SplitName, load
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hesplit_native.checkpoint import Model
+    from hesplit_native.training.model_file import Model
 
 
 def predict_command(
@@ -31,7 +31,7 @@ def predict_command(
     import torch
     from rich.console import Console
 
-    from hesplit_native.checkpoint import activations, load_model
+    from hesplit_native.training.model_file import activations, load_model
     from hesplit_native.errors import DataError
 
     set_threads(threads)
@@ -83,9 +83,9 @@ def _logits(model: Model, x: Tensor, packing: Any) -> Tensor:
         if packing is None:
             plain: Tensor = linear(x)
             return plain
-    from hesplit_native.keys import SecretKey
-    from hesplit_native.linear import LinearClient, LinearServer
-    from hesplit_native.parameters import Parameters
+    from hesplit_native.layer.keys import SecretKey
+    from hesplit_native.layer.linear import LinearClient, LinearServer
+    from hesplit_native.layer.parameters import Parameters
 
     rows = 1024
     params = Parameters.recommend(

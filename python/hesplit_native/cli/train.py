@@ -147,9 +147,9 @@ def train_command(
 
     from hesplit_native.cli.progress import TrainingProgress
     from hesplit_native.errors import ParameterError
-    from hesplit_native.participants import train_together
-    from hesplit_native.privacy.defences import Defences
-    from hesplit_native.training import RunConfig, train
+    from hesplit_native.training.participants import train_together
+    from hesplit_native.training.defences import Defences
+    from hesplit_native.training.run import RunConfig, train
 
     console = Console()
     set_threads(threads)
@@ -212,8 +212,8 @@ def train_command(
 def _finish(console: Console, result: Any, data: Any, folder: Path) -> None:
     from rich.console import Console as ErrorConsole
 
-    from hesplit_native import report
-    from hesplit_native.checkpoint import save_model
+    from hesplit_native.training import report
+    from hesplit_native.training.model_file import save_model
 
     values = report.metrics(result, data)
     report.write_metrics(folder / "metrics.json", values)

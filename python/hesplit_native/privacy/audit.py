@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hesplit_native.config import RunConfig
+from hesplit_native.training.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.privacy import metrics
 from hesplit_native.privacy.attacks import activations, features, forged, hijack, inversion, keys, labels, traffic
-from hesplit_native.privacy.defences import Defences, Defender
+from hesplit_native.training.defences import Defences, Defender
 from hesplit_native.privacy.transcript import Recording, record
 
 #: Called with what is being done, steps done and steps in all.

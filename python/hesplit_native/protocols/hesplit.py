@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hesplit_native import _core
 from hesplit_native.errors import ProtocolError
-from hesplit_native.linear import LinearClient
+from hesplit_native.layer.linear import LinearClient
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import MessageType

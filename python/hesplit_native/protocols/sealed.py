@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from hesplit_native.errors import ProtocolError
-from hesplit_native.linear import SealedClient as SealedLinear
-from hesplit_native.linear import SealedServer as SealedLinearServer
+from hesplit_native.layer.linear import SealedClient as SealedLinear
+from hesplit_native.layer.linear import SealedServer as SealedLinearServer
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import MessageType

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hesplit_native import _core
 from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError
-from hesplit_native.linear import LinearClient, LinearServer
+from hesplit_native.layer.linear import LinearClient, LinearServer
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import MessageType

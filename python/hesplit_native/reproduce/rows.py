@@ -9,8 +9,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from hesplit_native import report
-from hesplit_native.config import RunConfig
+from hesplit_native.training import report
+from hesplit_native.training.config import RunConfig
 from hesplit_native.data import load_mitbih, load_ptbxl, synthetic_ecg
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import HESplitError, ParameterError
@@ -18,7 +18,7 @@ from hesplit_native.reproduce.tables import Row
 from hesplit_native.triad import TriadConfig
 
 if TYPE_CHECKING:
-    from hesplit_native.training import EpochRecord
+    from hesplit_native.training.run import EpochRecord
     from hesplit_native.triad import Cohort
 
 _REPORT_SECONDS = 0.5
@@ -54,7 +54,7 @@ def load(data: str, sources: dict[str, str | None]) -> Dataset:
 
 
 def _train(row: Row, config: RunConfig, folder: Path, sources: dict[str, str | None], queue: Any) -> dict[str, Any]:
-    from hesplit_native.training import train
+    from hesplit_native.training.run import train
 
     dataset = load(row.data, sources)
     checkpoints = folder / "checkpoints" / row.id

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hesplit_native.config import RunConfig
+from hesplit_native.training.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError, ProtocolError
 from hesplit_native.privacy.attacks.keys import HEADER, SHAPE, Ternary, byte_tools, honest_server, open_request

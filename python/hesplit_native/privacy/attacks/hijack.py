@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hesplit_native.config import RunConfig
+from hesplit_native.training.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError
-from hesplit_native.models import Architecture
+from hesplit_native.training.models import Architecture
 from hesplit_native.privacy.attacks.malicious import victim
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from scipy.signal import fftconvolve
 
 from hesplit_native import _core
-from hesplit_native.linear import LinearServer
+from hesplit_native.layer.linear import LinearServer
 from hesplit_native.privacy.attacks.activations import from_gradients, mean_activation
 from hesplit_native.privacy.attacks.labels import probabilities
 from hesplit_native.privacy.transcript import Step, Transcript

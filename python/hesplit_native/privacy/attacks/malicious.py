@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hesplit_native.client import Client
-from hesplit_native.config import RunConfig
+from hesplit_native.training.client import Client
+from hesplit_native.training.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.protocols.server import Server, SessionState
-from hesplit_native.training import dataset_architecture, in_process
+from hesplit_native.training.run import dataset_architecture, in_process
 
 
 def victim(config: RunConfig, dataset: Dataset) -> tuple[Client, SessionState]:

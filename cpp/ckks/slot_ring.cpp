@@ -1,0 +1,284 @@
+#include "ckks/slot_ring.h"
+
+#include <seal/modulus.h>
+#include <seal/util/common.h>
+#include <seal/util/uintarithsmallmod.h>
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "base/error.h"
+
+namespace hesplit {
+
+SlotRing::SlotRing(const Parameters& parameters)
+    : embedding_(parameters.ring_degree()),
+      data_(parameters.ring_degree(), parameters.data_primes()),
+      key_(parameters.ring_degree(), parameters.primes()) {
+    const std::uint64_t special = key_.prime(key_.rows() - 1);
+    for (std::size_t row = 0; row < data_.rows(); ++row) {
+        const seal::Modulus modulus(data_.prime(row));
+        std::uint64_t inverse = 0;
+        if (!seal::util::try_invert_uint_mod(special % modulus.value(), modulus, inverse)) {
+            throw ParameterError("the primes of the modulus must differ");
+        }
+        inverse_special_.push_back(inverse);
+    }
+}
+
+void SlotRing::encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const {
+    const std::size_t n = data_.degree();
+    Buffer<double> real(n);
+    embedding_.to_coefficients(values.data(), real.data());
+    double largest = 0;
+    for (const double value : real) {
+        largest = std::max(largest, std::abs(value));
+    }
+    if (!(largest * scale < data_.modulus_value() / 2)) {
+        throw RangeError("values do not fit the modulus at scale 2^" + std::to_string(std::log2(scale)));
+    }
+    // What 64-bit integers do not hold is a power of two, below the precision of the doubles.
+    const int shift = largest * scale < 0x1p62 ? 0 : std::ilogb(largest * scale) - 61;
+    const double factor = std::ldexp(scale, -shift);
+    Buffer<std::int64_t> integers(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        integers[i] = std::llrint(real[i] * factor);
+    }
+    data_.lift(View<const std::int64_t>{integers.data(), n}, coefficients);
+    if (shift > 0) {
+        data_.multiply_power_of_two(coefficients, shift);
+    }
+}
+
+void SlotRing::encode_ntt(const std::vector<double>& values, double scale, std::uint64_t* poly) const {
+    encode(values, scale, poly);
+    data_.to_ntt(poly);
+}
+
+std::vector<double> SlotRing::decode(View<const std::int64_t> coefficients, double scale) const {
+    SecretBuffer<double> real(coefficients.size);
+    for (std::size_t i = 0; i < coefficients.size; ++i) {
+        real[i] = static_cast<double>(coefficients[i]) / scale;
+    }
+    std::vector<double> values(slots());
+    embedding_.to_slots(real.data(), values.data());
+    return values;
+}
+
+// The automorphism x -> x^element moves slot i + step to slot i (ckks/embedding.h).
+std::uint64_t SlotRing::galois_element(int step) const {
+    std::uint64_t element = 1;
+    for (int i = 0; i < step; ++i) {
+        element = element * 3 % (2 * data_.degree());
+    }
+    return element;
+}
+
+void SlotRing::make_rotation_key(const SecretKey& secret, int step, const EncryptionRandomness& randomness,
+                                 std::uint32_t index, std::uint64_t* c0) const {
+    // s(x^element), the key to switch from.
+    const std::size_t n = key_.degree();
+    const std::uint64_t element = galois_element(step);
+    SecretBuffer<std::int8_t> rotated(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        const std::size_t exponent = (i * element) % (2 * n);
+        const std::int8_t s = secret.coefficients()[i];
+        rotated[exponent % n] = exponent < n ? s : static_cast<std::int8_t>(-s);
+    }
+    SecretBuffer<std::uint64_t> rotated_ntt(key_.size());
+    key_.lift(View<const std::int8_t>{rotated.data(), n}, rotated_ntt.data());
+    key_.to_ntt(rotated_ntt.data());
+
+    const SecretBuffer<std::uint64_t> secret_ntt = secret_in_ring(secret, key_);
+    const std::uint64_t special = key_.prime(key_.rows() - 1);
+    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+        std::uint64_t* out = c0 + digit * key_.size();
+        encrypt_zero(key_, secret_ntt, randomness, index + static_cast<std::uint32_t>(digit), out);
+        key_.to_ntt(out);
+        // An encryption of special * s(x^element) in the row of this digit, of zero in the others.
+        const seal::Modulus q(key_.prime(digit));
+        const std::uint64_t factor = special % q.value();
+        for (std::size_t i = digit * n; i < (digit + 1) * n; ++i) {
+            out[i] = seal::util::add_uint_mod(out[i], seal::util::multiply_uint_mod(rotated_ntt[i], factor, q), q);
+        }
+    }
+}
+
+RotationKey SlotRing::load_rotation_key(int step, const Seed& seed, std::uint32_t index,
+                                        const std::uint64_t* c0) const {
+    // Position i of the NTT form holds the value at psi^e for e = 2 reversed(i) + 1; a rotated polynomial has there the
+    // value at psi^(element * e).
+    const std::size_t n = key_.degree();
+    const int power = seal::util::get_power_of_two(n);
+    const std::uint64_t element = galois_element(step);
+    RotationKey key;
+    key.permutation.resize(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        const std::uint64_t exponent = (2 * seal::util::reverse_bits(i, power) + 1) * element % (2 * n);
+        key.permutation[i] = static_cast<std::uint32_t>(seal::util::reverse_bits((exponent - 1) / 2, power));
+    }
+    key.c0.resize(rotation_key_size());
+    key.c1.resize(rotation_key_size());
+    Buffer<std::uint64_t> expanded(key_.size());
+    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+        expand_uniform(key_, seed, index + static_cast<std::uint32_t>(digit), expanded.data());
+        for (std::size_t row = 0; row < key_.rows(); ++row) {
+            const std::size_t at = digit * key_.size() + row * n;
+            for (std::size_t i = 0; i < n; ++i) {
+                key.c0[at + key.permutation[i]] = c0[at + i];
+                key.c1[at + key.permutation[i]] = expanded[row * n + i];
+            }
+        }
+    }
+    return key;
+}
+
+namespace {
+
+// The residues in [0, q) as integers in [-q/2, q/2].
+void centre(const std::uint64_t* residues, std::uint64_t q, std::size_t n, std::int64_t* out) {
+    for (std::size_t i = 0; i < n; ++i) {
+        const std::uint64_t negative = std::uint64_t{0} - ((q / 2 - residues[i]) >> 63);
+        out[i] = static_cast<std::int64_t>(residues[i] - (negative & q));
+    }
+}
+
+// out[i] = in[permutation[i]].
+void permute(const std::vector<std::uint32_t>& permutation, const std::uint64_t* in, std::uint64_t* out) {
+    for (std::size_t i = 0; i < permutation.size(); ++i) {
+        out[i] = in[permutation[i]];
+    }
+}
+
+}  // namespace
+
+Buffer<std::int64_t> SlotRing::centred_digits(const SlotCiphertext& in) const {
+    const std::size_t n = data_.degree();
+    Buffer<std::int64_t> centred(data_.size());
+    Buffer<std::uint64_t> coefficients(n);
+    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+        std::copy_n(in.c1.data() + digit * n, n, coefficients.data());
+        data_.to_coefficients_row(coefficients.data(), digit);
+        centre(coefficients.data(), data_.prime(digit), n, centred.data() + digit * n);
+    }
+    return centred;
+}
+
+void SlotRing::digit_row(const SlotCiphertext& in, const Buffer<std::int64_t>& centred, std::size_t digit,
+                         std::size_t row, std::uint64_t* out) const {
+    const std::size_t n = data_.degree();
+    if (row == digit) {
+        std::copy_n(in.c1.data() + digit * n, n, out);
+    } else {
+        key_.lift_row({centred.data() + digit * n, n}, row, out);
+        key_.to_ntt_row(out, row);
+    }
+}
+
+void SlotRing::switch_row(const SlotCiphertext& in, View<const std::uint64_t* const> digits, const RotationKey& key,
+                          std::size_t row, SwitchedCiphertext& out) const {
+    const std::size_t n = key_.degree();
+    Buffer<std::uint64_t> product(n);
+    for (const auto& [part, to] : {std::pair{&key.c0, &out.k0}, std::pair{&key.c1, &out.k1}}) {
+        const auto rows = pointers(part->data() + row * n, data_.rows(), key_.size());
+        key_.dot_row(digits, {rows.data(), rows.size()}, row, product.data());
+        permute(key.permutation, product.data(), to->data() + row * n);
+    }
+    if (row < data_.rows()) {
+        permute(key.permutation, in.c0.data() + row * n, out.c0.data() + row * n);
+    }
+}
+
+SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const RotationKey& key) const {
+    const std::size_t n = key_.degree();
+    const Buffer<std::int64_t> centred = centred_digits(in);
+    SwitchedCiphertext out{Buffer<std::uint64_t>(key_.size()), Buffer<std::uint64_t>(key_.size()),
+                           Buffer<std::uint64_t>(data_.size())};
+    // Row by row, so that the digits stay in the cache.
+    Buffer<std::uint64_t> digits(data_.size());
+    const auto rows = pointers<std::uint64_t>(digits.data(), data_.rows(), n);
+    for (std::size_t row = 0; row < key_.rows(); ++row) {
+        for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+            digit_row(in, centred, digit, row, digits.data() + digit * n);
+        }
+        switch_row(in, {rows.data(), rows.size()}, key, row, out);
+    }
+    return out;
+}
+
+Buffer<std::uint64_t> SlotRing::decompose(const SlotCiphertext& in) const {
+    const Buffer<std::int64_t> centred = centred_digits(in);
+    Buffer<std::uint64_t> digits(data_.rows() * key_.size());
+    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+        for (std::size_t row = 0; row < key_.rows(); ++row) {
+            digit_row(in, centred, digit, row, digits.data() + digit * key_.size() + row * key_.degree());
+        }
+    }
+    return digits;
+}
+
+SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
+                                    const RotationKey& key) const {
+    SwitchedCiphertext out{Buffer<std::uint64_t>(key_.size()), Buffer<std::uint64_t>(key_.size()),
+                           Buffer<std::uint64_t>(data_.size())};
+    for (std::size_t row = 0; row < key_.rows(); ++row) {
+        const auto rows = pointers(digits.data() + row * key_.degree(), data_.rows(), key_.size());
+        switch_row(in, {rows.data(), rows.size()}, key, row, out);
+    }
+    return out;
+}
+
+void SlotRing::add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const {
+    // (x - centred remainder) / special, for each data prime; the remainder is the special row.
+    const std::size_t n = data_.degree();
+    const std::size_t special = data_.rows();
+    Buffer<std::int64_t> centred(n);
+    Buffer<std::uint64_t> remainder(n);
+    for (Buffer<std::uint64_t>* part : {&in.k0, &in.k1}) {
+        Buffer<std::uint64_t>& sum = part == &in.k0 ? out.c0 : out.c1;
+        key_.to_coefficients_row(part->data() + special * n, special);
+        centre(part->data() + special * n, key_.prime(special), n, centred.data());
+        for (std::size_t row = 0; row < data_.rows(); ++row) {
+            data_.lift_row({centred.data(), n}, row, remainder.data());
+            data_.to_ntt_row(remainder.data(), row);
+            data_.subtract_from_row(remainder.data(), part->data() + row * n, row);
+            data_.scale_row({remainder.data(), n}, inverse_special_[row], row);
+            data_.add_row(sum.data() + row * n, remainder.data(), row);
+        }
+    }
+    data_.add(out.c0.data(), in.c0.data());
+}
+
+void SlotRing::add_divided(std::vector<SwitchedCiphertext>& terms, SlotCiphertext& out) const {
+    SwitchedCiphertext* total = nullptr;
+    for (SwitchedCiphertext& term : terms) {
+        if (term.k0.empty()) {
+            continue;
+        }
+        if (total == nullptr) {
+            total = &term;
+        } else {
+            key_.add(total->k0.data(), term.k0.data());
+            key_.add(total->k1.data(), term.k1.data());
+            data_.add(total->c0.data(), term.c0.data());
+        }
+    }
+    if (total != nullptr) {
+        add_divided(*total, out);
+    }
+}
+
+double SlotRing::rotation_deviation() const {
+    const auto n = static_cast<double>(data_.degree());
+    const auto special = static_cast<double>(key_.prime(key_.rows() - 1));
+    double variance = 0;
+    for (std::size_t row = 0; row < data_.rows(); ++row) {
+        const double ratio = static_cast<double>(data_.prime(row)) / special;
+        variance += n / 12 * kNoiseVariance * ratio * ratio;
+    }
+    const double rounding = reply_rounding_deviation(data_.degree());
+    return std::sqrt(variance + rounding * rounding);
+}
+
+}  // namespace hesplit

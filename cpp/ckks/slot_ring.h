@@ -1,0 +1,98 @@
+// The CKKS machinery that slots need: encoding, and rotations with their keys.
+//
+// A rotation is a permutation of the NTT form and a key switch: c1 is decomposed into one digit per prime, the digits
+// meet the key over the key ring, and the result is divided by the special prime. Decompositions and divisions cost
+// almost everything, so both are steps of their own: several rotations of one ciphertext share the first, a sum of
+// rotations shares the second (Halevi and Shoup 2018, "hoisting").
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "base/buffer.h"
+#include "ckks/embedding.h"
+#include "rlwe/parameters.h"
+#include "ring/ring.h"
+#include "rlwe/rlwe.h"
+
+namespace hesplit {
+
+// Two polynomials in NTT form over the data ring, zero at first.
+struct SlotCiphertext {
+    explicit SlotCiphertext(const Ring& data) : c0(data.size(), 0), c1(data.size(), 0) {}
+    Buffer<std::uint64_t> c0, c1;
+};
+
+struct RotationKey {
+    std::vector<std::uint32_t> permutation;  // of the NTT form: out[i] = in[permutation[i]]
+    // Per digit a pair over the key ring, permuted the other way, so that digits need not be.
+    Buffer<std::uint64_t> c0, c1;
+};
+using RotationKeys = std::map<int, RotationKey>;  // by step
+
+// A rotated ciphertext before the division by the special prime: (k0, k1) over the key ring, and c0 beside it.
+struct SwitchedCiphertext {
+    Buffer<std::uint64_t> k0, k1, c0;
+};
+
+class SlotRing {
+  public:
+    // Encoding is in double precision: of larger coefficients the bits below these are noise.
+    static constexpr int kEncodedBits = 50;
+
+    explicit SlotRing(const Parameters& parameters);
+
+    std::size_t slots() const { return data_.degree() / 2; }
+    const Ring& data() const { return data_; }  // what ciphertexts use
+    const Ring& key() const { return key_; }    // with the key-switching prime
+
+    // round(scale * embedding^-1(values)), coefficients over the data ring, for any positive scale. Throws RangeError
+    // where a coefficient does not fit the modulus.
+    void encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const;
+    // The same in NTT form.
+    void encode_ntt(const std::vector<double>& values, double scale, std::uint64_t* poly) const;
+    // The real parts of the slots, divided by the scale.
+    std::vector<double> decode(View<const std::int64_t> coefficients, double scale) const;
+
+    // One rotation key: for each data prime a pair over the key ring, in NTT form; c1 is expanded from the seed.
+    // `index` numbers the ciphertexts under one seed; a key uses data().rows() numbers from it.
+    void make_rotation_key(const SecretKey& secret, int step, const EncryptionRandomness& randomness,
+                           std::uint32_t index, std::uint64_t* c0) const;
+    std::size_t rotation_key_size() const { return data_.rows() * key_.size(); }  // residues of the c0 parts
+    RotationKey load_rotation_key(int step, const Seed& seed, std::uint32_t index, const std::uint64_t* c0) const;
+
+    // Rotates slots to the left: slot i takes the value of slot i + step.
+    SwitchedCiphertext rotate(const SlotCiphertext& in, const RotationKey& key) const;
+    // The same for several rotations of one ciphertext, whose digits they share: c1's, one polynomial over the key ring
+    // for each data prime, each centred: [data().rows(), key().size()].
+    Buffer<std::uint64_t> decompose(const SlotCiphertext& in) const;
+    SwitchedCiphertext rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
+                              const RotationKey& key) const;
+    // out += in / special prime.
+    void add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const;
+    // The same for a sum, divided once; empty terms are passed over.
+    void add_divided(std::vector<SwitchedCiphertext>& terms, SlotCiphertext& out) const;
+
+    // The standard deviation per coefficient of the noise that one rotation adds.
+    double rotation_deviation() const;
+
+  private:
+    std::uint64_t galois_element(int step) const;
+    // c1's digits as integers, one of each data prime: [data().rows(), degree].
+    Buffer<std::int64_t> centred_digits(const SlotCiphertext& in) const;
+    // One of these digits in one row of the key ring, in NTT form.
+    void digit_row(const SlotCiphertext& in, const Buffer<std::int64_t>& centred, std::size_t digit, std::size_t row,
+                   std::uint64_t* out) const;
+    // One row of a rotation, from that row of the digits, one per data prime.
+    void switch_row(const SlotCiphertext& in, View<const std::uint64_t* const> digits, const RotationKey& key,
+                    std::size_t row, SwitchedCiphertext& out) const;
+
+    Embedding embedding_;
+    Ring data_;
+    Ring key_;
+    std::vector<std::uint64_t> inverse_special_;  // of the special prime modulo each data prime
+};
+
+}  // namespace hesplit

@@ -1,0 +1,279 @@
+#include "ring/ring.h"
+
+#include <seal/util/common.h>
+#include <seal/util/ntt.h>
+#include <seal/util/uintarithsmallmod.h>
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <utility>
+
+#include "base/error.h"
+
+namespace hesplit {
+
+namespace {
+
+// SEAL finds the smallest primitive root; its tables hold the powers in the order that transforms read them.
+NttTable make_table(std::size_t degree, const seal::Modulus& modulus, const Kernels& kernels,
+                    Buffer<std::uint64_t>& memory, std::uint64_t& root) {
+    namespace util = seal::util;
+    NttTable table;
+    table.prime = Prime::make(modulus.value());
+    table.degree = degree;
+    memory.resize(4 * degree);
+    table.roots = memory.data();
+    table.quotients = table.roots + degree;
+    table.inverse_roots = table.quotients + degree;
+    table.inverse_quotients = table.inverse_roots + degree;
+    try {
+        const int power = util::get_power_of_two(degree);
+        const util::NTTTables source(power, modulus, seal::MemoryPoolHandle::Global());
+        std::uint64_t inverse = 0, scale = 0;
+        root = source.get_root();
+        if (!util::try_invert_uint_mod(source.get_root(), modulus, inverse) ||
+            !util::try_invert_uint_mod(degree, modulus, scale)) {
+            throw std::invalid_argument("not a prime");
+        }
+        std::uint64_t inverse_power = 1;
+        for (std::size_t i = 0; i < degree; ++i) {
+            const std::size_t reversed = util::reverse_bits(i, power);
+            table.roots[i] = source.get_from_root_powers(i).operand;
+            table.inverse_roots[reversed] = inverse_power;
+            inverse_power = util::multiply_uint_mod(inverse_power, inverse, modulus);
+        }
+        table.inverse_roots[0] = scale;
+        table.inverse_roots[1] = util::multiply_uint_mod(table.inverse_roots[1], scale, modulus);
+    } catch (const std::exception&) {
+        throw ParameterError("prime " + std::to_string(modulus.value()) + " does not fit ring degree " +
+                             std::to_string(degree));
+    }
+    kernels.prepare(table);
+    return table;
+}
+
+}  // namespace
+
+Ring::Ring(std::size_t degree, const std::vector<std::uint64_t>& primes, const Kernels& kernels)
+    : degree_(degree), kernels_(&kernels), roots_(primes.size()) {
+    for (std::size_t row = 0; row < primes.size(); ++row) {
+        moduli_.emplace_back(primes[row]);
+        tables_.push_back(make_table(degree, moduli_.back(), kernels, roots_[row], unity_.emplace_back()));
+        modulus_value_ *= static_cast<double>(primes[row]);
+    }
+    for (std::size_t row = 0; row < rows(); ++row) {
+        std::uint64_t cofactor = 1;
+        for (std::size_t other = 0; other < rows(); ++other) {
+            if (other != row) {
+                cofactor = seal::util::multiply_uint_mod(cofactor, prime(other) % prime(row), moduli_[row]);
+            }
+        }
+        std::uint64_t inverse = 1;
+        if (!seal::util::try_invert_uint_mod(cofactor, moduli_[row], inverse)) {
+            throw ParameterError("the primes of the modulus must differ");
+        }
+        inverse_cofactors_.push_back(inverse);
+    }
+}
+
+void Ring::to_ntt_row(std::uint64_t* residues, std::size_t row) const {
+    kernels_->forward(tables_[row], residues);
+}
+
+void Ring::to_coefficients_row(std::uint64_t* residues, std::size_t row) const {
+    kernels_->inverse(tables_[row], residues);
+}
+
+void Ring::to_ntt(std::uint64_t* poly) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        to_ntt_row(poly + row * degree_, row);
+    }
+}
+
+void Ring::to_coefficients(std::uint64_t* poly) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        to_coefficients_row(poly + row * degree_, row);
+    }
+}
+
+void Ring::multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        const std::size_t at = row * degree_;
+        kernels_->multiply(tables_[row].prime, a + at, b + at, out + at, degree_);
+    }
+}
+
+void Ring::dot(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::uint64_t* out) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        const std::size_t at = row * degree_;
+        kernels_->dot(tables_[row].prime, {a.data, at}, {b.data, at}, a.size, out + at, degree_);
+    }
+}
+
+void Ring::dot_row(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t row,
+                   std::uint64_t* out) const {
+    kernels_->dot(tables_[row].prime, {a.data, 0}, {b.data, 0}, a.size, out, degree_);
+}
+
+std::uint64_t Ring::inner(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t n,
+                          std::size_t row) const {
+    return kernels_->inner(tables_[row].prime, a.data, b.data, a.size, n);
+}
+
+void Ring::combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars, View<std::uint64_t* const> out,
+                   std::size_t n, std::size_t row) const {
+    kernels_->combine(tables_[row].prime, {a.data, 0}, a.size, scalars, out.size, out.data, n);
+}
+
+void Ring::scale_row(View<std::uint64_t> a, std::uint64_t factor, std::size_t row) const {
+    const std::uint64_t* in = a.data;
+    kernels_->combine(tables_[row].prime, {&in, 0}, 1, &factor, 1, &a.data, a.size);
+}
+
+void Ring::multiply_power_of_two(std::uint64_t* a, int shift) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        scale_row({a + row * degree_, degree_}, residue(std::ldexp(1.0, shift), row), row);
+    }
+}
+
+void Ring::add_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const {
+    kernels_->add(prime(row), a, b, degree_);
+}
+
+void Ring::add(std::uint64_t* a, const std::uint64_t* b) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        add_row(a + row * degree_, b + row * degree_, row);
+    }
+}
+
+void Ring::subtract_from_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const {
+    kernels_->subtract_from(prime(row), a, b, degree_);
+}
+
+void Ring::subtract_from(std::uint64_t* a, const std::uint64_t* b) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        subtract_from_row(a + row * degree_, b + row * degree_, row);
+    }
+}
+
+void Ring::negate(std::uint64_t* a) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        negate_row(a + row * degree_, row, a + row * degree_);
+    }
+}
+
+void Ring::negate_row(const std::uint64_t* a, std::size_t row, std::uint64_t* out) const {
+    kernels_->negate(prime(row), a, out, degree_);
+}
+
+std::uint64_t Ring::product(std::uint64_t a, std::uint64_t b, std::size_t row) const {
+    return seal::util::multiply_uint_mod(a, b, moduli_[row]);
+}
+
+std::uint64_t Ring::power(std::uint64_t base, std::uint64_t exponent, std::size_t row) const {
+    return seal::util::exponentiate_uint_mod(base, exponent, moduli_[row]);
+}
+
+std::uint64_t Ring::residue(std::int64_t value, std::size_t row) const {
+    std::uint64_t out = 0;
+    kScalarKernels.lift(tables_[row].prime, &value, &out, 1);
+    return out;
+}
+
+std::uint64_t Ring::residue(double integer, std::size_t row) const {
+    int exponent = 0;
+    const auto mantissa = static_cast<std::int64_t>(std::ldexp(std::frexp(integer, &exponent), 53));
+    exponent -= 53;
+    if (exponent <= 0) {
+        return residue(static_cast<std::int64_t>(integer), row);
+    }
+    std::uint64_t value = residue(mantissa, row);
+    for (; exponent > 0; --exponent) {
+        value = seal::util::add_uint_mod(value, value, moduli_[row]);
+    }
+    return value;
+}
+
+void Ring::lift(View<const std::int8_t> coefficients, std::uint64_t* poly) const {
+    std::fill_n(poly, size(), 0);
+    add_small(coefficients, poly);
+}
+
+void Ring::lift_row(View<const std::int64_t> coefficients, std::size_t row, std::uint64_t* residues) const {
+    kernels_->lift(tables_[row].prime, coefficients.data, residues, coefficients.size);
+}
+
+void Ring::lift(View<const std::int64_t> coefficients, std::uint64_t* poly) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        lift_row(coefficients, row, poly + row * degree_);
+    }
+}
+
+void Ring::add_small(View<const std::int8_t> coefficients, std::uint64_t* poly) const {
+    for (std::size_t row = 0; row < rows(); ++row) {
+        kernels_->add_small(prime(row), poly + row * degree_, coefficients.data, degree_);
+    }
+}
+
+void Ring::compose(const std::uint64_t* poly, std::uint64_t* integers) const {
+    if (rows() == 1) {
+        std::copy_n(poly, degree_, integers);
+        return;
+    }
+    // v = r0 + q0 * ((r1 - r0) / q0 mod q1).
+    Buffer<std::uint64_t> first(degree_), quotient(degree_);
+    const std::uint64_t q0 = prime(0);
+    std::copy_n(poly, degree_, first.data());
+    kernels_->lift(tables_[1].prime, reinterpret_cast<const std::int64_t*>(first.data()), quotient.data(), degree_);
+    subtract_from_row(quotient.data(), poly + degree_, 1);
+    scale_row({quotient.data(), degree_}, inverse_cofactors_[1], 1);
+    for (std::size_t i = 0; i < degree_; ++i) {
+        integers[i] = first[i] + q0 * quotient[i];
+    }
+}
+
+void Ring::decompose(const std::uint64_t* integers, std::uint64_t* poly) const {
+    if (rows() == 1) {
+        std::copy_n(integers, degree_, poly);
+        return;
+    }
+    const auto* values = reinterpret_cast<const std::int64_t*>(integers);  // below 2^61
+    kernels_->lift(tables_[1].prime, values, poly + degree_, degree_);
+    kernels_->lift(tables_[0].prime, values, poly, degree_);
+}
+
+namespace {
+
+// v / q modulo 1 is the sum over rows of t / q_row with t = v * (q / q_row)^-1 mod q_row; fractions come in 64 bits.
+void round_fractions(std::uint64_t* fractions, std::size_t count, int bits) {
+    const std::uint64_t half = std::uint64_t{1} << (63 - bits);
+    for (std::size_t i = 0; i < count; ++i) {
+        fractions[i] = (fractions[i] + half) >> (64 - bits);
+    }
+}
+
+}  // namespace
+
+void Ring::switch_to_bits(const std::uint64_t* coefficients, std::size_t count, int bits, std::uint64_t* out) const {
+    std::fill_n(out, count, 0);
+    for (std::size_t row = 0; row < rows(); ++row) {
+        kernels_->add_fraction(tables_[row].prime, inverse_cofactors_[row], coefficients + row * count, out, count);
+    }
+    round_fractions(out, count, bits);
+}
+
+void Ring::switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits,
+                          std::uint64_t* out) const {
+    const std::size_t count = (positions.size + 15) / 16 * 16;
+    Buffer<std::uint64_t> gathered(rows() * count, 0), switched(count);
+    for (std::size_t row = 0; row < rows(); ++row) {
+        for (std::size_t i = 0; i < positions.size; ++i) {
+            gathered[row * count + i] = coefficients[row * degree_ + positions[i]];
+        }
+    }
+    switch_to_bits(gathered.data(), count, bits, switched.data());
+    std::copy_n(switched.data(), positions.size, out);
+}
+
+}  // namespace hesplit

@@ -1,0 +1,241 @@
+#include "rlwe/parameters.h"
+
+#include <seal/modulus.h>
+#include <seal/util/hash.h>
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+
+#include "base/error.h"
+
+namespace hesplit {
+
+namespace {
+
+constexpr std::size_t kMaxPrimes = 32;
+constexpr std::uint32_t kMaxCount = std::uint32_t{1} << 30;
+constexpr std::uint8_t kLayoutVersion = 2;
+
+std::string join(const std::vector<int>& values) {
+    std::string text = "[";
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        text += (i ? ", " : "") + std::to_string(values[i]);
+    }
+    return text + "]";
+}
+
+bool positive(double value) {
+    return std::isfinite(value) && value > 0;
+}
+
+void check_modulus(const ParameterChoice& choice) {
+    const int limit = max_modulus_bits(choice.ring_degree);
+    if (limit == 0) {
+        throw ParameterError("ring_degree must be 1024, 2048, 4096, 8192, 16384 or 32768, got " +
+                             std::to_string(choice.ring_degree));
+    }
+    const std::size_t least = choice.packing == Packing::slots ? 2 : 1;
+    if (choice.modulus_bits.size() < least || choice.modulus_bits.size() > kMaxPrimes) {
+        throw ParameterError(std::string("modulus_bits needs ") + (least == 2 ? "2" : "1") + " to 32 primes" +
+                             (least == 2 ? " with packing=\"slots\" (the last one is for key switching)" : "") +
+                             ", got " + join(choice.modulus_bits));
+    }
+    int total = 0;
+    for (const int bits : choice.modulus_bits) {
+        if (bits < 14 || bits > 60) {
+            throw ParameterError("each prime must have 14 to 60 bits, got " + join(choice.modulus_bits));
+        }
+        total += bits;
+    }
+    if (total > limit && choice.security != Security::paper) {
+        throw ParameterError(
+            "modulus_bits " + join(choice.modulus_bits) + " sum to " + std::to_string(total) + " bits, but " +
+            std::to_string(choice.ring_degree) + " is 128-bit secure only up to " + std::to_string(limit) +
+            " bits (2024 guideline, ternary secret). Choose a smaller modulus or a larger ring degree; to run a "
+            "published set all the same, pass security=\"paper\"");
+    }
+}
+
+void check_ranges(const ParameterChoice& choice) {
+    if (!positive(choice.scale) || choice.scale < 2 || choice.scale > std::ldexp(1.0, 60)) {
+        throw ParameterError("scale must be between 2 and 2^60, got " + std::to_string(choice.scale));
+    }
+    if (!positive(choice.activation_bound) || !positive(choice.activation_norm) || !positive(choice.error_bound)) {
+        throw ParameterError("activation_bound, activation_norm and error_bound must be positive and finite");
+    }
+    if (choice.activation_bound * choice.scale > std::ldexp(1.0, 62)) {
+        throw ParameterError("activation_bound * scale must stay below 2^62; choose a smaller scale");
+    }
+    if (choice.releases > kMaxCount || choice.updates > kMaxCount) {
+        throw ParameterError("releases and updates must be at most 2^30");
+    }
+    if ((choice.releases != 0 || choice.updates != 0) && choice.packing != Packing::blocks) {
+        throw ParameterError(
+            "flooded releases and sealed weights need packing=\"blocks\": a bound on the worst-case noise of rotations "
+            "would take a modulus several times as long");
+    }
+    if (choice.batch_size < 1 || choice.batch_size > 65536) {
+        throw ParameterError("batch_size must be between 1 and 65536, got " + std::to_string(choice.batch_size));
+    }
+}
+
+std::vector<std::uint64_t> find_primes(const ParameterChoice& choice) {
+    std::vector<std::uint64_t> primes;
+    try {
+        for (const seal::Modulus& modulus : seal::CoeffModulus::Create(choice.ring_degree, choice.modulus_bits)) {
+            primes.push_back(modulus.value());
+        }
+    } catch (const std::exception&) {
+        throw ParameterError("there are not enough primes of " + join(choice.modulus_bits) + " bits for ring degree " +
+                             std::to_string(choice.ring_degree) + " (each must be 1 modulo " +
+                             std::to_string(2 * choice.ring_degree) + ")");
+    }
+    return primes;
+}
+
+// The canonical layout: version, packing, security, prime count (1 byte each), prime sizes (1 byte each), then ring
+// degree, batch size, releases, updates (8 bytes each) and four doubles.
+struct Writer {
+    std::vector<std::uint8_t> bytes;
+    void u8(std::uint8_t value) { bytes.push_back(value); }
+    void u64(std::uint64_t value) {
+        for (int i = 0; i < 8; ++i) {
+            bytes.push_back(static_cast<std::uint8_t>(value >> (8 * i)));
+        }
+    }
+    void f64(double value) {
+        std::uint64_t word;
+        std::memcpy(&word, &value, sizeof(word));
+        u64(word);
+    }
+};
+
+std::uint64_t read_u64(const std::uint8_t* in) {
+    std::uint64_t value = 0;
+    for (int i = 0; i < 8; ++i) {
+        value |= std::uint64_t{in[i]} << (8 * i);
+    }
+    return value;
+}
+
+double read_f64(const std::uint8_t* in) {
+    const std::uint64_t word = read_u64(in);
+    double value;
+    std::memcpy(&value, &word, sizeof(value));
+    return value;
+}
+
+}  // namespace
+
+int max_modulus_bits(std::size_t ring_degree) {
+    switch (ring_degree) {
+        case 1024:
+            return 26;
+        case 2048:
+            return 53;
+        case 4096:
+            return 106;
+        case 8192:
+            return 214;
+        case 16384:
+            return 430;
+        case 32768:
+            return 868;
+        default:
+            return 0;
+    }
+}
+
+Parameters::Parameters(ParameterChoice choice) : choice_(std::move(choice)) {
+    check_modulus(choice_);
+    check_ranges(choice_);
+    primes_ = find_primes(choice_);
+
+    Writer writer{bytes()};
+    for (const std::uint64_t prime : primes_) {
+        writer.u64(prime);
+    }
+    while (writer.bytes.size() % 8 != 0) {
+        writer.u8(0);
+    }
+    std::vector<std::uint64_t> words;
+    for (std::size_t i = 0; i < writer.bytes.size(); i += 8) {
+        words.push_back(read_u64(writer.bytes.data() + i));
+    }
+    seal::util::HashFunction::hash_block_type digest;
+    seal::util::HashFunction::hash(words.data(), words.size(), digest);
+    std::memcpy(hash_.data(), digest.data(), hash_.size());
+}
+
+std::vector<std::uint64_t> Parameters::data_primes() const {
+    std::vector<std::uint64_t> primes = primes_;
+    if (packing() == Packing::slots) {
+        primes.pop_back();
+    }
+    return primes;
+}
+
+int Parameters::total_bits() const {
+    return std::accumulate(choice_.modulus_bits.begin(), choice_.modulus_bits.end(), 0);
+}
+
+std::vector<std::uint8_t> Parameters::bytes() const {
+    Writer writer;
+    writer.u8(kLayoutVersion);
+    writer.u8(static_cast<std::uint8_t>(choice_.packing));
+    writer.u8(static_cast<std::uint8_t>(choice_.security));
+    writer.u8(static_cast<std::uint8_t>(choice_.modulus_bits.size()));
+    for (const int bits : choice_.modulus_bits) {
+        writer.u8(static_cast<std::uint8_t>(bits));
+    }
+    writer.u64(choice_.ring_degree);
+    writer.u64(choice_.batch_size);
+    writer.u64(choice_.releases);
+    writer.u64(choice_.updates);
+    writer.f64(choice_.scale);
+    writer.f64(choice_.activation_bound);
+    writer.f64(choice_.activation_norm);
+    writer.f64(choice_.error_bound);
+    return writer.bytes;
+}
+
+Parameters Parameters::parse(View<const std::uint8_t> bytes) {
+    if (bytes.size < 4 || bytes[0] != kLayoutVersion || bytes[3] < 1 || bytes[3] > kMaxPrimes ||
+        bytes.size != 4 + std::size_t{bytes[3]} + 8 * 8) {
+        throw WireError("these bytes are not a description of parameters, or of another version");
+    }
+    if (bytes[1] < 1 || bytes[1] > 2 || bytes[2] < 1 || bytes[2] > 2) {
+        throw WireError("parameters with an unknown packing or security level");
+    }
+    ParameterChoice choice;
+    choice.packing = static_cast<Packing>(bytes[1]);
+    choice.security = static_cast<Security>(bytes[2]);
+    const std::uint8_t* in = bytes.data + 4;
+    for (std::size_t i = 0; i < bytes[3]; ++i) {
+        choice.modulus_bits.push_back(*in++);
+    }
+    const std::uint64_t ring_degree = read_u64(in);
+    const std::uint64_t batch_size = read_u64(in + 8);
+    choice.ring_degree = static_cast<std::size_t>(ring_degree);
+    choice.batch_size = static_cast<std::size_t>(batch_size);
+    const std::uint64_t releases = read_u64(in + 16);
+    const std::uint64_t updates = read_u64(in + 24);
+    if (releases > kMaxCount || updates > kMaxCount) {
+        throw WireError("parameters with an impossible number of releases or updates");
+    }
+    choice.releases = static_cast<std::uint32_t>(releases);
+    choice.updates = static_cast<std::uint32_t>(updates);
+    choice.scale = read_f64(in + 32);
+    choice.activation_bound = read_f64(in + 40);
+    choice.activation_norm = read_f64(in + 48);
+    choice.error_bound = read_f64(in + 56);
+    try {
+        return Parameters(std::move(choice));
+    } catch (const ParameterError& error) {
+        throw WireError(std::string("parameters that cannot be used: ") + error.what());
+    }
+}
+
+}  // namespace hesplit

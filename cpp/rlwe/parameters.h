@@ -1,0 +1,67 @@
+// CKKS parameters: ring degree, primes, scale and the ranges that client and server agree on; their security check and
+// their canonical bytes, whose hash travels with every message.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/buffer.h"
+
+namespace hesplit {
+
+enum class Packing : std::uint8_t { blocks = 1, slots = 2 };
+
+// standard: at least 128 bits by the 2024 security guidelines. paper: a published set below that, run on request only.
+enum class Security : std::uint8_t { standard = 1, paper = 2 };
+
+using ParameterHash = std::array<std::uint8_t, 16>;
+
+// What a user chooses. Ranges are in the units of the activations and of the logits.
+struct ParameterChoice {
+    std::size_t ring_degree = 0;
+    std::vector<int> modulus_bits;  // with slot packing the last prime is the key-switching prime
+    double scale = 0;               // of the activations
+    Packing packing = Packing::blocks;
+    Security security = Security::standard;
+    double activation_bound = 0;  // largest |activation|
+    double activation_norm = 0;   // largest l2 norm of one sample's activations
+    double error_bound = 0;       // largest |decrypted logit - exact logit|, except with probability 2^-39 per logit
+    std::size_t batch_size = 1;   // what slot packing and sealed weights are laid out for
+    std::uint32_t releases = 0;   // decryptions that may be released under one key, each flooded; 0: none is flooded
+    std::uint32_t updates = 0;    // encrypted updates that sealed weights take before they are refreshed; 0: not sealed
+};
+
+class Parameters {
+  public:
+    // Checks the choice and finds the primes. Throws ParameterError.
+    explicit Parameters(ParameterChoice choice);
+
+    const ParameterChoice& choice() const { return choice_; }
+    std::size_t ring_degree() const { return choice_.ring_degree; }
+    Packing packing() const { return choice_.packing; }
+    // All primes, and those that a ciphertext uses (all but the key-switching prime of slot packing).
+    const std::vector<std::uint64_t>& primes() const { return primes_; }
+    std::vector<std::uint64_t> data_primes() const;
+    int total_bits() const;
+
+    // The canonical bytes (little endian, fixed layout) and back; parse validates like the constructor. Throws
+    // WireError.
+    std::vector<std::uint8_t> bytes() const;
+    static Parameters parse(View<const std::uint8_t> bytes);
+    // The first 16 bytes of BLAKE2b over the canonical bytes and the primes.
+    const ParameterHash& hash() const { return hash_; }
+
+  private:
+    ParameterChoice choice_;
+    std::vector<std::uint64_t> primes_;
+    ParameterHash hash_{};
+};
+
+// The largest log2 of the whole modulus for 128-bit security with a ternary secret (2024 security guidelines), or 0 for
+// a ring degree that is not supported.
+int max_modulus_bits(std::size_t ring_degree);
+
+}  // namespace hesplit

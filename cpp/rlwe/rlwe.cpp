@@ -1,0 +1,340 @@
+#include "rlwe/rlwe.h"
+
+#include <seal/modulus.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/ahead.h"
+#include "base/error.h"
+#include "base/parallel.h"
+#include "wire/wire.h"
+
+namespace hesplit {
+
+namespace {
+
+constexpr int kAuxiliaryBits = 60;
+
+// Up to so many coefficients direct inner products are cheaper than transforms.
+constexpr std::size_t kDirectPositions = 128;
+
+}  // namespace
+
+SecretKey::SecretKey(Parameters parameters, const Id& id, SecretBuffer<std::int8_t> coefficients)
+    : parameters_(std::move(parameters)), id_(id), coefficients_(std::move(coefficients)) {}
+
+std::shared_ptr<const SecretKey> SecretKey::generate(const Parameters& parameters) {
+    SecretBuffer<std::uint8_t> seed(32);
+    os_random(seed.data(), seed.size());
+    ChaCha20 stream(seed.data(), Domain::secret, 0, 0);
+    SecretBuffer<std::int8_t> coefficients(parameters.ring_degree());
+    sample_ternary(stream, coefficients.data(), coefficients.size());
+    return std::shared_ptr<const SecretKey>(new SecretKey(parameters, random_id(), std::move(coefficients)));
+}
+
+View<const std::int8_t> SecretKey::coefficients() const {
+    if (destroyed_) {
+        throw KeyMismatchError("this secret key was destroyed and cannot be used again");
+    }
+    return {coefficients_.data(), coefficients_.size()};
+}
+
+void SecretKey::destroy() const {
+    destroyed_ = true;
+    secure_zero(coefficients_.data(), coefficients_.size());
+}
+
+SecretBuffer<std::uint8_t> SecretKey::bytes() const {
+    const View<const std::int8_t> coefficients = this->coefficients();
+    const std::vector<std::uint8_t> parameters = parameters_.bytes();
+    SecretBuffer<std::uint64_t> digits(coefficients.size);
+    std::transform(coefficients.begin(), coefficients.end(), digits.begin(),
+                   [](std::int8_t s) { return static_cast<std::uint64_t>(s + 1); });
+    const std::size_t body = 2 + parameters.size() + packed_bytes(digits.size(), 2);
+    WireWriter writer({MessageType::secret_key, parameters_.hash(), id_, Id{}}, body);
+    writer.u16(static_cast<std::uint16_t>(parameters.size()));
+    writer.raw({parameters.data(), parameters.size()});
+    writer.packed({digits.data(), digits.size()}, 2);
+    std::string text = writer.finish();
+    SecretBuffer<std::uint8_t> bytes(text.begin(), text.end());
+    secure_zero(text.data(), text.size());
+    return bytes;
+}
+
+std::shared_ptr<const SecretKey> SecretKey::parse(View<const std::uint8_t> bytes) {
+    WireReader reader(bytes, MessageType::secret_key);
+    const std::size_t parameter_bytes = reader.u16();
+    const Parameters parameters = Parameters::parse(reader.raw(parameter_bytes));
+    reader.require(parameters.hash(), reader.header().key);
+    reader.require_remaining(packed_bytes(parameters.ring_degree(), 2));
+    SecretBuffer<std::uint64_t> digits(parameters.ring_degree());
+    reader.packed({digits.data(), digits.size()}, 2, 3);
+    SecretBuffer<std::int8_t> coefficients(digits.size());
+    std::transform(digits.begin(), digits.end(), coefficients.begin(),
+                   [](std::uint64_t digit) { return static_cast<std::int8_t>(static_cast<int>(digit) - 1); });
+    return std::shared_ptr<const SecretKey>(new SecretKey(parameters, reader.header().key, std::move(coefficients)));
+}
+
+SecretBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring) {
+    SecretBuffer<std::uint64_t> secret(ring.size());
+    ring.lift(key.coefficients(), secret.data());
+    ring.to_ntt(secret.data());
+    return secret;
+}
+
+void expand_uniform(const Ring& ring, const Seed& seed, std::uint32_t index, std::uint64_t* c1) {
+    for (std::size_t row = 0; row < ring.rows(); ++row) {
+        ChaCha20 stream(seed.data(), Domain::uniform, index, static_cast<std::uint32_t>(row));
+        sample_uniform(stream, ring.prime(row), c1 + row * ring.degree(), ring.degree());
+    }
+}
+
+EncryptionRandomness EncryptionRandomness::fresh() {
+    EncryptionRandomness randomness{random_seed(), SecretBuffer<std::uint8_t>(32)};
+    os_random(randomness.noise_key.data(), randomness.noise_key.size());
+    return randomness;
+}
+
+void encrypt_zero(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
+                  std::uint32_t index, std::uint64_t* c0) {
+    expand_uniform(ring, randomness.seed, index, c0);
+    ring.multiply(c0, secret.data(), c0);
+    ring.to_coefficients(c0);
+    ring.negate(c0);
+
+    SecretBuffer<std::int8_t> noise(ring.degree());
+    ChaCha20 stream(randomness.noise_key.data(), Domain::noise, index, 0);
+    sample_noise(stream, noise.data(), noise.size());
+    ring.add_small({noise.data(), noise.size()}, c0);
+}
+
+Zeros Zeros::begin() {
+    return {EncryptionRandomness::fresh(), {}, process_id()};
+}
+
+void Zeros::fill(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, std::size_t count) {
+    std::vector<SecretBuffer<std::uint64_t>> made(count);
+    parallel_for(count, [&](std::size_t index) {
+        made[index].resize(ring.size());
+        encrypt_zero(ring, secret, randomness, static_cast<std::uint32_t>(index), made[index].data());
+    });
+    c0 = std::move(made);
+}
+
+bool Zeros::usable(std::size_t count) const {
+    return count != 0 && c0.size() == count && process == process_id();
+}
+
+Ring auxiliary_ring(std::size_t degree) {
+    // Two primes of half the size: their transforms are faster than those of one.
+    std::vector<std::uint64_t> primes;
+    for (const seal::Modulus& modulus : seal::CoeffModulus::Create(degree, {kAuxiliaryBits / 2, kAuxiliaryBits / 2})) {
+        primes.push_back(modulus.value());
+    }
+    return Ring(degree, primes);
+}
+
+PhaseDecryptor::PhaseDecryptor(const SecretKey& key, const Ring& auxiliary)
+    : degree_(auxiliary.degree()), reversed_sign_(degree_), reversed_nonzero_(degree_), auxiliary_(&auxiliary) {
+    const View<const std::int8_t> secret = key.coefficients();
+    for (std::size_t i = 0; i < degree_; ++i) {
+        const auto s = static_cast<std::uint64_t>(std::int64_t{secret[degree_ - 1 - i]});
+        reversed_sign_[i] = std::uint64_t{0} - (s >> 63);
+        reversed_nonzero_[i] = std::uint64_t{0} - (s & 1);
+    }
+}
+
+const SecretBuffer<std::uint64_t>& PhaseDecryptor::secret() const {
+    std::call_once(once_, [this] {
+        SecretBuffer<std::int8_t> coefficients(degree_);
+        for (std::size_t i = 0; i < degree_; ++i) {
+            // 0, 1 or, with the sign's all ones, -1.
+            coefficients[degree_ - 1 - i] =
+                static_cast<std::int8_t>(static_cast<std::int64_t>((reversed_nonzero_[i] & 1) | reversed_sign_[i]));
+        }
+        secret_.resize(auxiliary_->size());
+        auxiliary_->lift(View<const std::int8_t>{coefficients.data(), degree_}, secret_.data());
+        auxiliary_->to_ntt(secret_.data());
+    });
+    return secret_;
+}
+
+const SecretBuffer<std::uint64_t>& PhaseDecryptor::reversed_square() const {
+    std::call_once(square_once_, [this] {
+        // |s^2| <= N, far from wrapping around in the auxiliary ring.
+        SecretBuffer<std::uint64_t> square(auxiliary_->size());
+        auxiliary_->multiply(secret().data(), secret().data(), square.data());
+        auxiliary_->to_coefficients(square.data());
+        auxiliary_->compose(square.data(), square.data());
+        const std::uint64_t q = auxiliary_->prime(0) * auxiliary_->prime(1);
+        reversed_square_.resize(degree_);
+        for (std::size_t i = 0; i < degree_; ++i) {
+            const std::uint64_t value = square[degree_ - 1 - i];
+            const std::uint64_t negative = std::uint64_t{0} - static_cast<std::uint64_t>(value > q / 2);
+            reversed_square_[i] = value - (negative & q);
+        }
+    });
+    return reversed_square_;
+}
+
+void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std::uint64_t> c2,
+                                    View<const std::uint32_t> positions, std::uint64_t* out) const {
+    // Coefficient t of c1 * s is sum_i s_i * window[N - 1 + t - i] with window = (-c1[1..N-1], c1): a sliding inner
+    // product with s reversed. Sums wrap around modulo 2^64, which is exact for every smaller power of two.
+    SecretBuffer<std::uint64_t> window(2 * degree_);
+    const std::uint64_t* windows[kDirectPositions];
+    for (std::size_t p = 0; p < positions.size; ++p) {
+        windows[p] = window.data() + positions[p];
+    }
+    const auto fill = [&](View<const std::uint64_t> poly) {
+        for (std::size_t i = 1; i < degree_; ++i) {
+            window[i - 1] = std::uint64_t{0} - poly[i];
+        }
+        std::copy(poly.begin(), poly.end(), window.begin() + static_cast<std::ptrdiff_t>(degree_ - 1));
+    };
+    fill(c1);
+    const Kernels& kernels = auxiliary_->kernels();
+    kernels.ternary_dot(reversed_sign_.data(), reversed_nonzero_.data(), windows, positions.size, out, degree_);
+    if (c2.size != 0) {
+        std::uint64_t square[kDirectPositions];
+        fill(c2);
+        kernels.word_dot(reversed_square().data(), windows, positions.size, square, degree_);
+        for (std::size_t p = 0; p < positions.size; ++p) {
+            out[p] += square[p];
+        }
+        secure_zero(square, sizeof(square));
+    }
+}
+
+void PhaseDecryptor::to_auxiliary(View<const std::uint64_t> values, int bits, std::uint64_t* out) const {
+    SecretBuffer<std::int64_t> centred(degree_);
+    for (std::size_t i = 0; i < degree_; ++i) {
+        centred[i] = static_cast<std::int64_t>(values[i] << (64 - bits)) >> (64 - bits);
+    }
+    auxiliary_->lift(View<const std::int64_t>{centred.data(), degree_}, out);
+    auxiliary_->to_ntt(out);
+}
+
+void PhaseDecryptor::product_ntt(View<const std::uint64_t> c1, View<const std::uint64_t> c2,
+                                 View<const std::uint32_t> positions, int bits, std::uint64_t* out) const {
+    // With centred c1 the integer product is below N * 2^(bits-1) in absolute value, with c2 below N^2 * 2^(bits-1):
+    // less than half the auxiliary modulus.
+    const SecretBuffer<std::uint64_t>& s = secret();
+    SecretBuffer<std::uint64_t> product(auxiliary_->size());
+    if (c2.size != 0) {  // (c2 * s + c1) * s
+        SecretBuffer<std::uint64_t> first(auxiliary_->size());
+        to_auxiliary(c2, bits, product.data());
+        auxiliary_->multiply(product.data(), s.data(), product.data());
+        to_auxiliary(c1, bits, first.data());
+        auxiliary_->add(product.data(), first.data());
+    } else {
+        to_auxiliary(c1, bits, product.data());
+    }
+    auxiliary_->multiply(product.data(), s.data(), product.data());
+    auxiliary_->to_coefficients(product.data());
+    auxiliary_->compose(product.data(), product.data());
+    const std::uint64_t q = auxiliary_->prime(0) * auxiliary_->prime(1);
+    for (std::size_t p = 0; p < positions.size; ++p) {
+        const std::uint64_t value = product[positions[p]];
+        const std::uint64_t negative = std::uint64_t{0} - static_cast<std::uint64_t>(value > q / 2);
+        out[p] = value - (negative & q);
+    }
+}
+
+namespace {
+
+// out[i] = product[i] + c0[i] mod 2^bits, centred.
+void add_and_center(const SecretBuffer<std::uint64_t>& product, View<const std::uint64_t> c0, int bits,
+                    std::int64_t* out) {
+    for (std::size_t i = 0; i < c0.size; ++i) {
+        // Shifting the sign bit of the b-bit number to the top and back extends it.
+        const std::uint64_t shifted = (product[i] + c0[i]) << (64 - bits);
+        out[i] = static_cast<std::int64_t>(shifted) >> (64 - bits);
+    }
+}
+
+}  // namespace
+
+void PhaseDecryptor::product_wide(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits,
+                                  std::uint64_t* out) const {
+    // c1 = low + 2^30 * high, each of which fits the auxiliary modulus.
+    constexpr int kLow = 30;
+    SecretBuffer<std::uint64_t> half(degree_);
+    SecretBuffer<std::uint64_t> high(positions.size);
+    std::transform(c1.begin(), c1.end(), half.begin(), [](std::uint64_t value) { return value >> kLow; });
+    product_ntt({half.data(), degree_}, {}, positions, bits - kLow, high.data());
+    // Unsigned, so one bit more than it has: nothing of it counts as negative.
+    std::transform(c1.begin(), c1.end(), half.begin(),
+                   [](std::uint64_t value) { return value & ((std::uint64_t{1} << kLow) - 1); });
+    product_ntt({half.data(), degree_}, {}, positions, kLow + 1, out);
+    for (std::size_t p = 0; p < positions.size; ++p) {
+        out[p] += high[p] << kLow;
+    }
+}
+
+void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_t> c0,
+                           View<const std::uint32_t> positions, int bits, std::int64_t* out) const {
+    SecretBuffer<std::uint64_t> product(positions.size);
+    if (positions.size <= kDirectPositions) {
+        product_direct(c1, {}, positions, product.data());
+    } else if (bits + static_cast<int>(std::lround(std::log2(degree_))) < kAuxiliaryBits) {
+        product_ntt(c1, {}, positions, bits, product.data());
+    } else {
+        product_wide(c1, positions, bits, product.data());
+    }
+    add_and_center(product, c0, bits, out);
+}
+
+void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint64_t> c0,
+                           View<const std::uint32_t> positions, int bits, std::int64_t* out) const {
+    SecretBuffer<std::uint64_t> product(positions.size);
+    if (positions.size <= kDirectPositions) {
+        product_direct(c1, c2, positions, product.data());
+    } else {
+        product_ntt(c1, c2, positions, bits, product.data());
+    }
+    add_and_center(product, c0, bits, out);
+}
+
+SecretBuffer<std::int64_t> flood(double deviation, std::size_t count) {
+    if (!(deviation < std::ldexp(1.0, 54))) {
+        throw WireError("a reply with a scale that leads to absurdly large noise");
+    }
+    SecretBuffer<std::uint8_t> seed(32);
+    os_random(seed.data(), seed.size());
+    ChaCha20 stream(seed.data(), Domain::flood, 0, 0);
+    SecretBuffer<std::int64_t> noise(count);
+    sample_gaussian(stream, deviation, noise.data(), count);
+    return noise;
+}
+
+int max_degree_2_bits(std::size_t ring_degree) {
+    return kAuxiliaryBits - 1 - 2 * static_cast<int>(std::lround(std::log2(ring_degree)));
+}
+
+namespace {
+
+double most_nonzero(std::size_t ring_degree) {
+    const auto n = static_cast<double>(ring_degree);
+    return 2 * n / 3 + 6 * std::sqrt(2 * n / 9);
+}
+
+}  // namespace
+
+double reply_rounding_deviation(std::size_t ring_degree) {
+    return std::sqrt((most_nonzero(ring_degree) + 1) / 12);
+}
+
+double degree_2_rounding_deviation(std::size_t ring_degree) {
+    const double nonzero = most_nonzero(ring_degree);
+    return std::sqrt((3 * nonzero * nonzero + nonzero + 1) / 12);
+}
+
+double reply_rounding_bound(std::size_t ring_degree, std::size_t rows, int bits) {
+    const double each = 0.5 + static_cast<double>(rows) * std::ldexp(1.0, bits - 63);
+    return (static_cast<double>(ring_degree) + 1) * each;
+}
+
+}  // namespace hesplit

@@ -1,0 +1,135 @@
+// Ring-LWE: the secret key, seeded symmetric encryption, and the phase of a shortened reply.
+//
+// A fresh ciphertext of m is (c0, c1) with c1 uniform, expanded from a public seed, and c0 = m + e - c1 * s.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "base/buffer.h"
+#include "rlwe/parameters.h"
+#include "ring/prng.h"
+#include "ring/ring.h"
+
+namespace hesplit {
+
+// A ternary secret with its parameters and its random public identifier. Zeroed when freed.
+class SecretKey {
+  public:
+    static std::shared_ptr<const SecretKey> generate(const Parameters& parameters);
+
+    const Parameters& parameters() const { return parameters_; }
+    const Id& id() const { return id_; }
+    // Throws KeyMismatchError once the key is destroyed.
+    View<const std::int8_t> coefficients() const;
+
+    // Zeroes the secret, also for those who still hold the key: what a client does that was answered with nonsense.
+    void destroy() const;
+
+    // The bytes of a key file (not encrypted; 2 bits per coefficient, checksummed) and back. parse throws WireError.
+    SecretBuffer<std::uint8_t> bytes() const;
+    static std::shared_ptr<const SecretKey> parse(View<const std::uint8_t> bytes);
+
+  private:
+    SecretKey(Parameters parameters, const Id& id, SecretBuffer<std::int8_t> coefficients);
+
+    Parameters parameters_;
+    Id id_;
+    mutable SecretBuffer<std::int8_t> coefficients_;
+    mutable std::atomic<bool> destroyed_{false};
+};
+
+// The secret in NTT form over one ring.
+SecretBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring);
+
+// The uniform c1, in NTT form, of ciphertext `index` under a public seed.
+void expand_uniform(const Ring& ring, const Seed& seed, std::uint32_t index, std::uint64_t* c1);
+
+// Fresh randomness of one message of several ciphertexts: a public seed, and a secret key for the noise.
+struct EncryptionRandomness {
+    Seed seed;
+    SecretBuffer<std::uint8_t> noise_key;
+
+    static EncryptionRandomness fresh();
+};
+
+// c0 of a fresh encryption of zero, in coefficient form; a message is added to it. Until then it is as secret as the
+// message will be. `secret` is secret_in_ring. Never call it twice with the same randomness and index.
+void encrypt_zero(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
+                  std::uint32_t index, std::uint64_t* c0);
+
+// Encryptions of zero, numbered from 0, for the ciphertexts of one message, to be used once. They may be made ahead of
+// the message, but not be used by a forked child.
+struct Zeros {
+    EncryptionRandomness randomness;
+    std::vector<SecretBuffer<std::uint64_t>> c0;
+    long process = 0;
+
+    static Zeros begin();  // fresh randomness, nothing encrypted yet
+    void fill(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, std::size_t count);
+    bool usable(std::size_t count) const;
+};
+
+// The ring with a modulus of 60 bits in which c1 * s does not wrap around: scratch for decryption, the same for every
+// key.
+Ring auxiliary_ring(std::size_t degree);
+
+// Decrypts replies whose modulus was switched to a power of two. Safe to use from several threads.
+class PhaseDecryptor {
+  public:
+    // `auxiliary` is auxiliary_ring(degree) and outlives this object.
+    PhaseDecryptor(const SecretKey& key, const Ring& auxiliary);
+
+    // out[i] = c0[i] + (c1 * s)[positions[i]] mod 2^bits, centred: in [-2^(bits-1), 2^(bits-1)). c1 has all N
+    // coefficients, c0 only those at `positions`. 1 <= bits <= 62.
+    void phase(View<const std::uint64_t> c1, View<const std::uint64_t> c0, View<const std::uint32_t> positions,
+               int bits, std::int64_t* out) const;
+    // The same of degree 2: c0 + c1 * s + c2 * s^2. bits <= max_degree_2_bits().
+    void phase(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint64_t> c0,
+               View<const std::uint32_t> positions, int bits, std::int64_t* out) const;
+
+  private:
+    // c1 * s, or c1 * s + c2 * s^2 unless c2 is empty.
+    void product_direct(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint32_t> positions,
+                        std::uint64_t* out) const;
+    void product_ntt(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint32_t> positions,
+                     int bits, std::uint64_t* out) const;
+    void product_wide(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits,
+                      std::uint64_t* out) const;
+    void to_auxiliary(View<const std::uint64_t> values, int bits, std::uint64_t* out) const;
+    const SecretBuffer<std::uint64_t>& secret() const;
+    const SecretBuffer<std::uint64_t>& reversed_square() const;
+
+    std::size_t degree_;
+    SecretBuffer<std::uint64_t> reversed_sign_;     // of s reversed: all ones where the coefficient is -1
+    SecretBuffer<std::uint64_t> reversed_nonzero_;  // all ones where it is not 0
+    const Ring* auxiliary_;
+    mutable std::once_flag once_;                 // a key for one step often needs no transform
+    mutable SecretBuffer<std::uint64_t> secret_;  // s in NTT form over the auxiliary ring
+    mutable std::once_flag square_once_;
+    mutable SecretBuffer<std::uint64_t> reversed_square_;  // s^2 modulo 2^64, reversed
+};
+
+// Normally distributed noise of that deviation, fresh from the operating system: what floods a released decryption.
+// Throws WireError for a deviation of 2^54 and more, which no honest reply leads to.
+SecretBuffer<std::int64_t> flood(double deviation, std::size_t count);
+
+// How many bits a reply of degree 2 may have: N * N * 2^(bits-1) stays below half the auxiliary modulus.
+int max_degree_2_bits(std::size_t ring_degree);
+
+// An upper bound on the standard deviation of the rounding error of a degree-1 reply, in units of its last bit: 1/12 of
+// variance for c0 and for each nonzero coefficient of s, of which a ternary s has at most 2N/3 + 6 standard deviations.
+double reply_rounding_deviation(std::size_t ring_degree);
+
+// The same for degree 2, whose c2 meets s^2: each coefficient of s^2 has variance at most about h^2 / N for h nonzero
+// coefficients of s, the constant one h itself; so ||s^2||^2 <= 3 h^2 except with negligible probability.
+double degree_2_rounding_deviation(std::size_t ring_degree);
+
+// The worst case of a degree-1 reply's rounding, in the same units, for any ternary secret.
+double reply_rounding_bound(std::size_t ring_degree, std::size_t rows, int bits);
+
+}  // namespace hesplit

@@ -1,0 +1,111 @@
+// The wire format: what travels between client and server, and key files. Ours, bit-packed, versioned, validated.
+//
+//   header  magic "HESN", version, type, 2 zero bytes, total length (8), parameter hash (16), key id (16), message id
+//   (16) body    little-endian integers and doubles, bit-packed runs of residues footer  checksum (8) over everything
+//   before it
+//
+// The checksum finds accidental damage: each word enters through a bijection, so no change within one word goes
+// unnoticed. It does not authenticate: that is the transport's work (mutual TLS).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/buffer.h"
+#include "rlwe/parameters.h"
+#include "ring/prng.h"
+
+namespace hesplit {
+
+enum class MessageType : std::uint8_t {
+    public_material = 1,
+    request = 2,
+    reply = 3,
+    secret_key = 4,
+    weight_gradient = 5,  // masked, encrypted dJ/dW, to the client
+    opened_gradient = 6,  // decrypted, still masked, back to the server
+    sealed_weight = 7,    // encrypted weights
+    sealed_request = 8,   // encrypted activations for them
+    sealed_reply = 9,     // encrypted logits or dJ/da, of degree 2
+    sealed_update = 10,   // encrypted dJ/dY and weight updates
+    sealed_state = 11,    // what a server holds, saved
+};
+
+inline constexpr std::uint8_t kWireVersion = 3;
+inline constexpr std::size_t kHeaderBytes = 64;
+inline constexpr std::size_t kFooterBytes = 8;
+
+// Bytes that `count` values of `bits` bits take.
+constexpr std::size_t packed_bytes(std::size_t count, int bits) {
+    return (count * static_cast<std::size_t>(bits) + 7) / 8;
+}
+
+struct Header {
+    MessageType type = MessageType::request;
+    ParameterHash parameters{};
+    Id key{};
+    Id message{};
+};
+
+class WireWriter {
+  public:
+    explicit WireWriter(const Header& header, std::size_t body_bytes);
+
+    void u8(std::uint8_t value);
+    void u16(std::uint16_t value);
+    void u32(std::uint32_t value);
+    void f64(double value);
+    void raw(View<const std::uint8_t> bytes);
+    // Values below 2^bits; the run ends on a byte boundary, filled with zero bits.
+    void packed(View<const std::uint64_t> values, int bits);
+
+    // Where a run of that many bytes goes, to be filled by pack_bits, for filling runs from several threads.
+    std::uint8_t* reserve(std::size_t bytes);
+
+    // The finished message. Throws Error if the body is not as long as announced.
+    std::string finish();
+
+  private:
+    std::string bytes_;
+    std::size_t at_ = kHeaderBytes;
+};
+
+// Checks everything that does not depend on the type before it gives access to the body: magic, version, type, length,
+// checksum. Every failure is a WireError.
+class WireReader {
+  public:
+    WireReader(View<const std::uint8_t> bytes, MessageType type);
+
+    const Header& header() const { return header_; }
+    // Throws KeyMismatchError unless the message was made under these parameters and this key.
+    void require(const ParameterHash& parameters, const Id& key) const;
+
+    std::uint8_t u8();
+    std::uint16_t u16();
+    std::uint32_t u32();
+    double f64();
+    View<const std::uint8_t> raw(std::size_t size);
+    // Reads values of `bits` bits, each below `limit`; the fill bits must be zero.
+    void packed(View<std::uint64_t> values, int bits, std::uint64_t limit);
+
+    std::size_t remaining() const { return end_ - at_; }
+    // Throws WireError unless exactly this much of the body is left.
+    void require_remaining(std::size_t size) const;
+
+  private:
+    View<const std::uint8_t> bytes_;
+    Header header_;
+    std::size_t at_ = kHeaderBytes;
+    std::size_t end_ = 0;
+};
+
+// Writes the checksum of a whole message into its footer.
+void seal_message(View<std::uint8_t> message);
+
+// The packed run itself, for readers and writers that work on several runs at once.
+void pack_bits(View<const std::uint64_t> values, int bits, std::uint8_t* out);
+void unpack_bits(const std::uint8_t* in, View<std::uint64_t> values, int bits, std::uint64_t limit);
+
+}  // namespace hesplit

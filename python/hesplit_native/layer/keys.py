@@ -1,0 +1,182 @@
+"""The secret key and its file."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hesplit_native import _core
+from hesplit_native.errors import KeyMismatchError, WireError
+from hesplit_native.layer.parameters import Parameters
+
+# An encrypted key file: magic, version, scrypt parameters (log2 n, r, p), salt, nonce, then AES-256-GCM over the plain file
+# with everything before as associated data.
+_MAGIC = b"HESK\x01"
+_HEADER = struct.Struct("<5sBBB16s12s")
+_SCRYPT = (15, 8, 1)  # 32 MiB and about 60 ms
+_MAX_FILE = 1 << 20
+
+
+class SecretKey:
+    """A ternary CKKS secret. Lives in native memory, which is zeroed when it is freed; it cannot be pickled or copied."""
+
+    __slots__ = ("_native", "_parameters")
+
+    def __init__(self, native: _core.SecretKey) -> None:
+        self._native = native
+        self._parameters = Parameters._wrap(native.parameters)
+
+    @classmethod
+    def generate(cls, parameters: Parameters) -> SecretKey:
+        """A fresh key from the operating system's random generator."""
+        return cls(_core.SecretKey.generate(parameters._native))
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters it was made for."""
+        return self._parameters
+
+    @property
+    def id(self) -> str:
+        """The random public identifier that travels with requests, as 32 hexadecimal digits."""
+        return self._native.id.hex()
+
+    def save(self, path: str | os.PathLike[str], passphrase: str | None = None) -> None:
+        """Write the key to a file that only its owner can read, encrypted when a passphrase is given.
+
+        The file is replaced atomically. Encryption is AES-256-GCM under a key that scrypt derives from the passphrase.
+        """
+        plain = self._native.to_bytearray()
+        try:
+            data = bytes(plain) if passphrase is None else _encrypt(plain, passphrase)
+        finally:
+            plain[:] = bytes(len(plain))
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], passphrase: str | None = None) -> SecretKey:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        WireError
+            When the file is not an undamaged key file, or needs a passphrase and none is given.
+        KeyMismatchError
+            When the passphrase is wrong.
+        """
+        path = Path(path)
+        if path.stat().st_size > _MAX_FILE:
+            raise WireError(f"{path} is too large to be a key file")
+        data = bytearray(path.read_bytes())
+        try:
+            if data.startswith(_MAGIC):
+                if passphrase is None:
+                    raise WireError(f"{path} is encrypted; give its passphrase")
+                data = _decrypt(data, passphrase, path)
+            return cls(_core.SecretKey.from_bytes(data))
+        finally:
+            data[:] = bytes(len(data))
+
+    def __repr__(self) -> str:
+        return f"SecretKey(id={self.id}, parameters={self.parameters!r})"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a secret key cannot be pickled or copied; use SecretKey.save(path, passphrase)")
+
+
+class ReleaseLedger:
+    """How many decryptions were released under one key, in a file that never counts backwards.
+
+    The flooding of every release is sized for `Parameters.releases` of them (docs/security.md), so a count that a crash forgets
+    would void it. Releases are reserved in the file before they are made, many at a time; what a crash leaves unused is lost.
+
+    Raises
+    ------
+    WireError
+        When the file is damaged.
+    KeyMismatchError
+        When it counts for another key.
+    """
+
+    _RESERVED = 1024
+
+    def __init__(self, path: str | os.PathLike[str], key: SecretKey) -> None:
+        self._path = Path(path)
+        self._key = key.id
+        self.released = self._read()
+        self._written = self.released
+
+    def _read(self) -> int:
+        if not self._path.exists():
+            return 0
+        try:
+            values = json.loads(self._path.read_text())
+            key, released = values["key"], values["released"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise WireError(f"{self._path} is not a count of releases, or is damaged") from error
+        if key != self._key:
+            raise KeyMismatchError(f"{self._path} counts the releases under another key")
+        if type(released) is not int or released < 0:
+            raise WireError(f"{self._path} is damaged")
+        return released
+
+    def take(self) -> None:
+        """Count one release, durably, before it is made."""
+        if self.released >= self._written:
+            self._write(self.released + self._RESERVED)
+        self.released += 1
+
+    def _write(self, released: int) -> None:
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as file:
+            json.dump({"key": self._key, "released": released}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)
+        self._written = released
+
+
+def _cipher(passphrase: str, salt: bytes, log_n: int, r: int, p: int) -> Any:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+    return AESGCM(Scrypt(salt=salt, length=32, n=1 << log_n, r=r, p=p).derive(passphrase.encode()))
+
+
+def _encrypt(plain: bytearray, passphrase: str) -> bytes:
+    salt, nonce = os.urandom(16), os.urandom(12)
+    header = _HEADER.pack(_MAGIC, *_SCRYPT, salt, nonce)
+    sealed: bytes = _cipher(passphrase, salt, *_SCRYPT).encrypt(nonce, plain, header)
+    return header + sealed
+
+
+def _decrypt(data: bytearray, passphrase: str, path: Path) -> bytearray:
+    from cryptography.exceptions import InvalidTag
+
+    if len(data) <= _HEADER.size:
+        raise WireError(f"{path} is truncated")
+    _, log_n, r, p, salt, nonce = _HEADER.unpack_from(data)
+    if (log_n, r, p) != _SCRYPT:
+        raise WireError(f"{path} was written by another version or is damaged")
+    try:
+        plain = _cipher(passphrase, salt, log_n, r, p).decrypt(
+            nonce, bytes(data[_HEADER.size :]), bytes(data[: _HEADER.size])
+        )
+    except InvalidTag:
+        raise KeyMismatchError(f"wrong passphrase for {path}, or the file is damaged") from None
+    return bytearray(plain)

@@ -1,0 +1,401 @@
+"""The encrypted linear layer: a client that encrypts and decrypts, a server that computes on ciphertexts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from hesplit_native import _core
+from hesplit_native.errors import ParameterError
+from hesplit_native.layer.keys import ReleaseLedger, SecretKey
+from hesplit_native.layer.parameters import GIGABIT, WEIGHT_NORM, Parameters, byte_nanoseconds
+
+if TYPE_CHECKING:
+    import torch
+
+    Array = npt.NDArray[Any] | torch.Tensor
+else:
+    Array = Any
+
+ArrayT = TypeVar("ArrayT", bound="Array")
+Buffer = bytes | bytearray | memoryview
+Overflow = Literal["clip", "raise"]
+Float = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+
+class LinearClient:
+    """Encrypts activations and decrypts logits of one linear layer. Safe to use from several threads.
+
+    Parameters
+    ----------
+    key
+        The client's secret key; its parameters decide packing, precision and ranges.
+    in_features, out_features
+        Shape of the layer.
+    on_overflow
+        ``"clip"``: samples beyond the agreed ranges are clipped and counted in `clipped`; ``"raise"``: RangeError.
+    fresh_keys
+        Encrypt every request under a key of its own; `key` then only names the parameters. Packing ``"blocks"`` only.
+    ledger
+        Counts the releases under `key` in a file, for a key that outlives the process.
+    weight_gradients
+        The server shall compute them too (`LinearServer.weight_gradient`).
+    link
+        Bits per second to the server: requests are laid out for the least time on it (packing ``"blocks"``).
+    """
+
+    def __init__(
+        self,
+        key: SecretKey,
+        in_features: int,
+        out_features: int,
+        *,
+        on_overflow: Overflow = "clip",
+        fresh_keys: bool = False,
+        ledger: ReleaseLedger | None = None,
+        weight_gradients: bool = False,
+        link: float = GIGABIT,
+    ) -> None:
+        if on_overflow not in ("clip", "raise"):
+            raise ParameterError(f'on_overflow must be "clip" or "raise", got {on_overflow!r}')
+        if in_features < 1 or out_features < 1:
+            raise ParameterError(f"in_features and out_features must be positive, got {in_features} and {out_features}")
+        self.parameters: Parameters = key.parameters
+        self.in_features = in_features
+        self.out_features = out_features
+        self.on_overflow = on_overflow
+        self.clipped = 0
+        """Samples that were beyond the agreed ranges so far."""
+        self.flooding_deviation = 0.0
+        """The largest standard deviation so far of the noise that flooded a released logit."""
+        self._ledger = ledger
+        released = ledger.released if ledger is not None else 0
+        self._native = _core.LinearClient(
+            key._native, in_features, out_features, fresh_keys, released, weight_gradients, byte_nanoseconds(link)
+        )
+
+    def public_material(self) -> bytes:
+        """What a server needs: parameters, shape and, for slots, the rotation keys. Holds no secret."""
+        return self._native.public_material()
+
+    def encrypt(self, x: Array) -> bytes:
+        """Encrypt activations.
+
+        Parameters
+        ----------
+        x
+            Array or CPU tensor [n, in_features], float32 or float64; C-contiguous ones are not copied.
+
+        Raises
+        ------
+        RangeError
+            NaN or infinity; values beyond the agreed ranges when ``on_overflow="raise"``.
+        ParameterError
+            Another shape or dtype.
+        """
+        request, clipped = self._native.encrypt(_matrix(x, "x", (None, self.in_features)), self.on_overflow == "clip")
+        self.clipped += clipped
+        return request
+
+    def decrypt(self, reply: Buffer, *, weight_gradient_follows: bool = False) -> npt.NDArray[np.float64]:
+        """Decrypt the server's reply to logits [n, out_features], for local use only.
+
+        Decrypted values carry the noise, and the noise carries the key: sending anything computed from them to the server is a
+        release, for which there is `decrypt_for_release`. Each request is answered once; with ``weight_gradient_follows``
+        `open_weight_gradient` may come after it.
+
+        Raises
+        ------
+        WireError
+            Damaged bytes.
+        KeyMismatchError
+            A reply for another key, other parameters or another request.
+        """
+        return self._native.decrypt(reply, False, weight_gradient_follows)[0]
+
+    def decrypt_for_release(self, reply: Buffer, *, weight_gradient_follows: bool = False) -> npt.NDArray[np.float64]:
+        """Decrypt to logits [n, out_features] flooded with noise, so that what is computed from them may be sent.
+
+        Gaussian noise of ``sqrt(12 tau) 2^15 B``: tau is `Parameters.releases`, B bounds the l2 norm of the noise of all
+        decrypted coefficients in the worst case, rounding of the reply included (Li et al. 2022; docs/security.md).
+
+        Raises
+        ------
+        ParameterError
+            When tau decryptions were released under this key already; errors otherwise as for `decrypt`.
+        """
+        if self._ledger is not None:
+            self._ledger.take()
+        y, deviation = self._native.decrypt(reply, True, weight_gradient_follows)
+        self.flooding_deviation = max(self.flooding_deviation, deviation)
+        return y
+
+    def open_weight_gradient(self, message: Buffer, gradient: Array) -> bytes:
+        """Decrypt the server's masked dJ/dW for it (*Split Without a Leak*): a release, flooded if the parameters allow releases.
+
+        ``gradient`` is dJ/dy [n, out_features], as it was sent to the server.
+        """
+        g = _matrix(gradient, "gradient", (None, self.out_features)).astype(np.float64, copy=False)
+        if self._ledger is not None and self.parameters.releases:
+            self._ledger.take()
+        return self._native.open_weight_gradient(message, g)
+
+    def destroy(self) -> None:
+        """Zero every key of this client; it cannot be used again. What a client does that was answered with nonsense."""
+        self._native.destroy()
+
+    def clip_counted(self, x: ArrayT) -> ArrayT:
+        """`clip`, with the rows counted in `clipped`; x itself when `encrypt` is to refuse it."""
+        if self.on_overflow == "raise":
+            return x
+        inside, count = self.clip(x)
+        self.clipped += count
+        return inside
+
+    def clip(self, x: ArrayT) -> tuple[ArrayT, int]:
+        """X within the agreed ranges, as `encrypt` clips it, and how many of its rows had to change."""
+        return clip(x, self.parameters)
+
+
+class LinearServer:
+    """Evaluates ``y = x W^T + b`` on ciphertexts. Safe to use from several threads.
+
+    Parameters
+    ----------
+    public_material
+        The bytes of `LinearClient.public_material`.
+    weight, bias
+        Arrays or CPU tensors [out_features, in_features] and [out_features]; bias may be None.
+    max_batch
+        Requests of more samples are refused.
+
+    Raises
+    ------
+    WireError
+        When the bytes are not valid public material.
+    RangeError
+        When the parameters cannot hold these weights within their error bound.
+    """
+
+    def __init__(
+        self, public_material: bytes, weight: Array, bias: Array | None = None, *, max_batch: int = 65536
+    ) -> None:
+        self._native = _core.LinearServer(public_material, max_batch)
+        self.in_features: int = self._native.features
+        self.out_features: int = self._native.outputs
+        self.parameters = Parameters._wrap(self._native.parameters)
+        self.set_weight(weight, bias)
+
+    def set_weight(self, weight: Array, bias: Array | None = None) -> None:
+        """Replace the weights; on an error the old ones stay. Forward passes that have begun finish with the old ones."""
+        w = _matrix(weight, "weight", (self.out_features, self.in_features)).astype(np.float64, copy=False)
+        b = np.zeros(0) if bias is None else _vector(bias, self.out_features)
+        self._native.set_weight(w, b)
+
+    def forward(self, request: Buffer) -> bytes:
+        """The reply to a request of `LinearClient.encrypt`.
+
+        Raises
+        ------
+        WireError
+            Damaged bytes, or a larger batch than ``max_batch``.
+        KeyMismatchError
+            A request made under another key or other parameters.
+        """
+        return self._native.forward(request)
+
+    def forward_training(self, request: Buffer, *, keep: bool) -> tuple[bytes, int, _core.KeptRequest | None]:
+        """`forward`, the number of samples, and with `keep` the request's ciphertexts for `weight_gradient`."""
+        return self._native.forward_training(request, keep)
+
+    def weight_gradient(self, kept: _core.KeptRequest, gradient: Array) -> tuple[bytes, _core.MaskedGradient]:
+        """Enc(dJ/dW) from a request's own ciphertexts and dJ/dy [n, out_features], uniformly masked for the client to open."""
+        g = _matrix(gradient, "gradient", (None, self.out_features)).astype(np.float64, copy=False)
+        return self._native.weight_gradient(kept, g)
+
+    def unmask(self, masked: _core.MaskedGradient, opened: bytes) -> npt.NDArray[np.float64]:
+        """dJ/dW [out_features, in_features] from what the client opened.
+
+        Raises
+        ------
+        WireError, KeyMismatchError
+            Damaged bytes, or those of another request.
+        """
+        return self._native.unmask(masked, opened)
+
+
+class SealedClient:
+    """The client of a layer whose weights the server holds only as ciphertexts. Updates are made one after the other.
+
+    Parameters
+    ----------
+    key
+        The secret key; its parameters must allow ``updates``.
+    in_features, out_features
+        Shape of the layer.
+    weight_norm
+        The largest l2 norm of a row of the weight that fits the scale; larger ones are sealed at a coarser one.
+
+    Raises
+    ------
+    RangeError
+        When the parameters cannot keep their error bound with such weights.
+    """
+
+    def __init__(
+        self, key: SecretKey, in_features: int, out_features: int, *, weight_norm: float = WEIGHT_NORM
+    ) -> None:
+        self.parameters = key.parameters
+        self.in_features, self.out_features = in_features, out_features
+        self.clipped = 0
+        """Samples that were beyond the agreed ranges so far."""
+        self._native = _core.SealedClient(key._native, in_features, out_features, weight_norm)
+
+    @property
+    def error(self) -> float:
+        """The bound on ``decrypted - exact`` for logits, at the present scale and after all allowed updates."""
+        return self._native.error
+
+    def seal(self, weight: Array, bias: Array) -> bytes:
+        """All weights [out_features, in_features] and biases [out_features], encrypted anew: to begin, and to refresh."""
+        return self._native.seal(*self._weights(weight, bias))
+
+    def refresh_due(self, weight: Array, bias: Array) -> bool:
+        """Whether these weights need `seal` before the next `update`: they outgrew the scale, or the noise its bound."""
+        return self._native.refresh_due(*self._weights(weight, bias))
+
+    @property
+    def updates_left(self) -> int:
+        """How many updates the parameters allow before the next `seal`."""
+        return self._native.updates_left
+
+    def clip_counted(self, x: ArrayT) -> ArrayT:
+        """X within the agreed ranges; rows that had to change are counted in `clipped`."""
+        inside, count = clip(x, self.parameters)
+        self.clipped += count
+        return inside
+
+    def encrypt(self, x: Array) -> bytes:
+        """Encrypt activations [n, in_features] within the agreed ranges; RangeError beyond them."""
+        return self._native.encrypt(_float64(_matrix(x, "x", (None, self.in_features))))
+
+    def decrypt(self, reply: Buffer) -> npt.NDArray[np.float64]:
+        """Logits [n, out_features], for local use. WireError, KeyMismatchError or RangeError for anything not genuine."""
+        return self._native.decrypt(reply)
+
+    def update(self, gradient: Array, weight: Array, bias: Array) -> bytes:
+        """Encrypt dJ/dy [n, out_features] and the step from the weights sent last to these."""
+        g = _float64(_matrix(gradient, "gradient", (None, self.out_features)))
+        return self._native.update(g, *self._weights(weight, bias))
+
+    def decrypt_input_gradient(self, reply: Buffer) -> npt.NDArray[np.float64]:
+        """dJ/da [n, in_features] by the weights before the update, for local use."""
+        return self._native.decrypt_input_gradient(reply)
+
+    def destroy(self) -> None:
+        """Zero the key; this client cannot be used again."""
+        self._native.destroy()
+
+    def _weights(self, weight: Array, bias: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        return _float64(_matrix(weight, "weight", (self.out_features, self.in_features))), _vector(
+            bias, self.out_features
+        )
+
+
+class SealedServer:
+    """The server of a layer whose weights it holds only as ciphertexts. Safe to use from several threads.
+
+    Parameters
+    ----------
+    sealed
+        The bytes of `SealedClient.seal`, or of `saved`.
+    max_batch
+        Requests of more samples are refused.
+
+    Raises
+    ------
+    WireError
+        For other bytes.
+    """
+
+    def __init__(self, sealed: bytes, *, max_batch: int = 65536) -> None:
+        self._native = _core.SealedServer(sealed, max_batch)
+        self.in_features: int = self._native.features
+        self.out_features: int = self._native.outputs
+        self.parameters = Parameters._wrap(self._native.parameters)
+
+    def refresh(self, sealed: bytes) -> None:
+        """Replace the weights by newly encrypted ones."""
+        self._native.refresh(sealed)
+
+    def forward(self, request: Buffer) -> bytes:
+        """Encrypted logits for the bytes of `SealedClient.encrypt`."""
+        return self._native.forward(request)
+
+    def update(self, update: Buffer) -> bytes:
+        """Encrypted dJ/da for the bytes of `SealedClient.update`, which is then added to the weights."""
+        return self._native.update(update)
+
+    def saved(self) -> bytes:
+        """Everything that this server holds: ciphertexts."""
+        return self._native.saved()
+
+
+def clip(x: ArrayT, parameters: Parameters) -> tuple[ArrayT, int]:
+    """X within the agreed ranges, and how many of its rows had to change; x itself when none had to, or `encrypt` will refuse it.
+
+    Tensors are clipped by differentiable operations.
+    """
+    bound, norm = parameters.activation_bound, parameters.activation_norm
+    values = _numpy(x)
+    if values.ndim != 2 or values.dtype not in (np.float32, np.float64):
+        return x, 0
+    finite, count = _core.inspect(np.ascontiguousarray(values), bound, norm)
+    if not finite or count == 0:
+        return x, 0
+    if isinstance(x, np.ndarray):
+        inside = np.clip(x, -bound, bound)
+        norms = np.sqrt(np.einsum("ij,ij->i", inside, inside, dtype=np.float64))
+        factor = np.minimum(1.0, norm / np.maximum(norms, 1e-300))
+        return cast(ArrayT, (inside * factor[:, None]).astype(x.dtype)), count
+    tensor = cast("torch.Tensor", x).clamp(-bound, bound)
+    scale = (norm / tensor.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
+    return cast(ArrayT, tensor * scale), count
+
+
+def _float64(values: Float) -> npt.NDArray[np.float64]:
+    return values.astype(np.float64, copy=False)
+
+
+def _numpy(x: Array) -> npt.NDArray[Any]:
+    """A view of an array or of a CPU tensor."""
+    if isinstance(x, np.ndarray):
+        return x
+    detach = getattr(x, "detach", None)
+    if detach is None:
+        raise ParameterError(f"expected a numpy array or a torch tensor, got {type(x).__name__}")
+    if x.device.type != "cpu":
+        raise ParameterError(f"expected a CPU tensor, got one on {x.device}; call .cpu() first")
+    return cast("npt.NDArray[Any]", detach().numpy())
+
+
+def _matrix(x: Array, name: str, shape: tuple[int | None, int]) -> Float:
+    values = _numpy(x)
+    expected = f"[{shape[0] if shape[0] is not None else 'n'}, {shape[1]}]"
+    fits = values.ndim == 2 and values.shape[1] == shape[1] and shape[0] in (None, values.shape[0])
+    if not fits or values.shape[0] < 1:
+        raise ParameterError(f"expected {name} of shape {expected}, got {list(values.shape)}")
+    if values.dtype not in (np.float32, np.float64):
+        raise ParameterError(f"expected {name} of dtype float32 or float64, got {values.dtype}")
+    return np.ascontiguousarray(values)
+
+
+def _vector(bias: Array, size: int) -> npt.NDArray[np.float64]:
+    values = _numpy(bias)
+    if values.shape != (size,) or values.dtype not in (np.float32, np.float64):
+        raise ParameterError(
+            f"expected bias of shape [{size}] and dtype float32 or float64, got {list(values.shape)} {values.dtype}"
+        )
+    return np.ascontiguousarray(values, dtype=np.float64)

@@ -1,0 +1,382 @@
+"""CKKS parameters and the planner that recommends them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from hesplit_native import _core
+from hesplit_native.errors import ParameterError, RangeError
+
+Packing = Literal["blocks", "slots"]
+Security = Literal["standard", "paper"]
+
+# What trained networks on MIT-BIH stay within (docs/precision.md); a sample beyond is clipped and counted.
+ACTIVATION_BOUND = 64.0
+ACTIVATION_NORM = 128.0
+WEIGHT_NORM = 16.0
+ERROR_BOUND = 1e-3
+
+#: The link that layouts are made for unless another one is named, in bits per second.
+GIGABIT = 1e9
+
+# With flooding: the largest standard deviation of a released logit's noise for rows of `weight_norm`, and what is precise
+# enough beside it. Accuracy is measured to stay within 0.3 points (README).
+FLOODING_DEVIATION = 0.5
+FLOODED_ERROR_BOUND = 1.25
+
+# Sealed weights: ten epochs of MIT-BIH in batches of four are 33,120 updates.
+SEALED_ERROR_BOUND = 0.05
+SEALED_UPDATES = 1 << 16
+_LARGEST_MODULUS_2048 = 53
+
+# Error bounds that published sets are tried with: at their own scale, and those that need another.
+_PUBLISHED_BOUNDS = tuple(1e-3 * 2**k for k in range(8))
+_RESCALED_BOUNDS = tuple(0.128 * 2 ** (k / 4) for k in range(25))
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What client and server must agree on.
+
+    Parameters
+    ----------
+    ring_degree
+        N, a power of two from 1024 to 32768.
+    modulus_bits
+        Sizes of the primes of the modulus in bits. With ``packing="slots"`` the last one is the key-switching prime.
+    scale
+        The factor by which activations are multiplied before they are rounded.
+    packing
+        ``"blocks"`` (coefficients, fast) or ``"slots"`` (SIMD slots, what the papers use).
+    security
+        ``"standard"`` refuses what is below 128 bits by the 2024 guidelines; ``"paper"`` runs published sets that are.
+    activation_bound, activation_norm
+        Largest |activation| and largest l2 norm of one sample. Samples beyond are clipped and counted.
+    error_bound
+        Absolute bound on ``decrypted - exact`` for every logit, except with probability 2**-39 each. The server refuses
+        weights with which it could not be kept.
+    batch_size
+        The batch that slot packing is laid out for; other sizes work too. Sealed weights are laid out for it.
+    releases
+        How many decryptions may be released under one key, each flooded with noise (docs/security.md); 0: released
+        decryptions are not flooded.
+    updates
+        How many encrypted updates sealed weights take before they are refreshed; 0: not for sealed weights.
+
+    Raises
+    ------
+    ParameterError
+        When the combination cannot work or is below 128 bits of security.
+    """
+
+    ring_degree: int
+    modulus_bits: Sequence[int]
+    scale: float
+    packing: Packing = "blocks"
+    security: Security = "standard"
+    activation_bound: float = ACTIVATION_BOUND
+    activation_norm: float = ACTIVATION_NORM
+    error_bound: float = ERROR_BOUND
+    batch_size: int = 1
+    releases: int = 0
+    updates: int = 0
+    _native: _core.Parameters = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modulus_bits", tuple(int(bits) for bits in self.modulus_bits))
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        try:
+            native = _core.Parameters(**values)
+        except TypeError as error:
+            raise ParameterError(f"parameters of the wrong type: {values}") from error
+        object.__setattr__(self, "_native", native)
+
+    @classmethod
+    def recommend(
+        cls,
+        *,
+        in_features: int,
+        out_features: int,
+        batch_size: int,
+        packing: Packing = "blocks",
+        activation_bound: float = ACTIVATION_BOUND,
+        activation_norm: float | None = None,
+        weight_norm: float = WEIGHT_NORM,
+        error_bound: float | None = None,
+        releases: int = 0,
+        link: float | None = None,
+    ) -> Parameters:
+        """The 128-bit set that moves the fewest bytes per batch and keeps the error bound.
+
+        With ``link``, bits per second, the one that takes the least time by the cost model (packing ``"blocks"``).
+
+        ``weight_norm`` is the largest l2 norm of a row of the weight that must fit; ``activation_norm`` defaults to
+        that of activations with a root mean square of ``activation_bound / 8``. With ``releases`` the noise that floods
+        a logit stays below a standard deviation of `FLOODING_DEVIATION`, and the error bound defaults to
+        `FLOODED_ERROR_BOUND` instead of `ERROR_BOUND`: what is finer drowns.
+
+        Raises
+        ------
+        ParameterError
+            When no supported ring holds these ranges and precision.
+        """
+        if activation_norm is None:
+            activation_norm = max(activation_bound, activation_bound / 8 * math.sqrt(max(in_features, 1)))
+        if error_bound is None:
+            error_bound = FLOODED_ERROR_BOUND if releases else ERROR_BOUND
+        best: Parameters | None = None
+        best_cost = (math.inf, math.inf)
+        for candidate, step in feasible(
+            in_features, out_features, batch_size, packing=packing, activation_bound=activation_bound,
+            activation_norm=activation_norm, weight_norm=weight_norm, error_bound=error_bound, releases=releases,
+            link=link or GIGABIT,
+        ):  # fmt: skip
+            bytes_moved = step["request_bytes"] + step["reply_bytes"]
+            seconds = sum(step.get(f"{part}_seconds", 0.0) for part in ("client", "server", "link"))
+            cost = (seconds if link and packing == "blocks" else bytes_moved, step["error"])
+            if cost < best_cost:
+                best, best_cost = candidate, cost
+        if best is None:
+            raise ParameterError(
+                f"no 128-bit parameter set keeps an error bound of {error_bound:g} for {in_features} -> {out_features} with "
+                f"|activations| <= {activation_bound:g} (l2 norm {activation_norm:g}) and weight rows of l2 norm "
+                f"{weight_norm:g}; raise error_bound or lower the ranges"
+            )
+        return best
+
+    @classmethod
+    def published(
+        cls,
+        name: str,
+        *,
+        in_features: int,
+        out_features: int,
+        batch_size: int,
+        activation_bound: float = ACTIVATION_BOUND,
+        activation_norm: float | None = None,
+        weight_norm: float = WEIGHT_NORM,
+    ) -> Parameters:
+        """A published set (`hesplit_native.published.PARAMETER_SETS`) with the smallest error bound that it keeps for these ranges.
+
+        The published scale is that of the activations; weights are encoded at whatever scale fills the modulus, instead of
+        the published one, so that no logit within the ranges wraps around and scales stay exact. A set that cannot hold the
+        ranges so to better than 0.128 gets another scale for the activations too, the one with the least error.
+
+        Raises
+        ------
+        ParameterError
+            For another name, or when the set cannot hold these ranges at any useful precision; with the range that it can.
+        """
+        from hesplit_native.layer.published import PARAMETER_SETS
+
+        if name not in PARAMETER_SETS:
+            raise ParameterError(f"unknown parameter set {name!r}; there are {', '.join(PARAMETER_SETS)}")
+        chosen = PARAMETER_SETS[name]
+        if activation_norm is None:
+            activation_norm = max(activation_bound, activation_bound / 8 * math.sqrt(max(in_features, 1)))
+        shape = (in_features, out_features, batch_size)
+        for published_scale in (True, False):
+            for error_bound in _PUBLISHED_BOUNDS if published_scale else _RESCALED_BOUNDS:
+                candidate = cls(
+                    ring_degree=chosen.ring_degree,
+                    modulus_bits=chosen.modulus_bits,
+                    scale=chosen.scale,
+                    packing="slots",
+                    security=chosen.security,
+                    activation_bound=activation_bound,
+                    activation_norm=activation_norm,
+                    error_bound=error_bound,
+                    batch_size=batch_size,
+                )
+                if not published_scale:
+                    scale = candidate._native.best_scale(*shape, weight_norm, byte_nanoseconds(GIGABIT))
+                    if scale == 0:
+                        continue
+                    candidate = replace(candidate, scale=scale)
+                try:
+                    candidate.estimate(*shape, weight_norm=weight_norm)
+                except RangeError:
+                    continue
+                return candidate
+        raise ParameterError(
+            f"the set {name} cannot hold logits up to {activation_norm * weight_norm:g} to better than +-8: its modulus has "
+            f"{sum(chosen.modulus_bits[:-1])} bits for activations, weights and range together. Lower activation_norm or weight_norm"
+        )
+
+    @classmethod
+    def recommend_sealed(
+        cls,
+        *,
+        in_features: int,
+        out_features: int,
+        batch_size: int,
+        activation_bound: float = ACTIVATION_BOUND,
+        activation_norm: float | None = None,
+        weight_norm: float = WEIGHT_NORM,
+        error_bound: float = SEALED_ERROR_BOUND,
+        updates: int = SEALED_UPDATES,
+    ) -> Parameters:
+        """The 128-bit set for sealed weights that moves the fewest bytes per training step.
+
+        ``error_bound`` holds for logits after as many ``updates`` as are made between two refreshes of the weights.
+
+        Raises
+        ------
+        ParameterError
+            When no supported ring holds these ranges and precision.
+        """
+        if activation_norm is None:
+            activation_norm = max(activation_bound, activation_bound / 8 * math.sqrt(max(in_features, 1)))
+        best: Parameters | None = None
+        best_cost = (math.inf, math.inf)
+        for ring_degree, modulus_bits in _candidates("blocks"):
+            for scale_bits in range(12, 40):
+                candidate = cls(
+                    ring_degree=ring_degree,
+                    modulus_bits=modulus_bits,
+                    scale=2.0**scale_bits,
+                    activation_bound=activation_bound,
+                    activation_norm=activation_norm,
+                    error_bound=error_bound,
+                    batch_size=batch_size,
+                    updates=updates,
+                )
+                step = candidate._native.estimate_sealed(in_features, out_features, weight_norm)
+                if step is None:
+                    continue
+                cost = (step["request_bytes"] + step["update_bytes"] + step["reply_bytes"], step["error"])
+                if cost < best_cost:
+                    best, best_cost = candidate, cost
+            if best is not None and ring_degree < 4096 and sum(modulus_bits) == _LARGEST_MODULUS_2048:
+                break  # a larger ring only adds bytes
+        if best is None:
+            raise ParameterError(
+                f"no 128-bit parameter set keeps sealed logits of {in_features} -> {out_features} to {error_bound:g} "
+                f"over {updates} updates; raise error_bound, or lower updates or the ranges"
+            )
+        return best
+
+    def estimate(
+        self,
+        in_features: int,
+        out_features: int,
+        batch_size: int,
+        *,
+        weight_norm: float = WEIGHT_NORM,
+        link: float = GIGABIT,
+    ) -> dict[str, Any]:
+        """Error, reply bits, layout and bytes of one batch for weight rows of that l2 norm.
+
+        In blocks also the seconds of one core at client and server, and on a link of so many bits per second, by a model whose
+        constants were measured on AVX-512 IFMA (docs/benchmarks.md).
+
+        Raises
+        ------
+        RangeError
+            When such weights cannot be served within the error bound.
+        """
+        return self._native.estimate(in_features, out_features, batch_size, weight_norm, byte_nanoseconds(link))
+
+    @property
+    def hash(self) -> str:
+        """What travels with every message, as 32 hexadecimal digits."""
+        return self._native.hash.hex()
+
+    @property
+    def total_bits(self) -> int:
+        """log2 of the whole modulus, key-switching prime included, as the security check counts it."""
+        return sum(self.modulus_bits)
+
+    @property
+    def max_bits(self) -> int:
+        """The largest `total_bits` with 128-bit security at this ring degree (2024 guidelines, ternary secret)."""
+        return _core.max_modulus_bits(self.ring_degree)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return values | {"modulus_bits": list(self.modulus_bits), "hash": self.hash}
+
+    def to_bytes(self) -> bytes:
+        """The canonical bytes, of which `hash` is the hash."""
+        return self._native.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Parameters:
+        """The inverse of `to_bytes`. Raises WireError on anything else."""
+        return cls._wrap(_core.Parameters.from_bytes(data))
+
+    @classmethod
+    def _wrap(cls, native: _core.Parameters) -> Parameters:
+        return cls(**{f.name: getattr(native, f.name) for f in fields(cls) if f.init})
+
+
+def byte_nanoseconds(link: float) -> float:
+    """What a byte takes on a link of so many bits per second."""
+    if not 1e3 <= link <= 1e15:
+        raise ParameterError(f"a link has between 1e3 and 1e15 bits per second, got {link}")
+    return 8e9 / link
+
+
+def feasible(
+    in_features: int,
+    out_features: int,
+    batch_size: int,
+    *,
+    packing: Packing,
+    activation_bound: float,
+    activation_norm: float,
+    weight_norm: float,
+    error_bound: float,
+    releases: int,
+    link: float,
+) -> Iterator[tuple[Parameters, dict[str, Any]]]:
+    """Every set worth trying that keeps the error bound, at its best scale, with `Parameters.estimate` of it."""
+    shape = (in_features, out_features, batch_size)
+    for ring_degree, modulus_bits in _candidates(packing):
+        candidate = Parameters(
+            ring_degree=ring_degree,
+            modulus_bits=modulus_bits,
+            scale=2.0**20,
+            packing=packing,
+            activation_bound=activation_bound,
+            activation_norm=activation_norm,
+            error_bound=error_bound,
+            batch_size=batch_size,
+            releases=releases,
+        )
+        scale = candidate._native.best_scale(*shape, weight_norm, byte_nanoseconds(link))
+        if scale == 0:
+            continue
+        candidate = replace(candidate, scale=scale)
+        step = candidate.estimate(*shape, weight_norm=weight_norm, link=link)
+        if step["flooding_deviation"] <= FLOODING_DEVIATION:
+            yield candidate, step
+
+
+def _candidates(packing: Packing) -> list[tuple[int, list[int]]]:
+    """Ring degrees and primes that are worth trying; with slots the last prime is for key switching.
+
+    Vector kernels take primes below 2**50, so larger moduli are products of two.
+    """
+    if packing == "blocks":
+        return [
+            *((2048, [bits]) for bits in range(40, 51)),
+            *((2048, [bits // 2, bits - bits // 2]) for bits in range(51, _LARGEST_MODULUS_2048 + 1)),
+            *((4096, [bits, bits]) for bits in range(30, 51)),
+            (4096, [51, 51]),
+            (4096, [53, 53]),
+            *((8192, [bits, bits, bits]) for bits in (50, 60)),
+        ]
+    return [
+        (4096, [33, 33, 40]),
+        (4096, [35, 35, 36]),
+        (4096, [37, 37, 32]),
+        (8192, [40, 40, 50]),
+        (8192, [50, 50, 55]),
+        (8192, [50, 50, 50, 60]),
+        (16384, [50, 50, 50, 60]),
+    ]

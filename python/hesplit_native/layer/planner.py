@@ -1,0 +1,120 @@
+"""Which parameters and layout take the least time for a layer, a batch and a link, by a measured cost model."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from hesplit_native.errors import ParameterError
+from hesplit_native.layer.parameters import (
+    ACTIVATION_BOUND,
+    ERROR_BOUND,
+    FLOODED_ERROR_BOUND,
+    GIGABIT,
+    WEIGHT_NORM,
+    Parameters,
+    feasible,
+)
+
+#: Releases under one key that each way of flooding is planned for.
+RELEASES = {"off": 0, "step": 1, "run": 1 << 20}
+_THREAD_SECONDS = 15e-6  # what it takes to hand a loop to other threads and to collect it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run a layer: seconds of one training step, predicted, for one core at each side and the link between them."""
+
+    parameters: Parameters
+    inputs: int
+    products: int
+    width: int
+    reply_bits: int
+    error: float
+    flooding_deviation: float
+    request_bytes: int
+    reply_bytes: int
+    client_seconds: float
+    server_seconds: float
+    link_seconds: float
+    threads: int
+
+    @property
+    def seconds(self) -> float:
+        """Of a whole step, with `threads` at each side."""
+        return _with_threads(self.client_seconds + self.server_seconds, self.tasks, self.threads) + self.link_seconds
+
+    @property
+    def tasks(self) -> int:
+        """Ciphertexts or products that threads can share."""
+        return max(self.inputs, self.products)
+
+
+def plans(
+    in_features: int,
+    out_features: int,
+    batch_size: int,
+    *,
+    link: float = GIGABIT,
+    flooding: Literal["off", "step", "run"] = "off",
+    error_bound: float | None = None,
+    activation_bound: float = ACTIVATION_BOUND,
+    weight_norm: float = WEIGHT_NORM,
+    cpus: int | None = None,
+) -> list[Plan]:
+    """The best plan on coefficient blocks for every ring degree that can hold the layer, fastest first.
+
+    Parameters
+    ----------
+    link
+        Bits per second.
+    flooding
+        Whether decryptions are released, flooded with noise: under a fresh key per step or one key per run.
+    error_bound, activation_bound, weight_norm
+        As in `Parameters.recommend`.
+    cpus
+        How many threads a side may use; None: as many as this machine has CPUs.
+
+    Raises
+    ------
+    ParameterError
+        When no 128-bit set holds the layer at this precision.
+    """
+    releases = RELEASES[flooding]
+    if error_bound is None:
+        error_bound = FLOODED_ERROR_BOUND if releases else ERROR_BOUND
+    best: dict[int, Plan] = {}
+    for parameters, step in feasible(
+        in_features,
+        out_features,
+        batch_size,
+        packing="blocks",
+        activation_bound=activation_bound,
+        activation_norm=max(activation_bound, activation_bound / 8 * math.sqrt(in_features)),
+        weight_norm=weight_norm,
+        error_bound=error_bound,
+        releases=releases,
+        link=link,
+    ):
+        layout = step.pop("layout")
+        tasks = max(layout["inputs"], layout["products"])
+        compute = step["client_seconds"] + step["server_seconds"]
+        threads = min(
+            range(1, (cpus or os.cpu_count() or 1) + 1), key=lambda count: _with_threads(compute, tasks, count)
+        )
+        found = Plan(parameters, layout["inputs"], layout["products"], layout["width"], **step, threads=threads)
+        other = best.get(parameters.ring_degree)
+        if other is None or (found.seconds, found.error) < (other.seconds, other.error):
+            best[parameters.ring_degree] = found
+    if not best:
+        raise ParameterError(
+            f"no 128-bit parameter set keeps an error bound of {error_bound:g} for {in_features} -> {out_features}; raise "
+            "error_bound, or lower activation_bound or weight_norm"
+        )
+    return sorted(best.values(), key=lambda plan: plan.seconds)
+
+
+def _with_threads(seconds: float, tasks: int, threads: int) -> float:
+    return seconds if threads == 1 else seconds / min(threads, tasks) + _THREAD_SECONDS

@@ -1,0 +1,7 @@
+"""PyTorch modules: an encrypted linear layer that is used like `torch.nn.Linear`."""
+
+from __future__ import annotations
+
+from hesplit_native.nn.encrypted_linear import EncryptedLinear, RemoteLayer, remote_linear
+
+__all__ = ["EncryptedLinear", "RemoteLayer", "remote_linear"]

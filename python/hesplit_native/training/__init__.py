@@ -1,0 +1,1 @@
+"""Training runs: configuration, the client, the loop, checkpoints, defences and reports."""

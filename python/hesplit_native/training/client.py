@@ -1,0 +1,312 @@
+"""The client of a training run: its part of the network, its keys, and one step at a time under any protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hesplit_native.training.config import RunConfig
+from hesplit_native.errors import DataError
+from hesplit_native.layer.keys import ReleaseLedger, SecretKey
+from hesplit_native.layer.linear import LinearClient
+from hesplit_native.layer.linear import SealedClient as SealedLinear
+from hesplit_native.training.models import Architecture
+from hesplit_native.nn import RemoteLayer, remote_linear
+from hesplit_native.layer.parameters import SEALED_ERROR_BOUND, Parameters
+from hesplit_native.training.defences import Defender, check_batch
+from hesplit_native.protocols.hesplit import RELEASES_PER_STEP, HESplitClient
+from hesplit_native.protocols.layer import TrainedLayer, load_optimizer, optimizer_tensors
+from hesplit_native.protocols.local import LocalLayer
+from hesplit_native.protocols.phases import Phases
+from hesplit_native.protocols.plain import PlainClient
+from hesplit_native.protocols.sealed import SealedClient
+from hesplit_native.protocols.session import Reconnection, Session
+from hesplit_native.protocols.splitways import SplitWaysClient
+from hesplit_native.protocols.terms import ENCRYPTED, Terms, make_optimizer
+from hesplit_native.protocols.vanilla import VanillaClient
+from hesplit_native.transport.channel import Channel
+
+#: Releases under one key that last for a whole run are planned for (docs/security.md).
+RUN_RELEASES = 1 << 20
+
+
+def weight_seed(seed: int) -> int:
+    """The seed that the server is told: unrelated to the streams of the client's convolutions and of the order of the data."""
+    return int.from_bytes(hashlib.sha256(f"server's layer {seed}".encode()).digest()[:4], "little")
+
+
+def choose_parameters(config: RunConfig, architecture: Architecture) -> Parameters | None:
+    """The CKKS parameters of a run; None without encryption."""
+    if config.protocol not in ENCRYPTED:
+        return None
+    shape: dict[str, Any] = {
+        "in_features": architecture.activations,
+        "out_features": architecture.outputs,
+        "batch_size": config.batch_size,
+    }
+    ranges: dict[str, Any] = {**config.ranges(architecture.activations)}
+    if config.parameter_set is not None:
+        return Parameters.published(config.parameter_set, **shape, **ranges)
+    if config.protocol == "sealed":
+        bound = SEALED_ERROR_BOUND * max(1.0, math.sqrt(architecture.activations * config.batch_size / 1024))
+        return Parameters.recommend_sealed(**shape, **ranges, error_bound=bound)
+    releases = 0
+    if config.flooding != "off":
+        per_step = RELEASES_PER_STEP if config.protocol == "hesplit" else 1
+        releases = per_step * (RUN_RELEASES if config.flooding == "run" else 1)
+    return Parameters.recommend(**shape, **ranges, packing=config.packing, releases=releases)
+
+
+class Client:
+    """One participant: convolutions and their optimiser, a session with the server, and keys.
+
+    Parameters
+    ----------
+    batches
+        Batches of an epoch, agreed on with the server.
+    connect
+        Opens a connection to the server; None for `local`.
+    group, members
+        As in `Terms`.
+    key
+        Under which `sealed` encrypts; None: a new one. A consortium shares one.
+    ledgers
+        Directory where the releases under each key are counted (``flooding="run"``); None: in memory only, for keys that live
+        no longer than this process.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        architecture: Architecture,
+        *,
+        batches: int,
+        connect: Callable[[], Channel] | None,
+        group: str = "",
+        members: int = 0,
+        key: SecretKey | None = None,
+        ledgers: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.architecture = architecture
+        together = config.batch_size * config.accumulate
+        check_batch(config.protocol, together, architecture.outputs, accept_leak=config.accept_leak)
+        self.phases = Phases()
+        self.defender = Defender(config.defences, architecture.activations) if config.defences.any else None
+        self.model = architecture.body(config.seed)
+        self.head = architecture.head(weight_seed(config.seed) + 1)
+        trained = [*self.model.parameters(), *(() if config.protocol == "vanilla" else self.head.parameters())]
+        self.optimizer = make_optimizer("adam", trained, config.learning_rate)
+        self.criterion = nn.CrossEntropyLoss()
+        self.parameters = choose_parameters(config, architecture)
+        self.linear: LinearClient | SealedLinear | None = None
+        self.session: Session | None = None
+        self._connect = connect
+        self._key = key
+        self._ledgers = ledgers
+        sealed = config.protocol == "sealed"
+        self.terms = Terms(
+            protocol=config.protocol,
+            in_features=architecture.activations,
+            out_features=architecture.outputs,
+            batch_size=config.batch_size,
+            batches=batches,
+            epochs=config.epochs,
+            learning_rate=0.0 if sealed else config.learning_rate,
+            server_optimizer="client" if sealed else config.optimizer,
+            weight_seed=0 if sealed else weight_seed(config.seed),
+            parameter_hash=self.parameters.hash if self.parameters else "",
+            hidden=architecture.hidden,
+            classes=architecture.classes,
+            double_softmax=config.recipe == "paper",
+            group=group,
+            members=members,
+        )
+        # What `local` trains here, and what `sealed` keeps in the clear.
+        self.own_layer: TrainedLayer | None = None
+        if config.protocol in ("local", "sealed"):
+            self.own_layer = TrainedLayer(
+                Terms(
+                    **{
+                        **vars(self.terms),
+                        "learning_rate": config.learning_rate,
+                        "server_optimizer": config.optimizer,
+                        "weight_seed": weight_seed(config.seed),
+                    }
+                )
+            )
+        self.layer: RemoteLayer | VanillaClient | None = None
+
+    # Sessions
+
+    def begin(self, *, resume: tuple[str, int] | None = None, reconnect: bool = False) -> None:
+        """Shake hands with the server, under new keys; after `resume` from a checkpoint that was loaded into this client."""
+        if self.config.protocol == "local":
+            assert self.own_layer is not None
+            local = LocalLayer(self.terms, self.phases)
+            local.layer = self.own_layer
+            self.layer = local
+            return
+        assert self._connect is not None
+        material = self._new_keys()
+        if self.session is not None:
+            assert resume is not None
+            self.session.restore(material, resume[1])
+        else:
+            channel = self._connect()
+            reconnection = Reconnection(self._connect) if reconnect else None
+            self.session = Session(channel, self.terms, material, self.phases, resume=resume, reconnection=reconnection)
+        self.layer = self._protocol(self.session)
+
+    def _new_keys(self) -> bytes:
+        """Keys for a session, and what the server needs of them."""
+        if self.parameters is None:
+            return b""
+        width, outputs = self.architecture.activations, self.architecture.outputs
+        clipped = self.linear.clipped if self.linear else 0
+        if self.config.protocol == "sealed":
+            assert self.own_layer is not None
+            key = self._key or SecretKey.generate(self.parameters)
+            sealed = SealedLinear(key, width, outputs, weight_norm=self.config.ranges(width).get("weight_norm", 16.0))
+            self.linear = sealed
+            material = sealed.seal(self.own_layer.linear.weight, self.own_layer.linear.bias)
+        else:
+            key = SecretKey.generate(self.parameters)
+            self.linear = LinearClient(
+                key,
+                width,
+                outputs,
+                on_overflow=self.config.on_overflow,
+                fresh_keys=self.config.flooding == "step",
+                weight_gradients=self.config.protocol == "hesplit",
+                ledger=self._ledger(key),
+            )
+            material = self.linear.public_material()
+        self.linear.clipped = clipped
+        return material
+
+    def _ledger(self, key: SecretKey) -> ReleaseLedger | None:
+        if self._ledgers is None or self.config.flooding != "run":
+            return None
+        return ReleaseLedger(self._ledgers / f"releases-{key.id}.json", key)
+
+    def _protocol(self, session: Session) -> RemoteLayer | VanillaClient:
+        protocol = self.config.protocol
+        if protocol == "vanilla":
+            return VanillaClient(session, self.architecture.classes)
+        if protocol == "plain":
+            return PlainClient(session)
+        if isinstance(self.linear, SealedLinear):
+            assert self.own_layer is not None
+            return SealedClient(session, self.linear, self.own_layer)
+        assert isinstance(self.linear, LinearClient)
+        if protocol == "hesplit":
+            return HESplitClient(session, self.linear)
+        return SplitWaysClient(session, self.linear, accumulate=self.config.accumulate)
+
+    def end(self) -> dict[str, float]:
+        """End the session; the server's seconds by phase."""
+        if self.session is None:
+            return {}
+        seconds = self.session.end()
+        self.phases.enter(None)
+        return seconds
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self.session is not None:
+            self.session.channel.close()
+
+    # Steps
+
+    def learn(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One training step: mean loss and number of correct predictions."""
+        phases = self.phases
+        phases.enter("convolutions")
+        convolved = activations = self.model(x)
+        if self.defender is not None:
+            activations = self.defender.activations(convolved)
+        if isinstance(self.layer, VanillaClient):
+            phases.enter("activations and loss")
+            loss_value, right, gradient = self.layer.learn(activations, labels)
+            phases.enter("backward")
+            self.optimizer.zero_grad()
+            if self.defender is not None and self.config.defences.decorrelation:
+                self.defender.penalty(x, convolved).backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            activations.backward(gradient)
+            loss, correct = torch.tensor(loss_value), torch.tensor(right)
+        else:
+            assert self.layer is not None
+            phases.enter("activations and loss")
+            outputs = remote_linear(activations, self.layer)
+            if self.defender is not None:
+                outputs.register_hook(self.defender.gradient)  # type: ignore[no-untyped-call]
+            logits = self.head(outputs)
+            # The papers' code applies softmax twice: once here, once inside the criterion.
+            loss = self.criterion(logits.softmax(1) if self.config.recipe == "paper" else logits, labels)
+            correct = (logits.detach().argmax(1) == labels).sum()
+            phases.enter("backward")
+            self.optimizer.zero_grad()
+            if self.defender is not None and self.config.defences.decorrelation:
+                (loss + self.defender.penalty(x, convolved)).backward()
+            else:
+                loss.backward()
+        phases.enter("optimizer")
+        self.optimizer.step()
+        phases.enter("accounting")
+        return loss.detach(), correct
+
+    @torch.no_grad()
+    def correct(self, x: Tensor, labels: Tensor) -> int:
+        """How many of these are predicted correctly, through the protocol."""
+        activations = self.model(x)
+        if self.defender is not None:
+            activations = self.defender.activations(activations)
+        if isinstance(self.layer, VanillaClient):
+            logits = self.layer.evaluate(activations)
+        else:
+            assert self.layer is not None
+            logits = self.head(remote_linear(activations, self.layer))
+        return int((logits.argmax(1) == labels).sum())
+
+    # State
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that this client has learnt. No keys and no randomness of encryption: those are fresh in every process."""
+        tensors = {f"body.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"head.{name}": value for name, value in self.head.state_dict().items()}
+        tensors |= optimizer_tensors(self.optimizer)
+        if self.own_layer is not None:
+            tensors |= {f"layer.{name}": value for name, value in self.own_layer.tensors().items()}
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+        try:
+            self.model.load_state_dict(part("body."))
+            self.head.load_state_dict(part("head."))
+            load_optimizer(self.optimizer, tensors)
+            if self.own_layer is not None:
+                self.own_layer.load(part("layer."))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise DataError(f"the checkpoint belongs to another network: {error}") from error
+
+    def epsilon(self, epochs: int) -> float | None:
+        """What a sample's noised releases add up to after so many epochs; None without noise."""
+        private = self.defender is not None and self.config.defences.private
+        return self.defender.epsilon(epochs) if private and self.defender is not None else None
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Bytes up and down so far."""
+        return (self.session.bytes_up, self.session.bytes_down) if self.session is not None else (0, 0)

@@ -1,0 +1,99 @@
+"""The model file: safetensors with readable metadata. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hesplit_native.errors import DataError
+from hesplit_native.training.models import Architecture
+
+FORMAT = "hesplit_native-2"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network: the client's convolutions and head, and the server's layer where this process held it."""
+
+    architecture: Architecture
+    body: nn.Sequential
+    linear: nn.Linear | None
+    head: nn.Sequential
+    classes: tuple[str, ...]
+    metadata: dict[str, Any]
+
+
+def save_model(
+    path: Path,
+    architecture: Architecture,
+    client_state: dict[str, Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    classes: tuple[str, ...],
+    metadata: dict[str, Any],
+) -> None:
+    """Write a model atomically. `client_state` is `training.client_state`."""
+    from safetensors.torch import save_file
+
+    tensors = {name: value.contiguous() for name, value in client_state.items()}
+    if weight is not None and bias is not None:
+        tensors |= {"linear.weight": weight.contiguous(), "linear.bias": bias.contiguous()}
+    text = {
+        "format": FORMAT,
+        "architecture": json.dumps(asdict(architecture)),
+        "classes": json.dumps(list(classes)),
+        "run": json.dumps(metadata),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(tensors, temporary, metadata=text)
+    os.replace(temporary, path)
+
+
+def load_model(path: Path) -> Model:
+    """Read what `save_model` wrote; DataError for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; train first, or name the model.safetensors of a run with --model")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is not a safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise DataError(
+            f"{path} is not a model of this package (format {metadata.get('format')!r}, expected {FORMAT!r})"
+        )
+    try:
+        classes = tuple(json.loads(metadata["classes"]))
+        run = json.loads(metadata["run"])
+        architecture = Architecture(**json.loads(metadata["architecture"]))
+        body, head = architecture.body(0), architecture.head(0)
+        for module, prefix in ((body, "body."), (head, "head.")):
+            module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        linear = None
+        if "linear.weight" in tensors:
+            linear = nn.Linear(architecture.activations, architecture.outputs)
+            linear.load_state_dict({"weight": tensors["linear.weight"], "bias": tensors["linear.bias"]})
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{path} is damaged or of another version: {error}") from error
+    return Model(architecture, body, linear, head, classes, run)
+
+
+@torch.no_grad()
+def activations(model: Model, x: Tensor) -> Tensor:
+    """Activations float32 [n, activations] of signals [n, channels, samples]."""
+    if x.shape[1:] != (model.architecture.in_channels, model.architecture.samples):
+        raise DataError(
+            f"the model takes signals of [{model.architecture.in_channels}, {model.architecture.samples}], "
+            f"these are {list(x.shape[1:])}"
+        )
+    result: Tensor = model.body(x)
+    return result

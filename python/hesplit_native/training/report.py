@@ -1,0 +1,207 @@
+"""What a run leaves behind: metrics.json, curves.png and a table for the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hesplit_native import _core
+from hesplit_native.layer.published import Published, comparable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hesplit_native.data.dataset import Dataset
+    from hesplit_native.training.run import RunResult
+
+
+def metrics(result: RunResult, dataset: Dataset) -> dict[str, Any]:
+    """Everything measured, as plain values. Accuracies are fractions, times seconds, sizes bytes."""
+    last = [record.test_accuracy for record in result.history[-3:]]
+    batches = max(result.batches, 1)
+    return {
+        "protocol": result.protocol,
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "train_rows": len(dataset.train_y),
+        "test_rows": len(dataset.test_y),
+        "config": asdict(result.config),
+        "server_optimizer": result.config.optimizer,
+        "test_accuracy": result.test_accuracy,
+        "test_accuracy_last_three": sum(last) / len(last) if last else None,
+        "history": [asdict(record) for record in result.history],
+        "epochs": result.epochs,
+        "batches": result.batches,
+        "train_seconds": result.train_seconds,
+        "seconds_by_phase": result.seconds_by_phase,
+        "server_seconds_by_phase": result.server_seconds_by_phase,
+        "bytes_up": result.bytes_up,
+        "bytes_down": result.bytes_down,
+        "bytes_per_batch": (result.bytes_up + result.bytes_down) / batches,
+        "setup_bytes_up": result.setup_bytes_up,
+        "setup_bytes_down": result.setup_bytes_down,
+        "evaluation_bytes_up": result.evaluation_bytes_up,
+        "evaluation_bytes_down": result.evaluation_bytes_down,
+        "parameters": result.parameters,
+        "flooding": result.flooding,
+        "clipped": result.clipped,
+        "flooding_deviation": result.flooding_deviation,
+        "participants": result.participants,
+        "epsilon": result.epsilon,
+        "notes": list(result.notes),
+        "interrupted": result.interrupted,
+        **environment(),
+        "command": " ".join(["hesplit-native", *sys.argv[1:]]),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine."""
+    import torch
+
+    return {
+        "versions": {
+            "hesplit_native": _core.__version__,
+            "SEAL": _core.SEAL_VERSION,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "cpu_features": _core.cpu_features(),
+            "torch_threads": torch.get_num_threads(),
+            "threads": _core.num_threads(),
+        },
+    }
+
+
+def write_metrics(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def write_curves(path: Path, values: dict[str, Any]) -> None:
+    """Loss and accuracy per epoch as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    history = values["history"]
+    epochs = [record["epoch"] for record in history]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    left.plot(epochs, [r["train_loss"] for r in history], marker="o", color="#b3503c")
+    left.set(xlabel="epoch", ylabel="mean training loss", title="Loss")
+    left.set_ylim(bottom=0)
+    right.plot(epochs, [100 * r["train_accuracy"] for r in history], marker="o", color="#8a8a8a", label="training")
+    right.plot(epochs, [100 * r["test_accuracy"] for r in history], marker="o", color="#2f6690", label="test")
+    right.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    config = values["config"]
+    packing = f", {values['parameters']['packing']}" if values["parameters"] else ""
+    figure.suptitle(f"{data_name(values)}, {values['protocol']}{packing}, batch size {config['batch_size']}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, format="png", dpi=130)
+    plt.close(figure)
+    os.replace(temporary, path)
+
+
+def data_name(values: dict[str, Any]) -> str:
+    """The data set, with its split where there are several."""
+    dataset, split = values["dataset"], values["split"]
+    return str(dataset) if split == dataset else f"{dataset} ({split} split)"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def summary_table(values: dict[str, Any]) -> Table:
+    """Accuracy, time, bytes and where they went."""
+    from rich.table import Table
+
+    table = Table(title=f"{values['protocol']} on {data_name(values)}", title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("in all", justify="right")
+    table.add_column("per epoch", justify="right")
+    table.add_column("per batch", justify="right")
+    epochs = values["batches"] / max(_batches_per_epoch(values), 1)
+    batches = max(values["batches"], 1)
+    accuracy, last = values["test_accuracy"], values["test_accuracy_last_three"]
+    table.add_row("test accuracy", f"{100 * accuracy:.2f} %" if accuracy is not None else "-", "", "")
+    if values["epochs"] >= 3:
+        table.add_row("  mean of the last three epochs", f"{100 * last:.2f} %", "", "")
+
+    def row(name: str, seconds: float) -> None:
+        table.add_row(
+            name, f"{seconds:.2f} s", f"{seconds / max(epochs, 1e-9):.2f} s", f"{1e3 * seconds / batches:.3f} ms"
+        )
+
+    row("training time", values["train_seconds"])
+    for name, seconds in sorted(values["seconds_by_phase"].items(), key=lambda item: -item[1]):
+        row(f"  {name}", seconds)
+    for name, seconds in values["server_seconds_by_phase"].items():
+        if name != "evaluation":
+            row(f"    server: {name}", seconds)
+    for name, key in (("bytes up", "bytes_up"), ("bytes down", "bytes_down")):
+        table.add_row(name, size(values[key]), size(values[key] / max(epochs, 1e-9)), size(values[key] / batches))
+    table.add_row("  setup, once (up)", size(values["setup_bytes_up"]), "", "")
+    parameters = values["parameters"]
+    if parameters:
+        bits = "+".join(str(b) for b in parameters["modulus_bits"])
+        table.add_row("parameters", f"{parameters['packing']}, N={parameters['ring_degree']}", "", "")
+        table.add_row("  modulus", f"{bits} bits", "", "")
+        table.add_row("  security", "128 bits" if parameters["security"] == "standard" else "below 128 bits", "", "")
+        table.add_row("  error bound", f"{parameters['error_bound']:g}", "", "")
+        if values["flooding_deviation"]:
+            table.add_row("  flooding of logits", f"deviation up to {values['flooding_deviation']:.2g}", "", "")
+        table.add_row("samples clipped", str(values["clipped"]), "", "")
+    return table
+
+
+def _batches_per_epoch(values: dict[str, Any]) -> float:
+    whole = -(-values["train_rows"] // values["config"]["batch_size"])
+    limit = values["config"]["limit_batches"]
+    return float(min(whole, limit or whole))
+
+
+def published_table(values: dict[str, Any]) -> Table | None:
+    """Ours beside what the papers published for this protocol; None when there is nothing to lay beside."""
+    from rich.table import Table
+
+    rows: list[Published] = comparable(values["protocol"])
+    if not rows or not values["history"]:
+        return None
+    same = (values["dataset"], values["split"], values["config"]["batch_size"]) == ("mitbih", "paper", 4)
+    title = "Beside Split Ways, table 1" + (
+        "" if same else "\n(MIT-BIH, paper split, batch size 4: another task than this run)"
+    )
+    table = Table(title=title, title_justify="left")
+    for name in ("", "seconds per epoch", "test accuracy", "sent per epoch"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
+    epochs = max(values["batches"] / _batches_per_epoch(values), 1e-9)
+    bytes_per_epoch = (values["bytes_up"] + values["bytes_down"]) / epochs
+    seconds = values["train_seconds"] / epochs
+    table.add_row(
+        "this run", f"{seconds:.2f}", f"{100 * values['test_accuracy']:.2f} %", size(bytes_per_epoch), style="bold"
+    )
+    for row in rows:
+        table.add_row(row.network, f"{row.seconds:,.2f}", f"{row.accuracy:.2f} %", row.communication)
+    return table
