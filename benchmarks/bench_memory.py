@@ -10,7 +10,7 @@ import resource
 import torch
 import hesplit_native as hn
 from hesplit_native.data import synthetic_ecg
-from hesplit_native.training.run import RunConfig, train
+from hesplit_native.training import RunConfig, train
 torch.set_num_threads(1)
 hn.set_num_threads(1)
 train(RunConfig(**{choice!r}, batch_size=4, accept_leak=True, epochs=1), synthetic_ecg(train=200, test=1000))

@@ -14,10 +14,10 @@ import torch
 import hesplit_native as hn
 from benchmarks.bench_wire import PROTOCOLS
 from hesplit_native import _core
+from hesplit_native.protocols.server import Server
 from hesplit_native.training.client import Client
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.models import architecture
-from hesplit_native.protocols.server import Server
 from hesplit_native.training.run import in_process
 
 STEPS, ROUNDS = 50, 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hesplit_native as hn
 from hesplit_native.data import synthetic_ecg
-from hesplit_native.training.run import RunConfig, train
+from hesplit_native.training import RunConfig, train
 
 PROTOCOLS = {
     "plain": {"protocol": "plain"},

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import hesplit_native as hn
-from hesplit_native.training.config import RunConfig as Config
 from hesplit_native.data import synthetic_ecg
-from hesplit_native.training.participants import _mean, divide, train_together
-from hesplit_native.training.run import train
+from hesplit_native.training.config import RunConfig as Config
+from hesplit_native.training.division import divide
+from hesplit_native.training.run import train, train_together, weighted_mean
 
 RunConfig = partial(Config, batch_size=4, accept_leak=True)  # the papers' setting
 
@@ -79,7 +79,7 @@ def test_in_turns_the_next_one_goes_on_where_the_last_one_was(data):
 
 def test_averages_are_weighted():
     states = [{"w": torch.tensor([0.0, 4.0])}, {"w": torch.tensor([8.0, 0.0])}]
-    torch.testing.assert_close(_mean(states, [0.75, 0.25])["w"], torch.tensor([2.0, 3.0]))
+    torch.testing.assert_close(weighted_mean(states, [0.75, 0.25])["w"], torch.tensor([2.0, 3.0]))
 
 
 @pytest.mark.parametrize("participants", [2, 10])

@@ -10,17 +10,18 @@ import torch
 from torch import nn
 
 import hesplit_native as hn
-from hesplit_native.training.models import architecture
-from hesplit_native.nn import remote_linear
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.local import LocalLayer
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.phases import Phases
 from hesplit_native.protocols.plain import PlainClient
+from hesplit_native.protocols.remote import remote_linear
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.splitways import SplitWaysClient
 from hesplit_native.protocols.terms import make_optimizer
+from hesplit_native.training.models import architecture
 from hesplit_native.transport import ClientInfo, InProcessChannel
 
 
@@ -99,7 +100,7 @@ def test_plain_is_local_step_by_step(open_layer, make_terms):
     for protocol in ("local", "plain"):
         model = architecture("m1", 1, 128, 5).body(1)
         optimizer = make_optimizer("adam", model.parameters(), 1e-3)
-        layer = LocalLayer(local_terms, Phases()) if protocol == "local" else open_layer("plain")[0]
+        layer = LocalLayer(TrainedLayer(local_terms), Phases()) if protocol == "local" else open_layer("plain")[0]
         for x, labels in zip(
             torch.from_numpy(data.train_x).split(4), torch.from_numpy(data.train_y).split(4), strict=True
         ):

@@ -12,13 +12,13 @@ import torch
 
 import hesplit_native as hn
 from hesplit_native import _core
-from hesplit_native.training.client import Client
-from hesplit_native.training.config import RunConfig as Config
 from hesplit_native.data import synthetic_ecg
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
-from hesplit_native.protocols.sealed import SealedClient, SealedServer
+from hesplit_native.protocols.sealed import SealedProtocolClient, SealedProtocolServer
 from hesplit_native.protocols.server import Server
+from hesplit_native.training.client import Client
+from hesplit_native.training.config import RunConfig as Config
 from hesplit_native.training.run import dataset_architecture, train
 from hesplit_native.transport import ClientInfo, InProcessChannel
 
@@ -138,7 +138,7 @@ def test_the_same_activations_look_different_every_time(data):
     client = open_client(data, [])
     x = torch.from_numpy(data.train_x[:4])
     activations = client.model(x).detach()
-    assert isinstance(client.layer, SealedClient)
+    assert isinstance(client.layer, SealedProtocolClient)
     requests = [client.layer.linear.encrypt(activations) for _ in range(2)]
     different = np.mean(np.frombuffer(requests[0][120:-8], np.uint8) != np.frombuffer(requests[1][120:-8], np.uint8))
     assert different > 0.98
@@ -240,8 +240,8 @@ def test_weights_are_refreshed_when_the_parameters_say_so(data, make_terms, open
     linear = SealedLinear(hn.SecretKey.generate(params), 6, 3)
     terms = make_terms(protocol="sealed", parameter_hash=params.hash, server_optimizer="client", learning_rate=0.0)
     session, state, _ = open_session(terms, linear.seal(layer.linear.weight, layer.linear.bias))
-    client = SealedClient(session, linear, layer)
-    assert isinstance(state.protocol, SealedServer)
+    client = SealedProtocolClient(session, linear, layer)
+    assert isinstance(state.protocol, SealedProtocolServer)
     assert state.layer is None
     generator = torch.Generator().manual_seed(0)
     for _ in range(17):
@@ -264,7 +264,7 @@ def test_weights_that_grow_are_sealed_anew_with_the_gradient_of_the_old_ones(mak
     linear = SealedLinear(hn.SecretKey.generate(params), 6, 3, weight_norm=1.0)
     terms = make_terms(protocol="sealed", parameter_hash=params.hash, server_optimizer="client", learning_rate=0.0)
     session, _, _ = open_session(terms, linear.seal(layer.linear.weight, layer.linear.bias))
-    client = SealedClient(session, linear, layer)
+    client = SealedProtocolClient(session, linear, layer)
     scale = linear._native.weight_scale
     generator = torch.Generator().manual_seed(0)
     for _ in range(6):

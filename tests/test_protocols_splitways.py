@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hesplit_native as hn
-from hesplit_native.nn import remote_linear
+from hesplit_native.protocols.remote import remote_linear
 from hesplit_native.protocols.splitways import SplitWaysClient
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from hesplit_native.cli import app
 from hesplit_native.reproduce import page, runner, tables
-from hesplit_native.training.run import RunConfig
+from hesplit_native.training import RunConfig
 
 
 def run(*arguments):

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hesplit_native.training.config import RunConfig as Config
 from hesplit_native.data import synthetic_ecg
+from hesplit_native.training.config import RunConfig as Config
 from hesplit_native.training.run import train
 from hesplit_native.transport import ClientTls, connect, make_authority, make_client, make_server
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import hesplit_native as hn
-from hesplit_native.training.config import RunConfig as Config
 from hesplit_native.data import synthetic_ecg, synthetic_ptbxl
 from hesplit_native.protocols.server import Server
+from hesplit_native.training.config import RunConfig as Config
 from hesplit_native.training.run import train
 from hesplit_native.transport import GrpcServer, connect
 

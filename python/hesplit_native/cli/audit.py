@@ -95,9 +95,9 @@ def _run(
     whole: bool, transcript: Path | None, save: Path | None,
 ) -> None:  # fmt: skip
     from hesplit_native.cli.progress import table_bar
-    from hesplit_native.training.config import RunConfig
     from hesplit_native.privacy import audit
     from hesplit_native.privacy.transcript import Recording, record
+    from hesplit_native.training.config import RunConfig
 
     if transcript is not None:
         recording = Recording.load(transcript)

@@ -31,8 +31,8 @@ def predict_command(
     import torch
     from rich.console import Console
 
-    from hesplit_native.training.model_file import activations, load_model
     from hesplit_native.errors import DataError
+    from hesplit_native.training.model_file import activations, load_model
 
     set_threads(threads)
     trained = load_model(model)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from hesplit_native.training.run import EpochRecord
+    from hesplit_native.training.result import EpochRecord
 
 
 def table_bar(console: Console) -> Progress:

@@ -147,9 +147,8 @@ def train_command(
 
     from hesplit_native.cli.progress import TrainingProgress
     from hesplit_native.errors import ParameterError
-    from hesplit_native.training.participants import train_together
+    from hesplit_native.training import RunConfig, train, train_together
     from hesplit_native.training.defences import Defences
-    from hesplit_native.training.run import RunConfig, train
 
     console = Console()
     set_threads(threads)

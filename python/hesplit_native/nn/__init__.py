@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hesplit_native.nn.encrypted_linear import EncryptedLinear, RemoteLayer, remote_linear
+from hesplit_native.nn.encrypted_linear import EncryptedLinear
 
-__all__ = ["EncryptedLinear", "RemoteLayer", "remote_linear"]
+__all__ = ["EncryptedLinear"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,52 +12,13 @@ from hesplit_native.errors import ParameterError
 from hesplit_native.layer.keys import SecretKey
 from hesplit_native.layer.linear import LinearClient, LinearServer, Overflow
 from hesplit_native.layer.parameters import ACTIVATION_BOUND, Parameters
-from hesplit_native.training.defences import check_batch
+from hesplit_native.protocols.guards import check_batch
 from hesplit_native.protocols.phases import Phases
+from hesplit_native.protocols.remote import remote_linear
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.splitways import SplitWaysClient
 from hesplit_native.protocols.terms import ServerOptimizer, Terms
 from hesplit_native.transport.channel import Channel
-
-
-class RemoteLayer(Protocol):
-    """A linear layer whose weights live elsewhere and are updated there by every backward pass."""
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """What of x can be sent, by differentiable operations."""
-        ...
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [n, out] of activations [n, in]; a backward pass must follow."""
-        ...
-
-    def evaluate(self, x: Tensor) -> Tensor:
-        """Logits without a backward pass."""
-        ...
-
-    def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """dJ/da [n, in] for dJ/dy [n, out]; updates the weights."""
-        ...
-
-
-class _RemoteFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: RemoteLayer) -> Tensor:
-        ctx.layer = layer
-        ctx.save_for_backward(x)
-        return layer.forward(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return ctx.layer.backward(x, gradients[0].contiguous()), None
-
-
-def remote_linear(x: Tensor, layer: RemoteLayer) -> Tensor:
-    """Logits of a remote layer; differentiable when x needs a gradient, an evaluation otherwise."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return layer.evaluate(layer.prepare(x))
-    return cast(Tensor, _RemoteFunction.apply(layer.prepare(x), layer))  # type: ignore[no-untyped-call]
 
 
 class _EncryptedFunction(torch.autograd.Function):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hesplit_native.training.client import Client
-from hesplit_native.training.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.storage import read_tensors, write_tensors
-from hesplit_native.training.run import dataset_architecture, evaluate
+from hesplit_native.training.client import Client
+from hesplit_native.training.config import RunConfig
+from hesplit_native.training.run import Run, dataset_architecture, evaluate
 from hesplit_native.transport.channel import ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
 
@@ -104,7 +106,6 @@ class Recording:
     truth: Truth
     body: nn.Module | None = None
     accuracy: float = 0.0
-    losses: list[float] = field(default_factory=list)
     client: Client | None = None
 
     def save(self, path: Path) -> None:
@@ -229,38 +230,34 @@ def record(
     observer
         Called with steps done and steps in all.
     """
+    whole = len(dataset.train_x) // config.batch_size
+    per_epoch = min(whole, config.limit_batches or whole)
+    total = steps if steps is not None else per_epoch * config.epochs
+    config = replace(config, epochs=-(-total // per_epoch))
+    rows = np.arange(whole * config.batch_size)  # whole batches, which attacks count on
     network = dataset_architecture(config, dataset)
     transcript = Transcript(
         config.protocol, network.activations, network.outputs, len(dataset.classes), config.batch_size
     )
     tap = _Tap(Server(), transcript, keep)
-    x, y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y)
-    whole = len(x) // config.batch_size
-    epoch = min(whole, config.limit_batches or whole)
-    total = steps if steps is not None else epoch * config.epochs
-    client = Client(config, network, batches=0, connect=lambda: tap)
-    client.begin()
-    used = y if client.defender is None else client.defender.labels(y, len(dataset.classes))
+    run = Run(config, dataset, [rows], connect=lambda index: tap)
+    run.begin()
+    client = run.participants[0].client
     truth: deque[tuple[Float32, npt.NDArray[np.int64], Float32]] = deque(maxlen=keep)
     seen: list[Tensor] = []
     hook = client.model.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
-    order = torch.Generator().manual_seed(config.seed)
-    losses = []
-    indices = torch.randperm(len(x), generator=order)
-    for step in range(total):
-        if step and step % epoch == 0:
-            indices = torch.randperm(len(x), generator=order)
-        at = step % epoch * config.batch_size
-        rows = indices[at : at + config.batch_size]
-        seen.clear()
-        loss, _ = client.learn(x[rows], used[rows])
-        losses.append(float(loss))
-        truth.append((x[rows].numpy(), y[rows].numpy(), seen[0].numpy()))
-        if observer is not None:
-            observer(step + 1, total)
+    done = 0
+    while done < total:
+        with closing(run.epoch()) as batches:
+            for batch in itertools.islice(batches, total - done):
+                truth.append((dataset.train_x[batch], dataset.train_y[batch], seen[-1].numpy()))
+                seen.clear()
+                done += 1
+                if observer is not None:
+                    observer(done, total)
+        run.next_epoch()
     hook.remove()
     transcript.steps = list(tap.steps)
-    test_x, test_y = torch.from_numpy(dataset.test_x), torch.from_numpy(dataset.test_y)
-    accuracy = evaluate(client, test_x, test_y)
+    accuracy = evaluate(client, torch.from_numpy(dataset.test_x), torch.from_numpy(dataset.test_y))
     inputs, labels, activations = (list(values) for values in zip(*truth, strict=True))
-    return Recording(transcript, Truth(inputs, labels, activations), client.model, accuracy, losses, client)
+    return Recording(transcript, Truth(inputs, labels, activations), client.model, accuracy, client)

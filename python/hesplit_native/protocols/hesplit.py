@@ -22,15 +22,13 @@ from hesplit_native import _core
 from hesplit_native.errors import ProtocolError
 from hesplit_native.layer.linear import LinearClient
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.answers import Answer, ServerLayer, check_rows, take_tensor
+from hesplit_native.protocols.encrypted import EncryptedLayer, encrypted_logits, genuine_or_over
+from hesplit_native.protocols.halves import ClientSetup, Encryption, Halves
 from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import MessageType
-from hesplit_native.protocols.plain import Answer, take_tensor
 from hesplit_native.protocols.session import Session
-from hesplit_native.protocols.splitways import EncryptedLayer, check_rows, encrypted_logits, genuine_or_over
 from hesplit_native.protocols.terms import Terms
-
-#: Decryptions that one training step releases.
-RELEASES_PER_STEP = 2
 
 
 class HESplitClient:
@@ -106,3 +104,22 @@ class HESplitServer:
         input_gradient = self.layer.update(gradient, weight_gradient)
         self.encrypted.encode()
         return messages.matrix(input_gradient.numpy(), "input gradient")
+
+
+def _client(setup: ClientSetup, session: Session | None, encryption: Encryption | None) -> HESplitClient:
+    assert session is not None
+    assert isinstance(encryption, LinearClient)
+    return HESplitClient(session, encryption)
+
+
+def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes) -> HESplitServer:
+    assert isinstance(layer, TrainedLayer)
+    return HESplitServer(terms, layer, public_material)
+
+
+def _encryption(setup: ClientSetup) -> tuple[LinearClient, bytes]:
+    linear = setup.encryption(weight_gradients=True)
+    return linear, linear.public_material()
+
+
+HALVES = Halves(_client, _server, TrainedLayer, _encryption)

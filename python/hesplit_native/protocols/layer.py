@@ -19,6 +19,11 @@ class TrainedLayer:
         self.optimizer = make_optimizer(terms.server_optimizer, self.linear.parameters(), terms.learning_rate)
         self.version = 0
 
+    @property
+    def module(self) -> nn.Module:
+        """The linear layer."""
+        return self.linear
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits [n, out] of activations [n, in]."""
         return x @ self.linear.weight.detach().T + self.linear.bias.detach()

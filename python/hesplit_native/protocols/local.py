@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hesplit_native.protocols.halves import ClientSetup, Encryption, Halves
 from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.phases import Phases
-from hesplit_native.protocols.terms import Terms
+from hesplit_native.protocols.session import Session
 
 
 class LocalLayer:
     """The linear layer without a split."""
 
-    def __init__(self, terms: Terms, phases: Phases) -> None:
+    def __init__(self, layer: TrainedLayer, phases: Phases) -> None:
         self.phases = phases
-        self.layer = TrainedLayer(terms)
+        self.layer = layer
 
     def prepare(self, x: Tensor) -> Tensor:
         """Nothing has to change: nothing is sent."""
@@ -29,9 +30,20 @@ class LocalLayer:
 
     evaluate = forward
 
+    def refresh(self) -> None:
+        """Nobody else holds these weights: there is nothing to send when they were replaced."""
+
     def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
         """dJ/da from W before the update; then the update."""
         back = self.phases.enter("linear layer")
         input_gradient = self.layer.update(gradient, gradient.T @ x)
         self.phases.enter(back)
         return input_gradient
+
+
+def _client(setup: ClientSetup, session: Session | None, encryption: Encryption | None) -> LocalLayer:
+    assert setup.layer is not None
+    return LocalLayer(setup.layer, setup.phases)
+
+
+HALVES = Halves(_client, server=None)

@@ -11,17 +11,16 @@ The server learns the activations, and labels from dJ/dy.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hesplit_native.errors import ProtocolError
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.answers import Answer, ServerLayer, take_activations, take_tensor
+from hesplit_native.protocols.halves import ClientSetup, Encryption, Halves
 from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import Terms
-
-Answer = tuple[MessageType, bytes]
 
 
 class PlainClient:
@@ -84,16 +83,14 @@ class PlainServer:
         return messages.matrix(self.layer.update(gradient, gradient.T @ x).numpy(), "input gradient")
 
 
-def take_activations(body: memoryview, terms: Terms, *, training: bool) -> Tensor:
-    """A body that is one matrix of activations, of as many rows as were agreed."""
-    rows = range(1, (terms.batch_size if training else terms.max_rows) + 1)
-    values, rest = messages.take_matrix(body, "activations", rows=rows, columns=terms.in_features)
-    messages.take_nothing(rest, "activations")
-    return torch.from_numpy(values.copy())
+def _client(setup: ClientSetup, session: Session | None, encryption: Encryption | None) -> PlainClient:
+    assert session is not None
+    return PlainClient(session)
 
 
-def take_tensor(body: memoryview, name: str, rows: int, columns: int) -> Tensor:
-    """A body that is one float32 matrix of exactly this shape."""
-    values, rest = messages.take_matrix(body, name, rows=range(rows, rows + 1), columns=columns)
-    messages.take_nothing(rest, name)
-    return torch.from_numpy(values.copy())
+def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes) -> PlainServer:
+    assert isinstance(layer, TrainedLayer)
+    return PlainServer(terms, layer)
+
+
+HALVES = Halves(_client, _server, TrainedLayer)

@@ -23,21 +23,22 @@ import torch
 from torch import Tensor
 
 from hesplit_native.errors import ProtocolError
-from hesplit_native.layer.linear import SealedClient as SealedLinear
-from hesplit_native.layer.linear import SealedServer as SealedLinearServer
+from hesplit_native.layer.keys import SecretKey
+from hesplit_native.layer.linear import SealedClient, SealedServer
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.answers import Answer, ServerLayer
+from hesplit_native.protocols.encrypted import check_hash, genuine_or_over
+from hesplit_native.protocols.halves import ClientSetup, Encryption, Halves
 from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import MessageType
-from hesplit_native.protocols.plain import Answer
 from hesplit_native.protocols.session import Session
-from hesplit_native.protocols.splitways import check_hash, genuine_or_over
 from hesplit_native.protocols.terms import Terms
 
 
-class SealedClient:
+class SealedProtocolClient:
     """The client's half. `layer` holds the weights in the clear, and the optimiser that the client chose."""
 
-    def __init__(self, session: Session, linear: SealedLinear, layer: TrainedLayer) -> None:
+    def __init__(self, session: Session, linear: SealedClient, layer: TrainedLayer) -> None:
         self.session = session
         self.linear = linear
         self.layer = layer
@@ -99,11 +100,11 @@ class SealedClient:
         return torch.from_numpy(values.astype(np.float32))
 
 
-class SealedServer:
+class SealedProtocolServer:
     """The server's half: ciphertexts, to which it adds ciphertexts."""
 
     def __init__(self, terms: Terms, sealed: bytes) -> None:
-        self.linear = SealedLinearServer(sealed, max_batch=terms.max_rows)
+        self.linear = SealedServer(sealed, max_batch=terms.max_rows)
         check_hash(terms, self.linear.parameters.hash)
         if (self.linear.in_features, self.linear.out_features) != (terms.in_features, terms.out_features):
             raise ProtocolError("handshake: the sealed weights are of a layer of another shape")
@@ -122,3 +123,25 @@ class SealedServer:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint needs: ciphertexts."""
         return {"sealed": torch.frombuffer(bytearray(self.linear.saved()), dtype=torch.uint8)}
+
+
+def _client(setup: ClientSetup, session: Session | None, encryption: Encryption | None) -> SealedProtocolClient:
+    assert session is not None
+    assert isinstance(encryption, SealedClient)
+    assert setup.layer is not None
+    return SealedProtocolClient(session, encryption, setup.layer)
+
+
+def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes) -> SealedProtocolServer:
+    return SealedProtocolServer(terms, public_material)
+
+
+def _encryption(setup: ClientSetup) -> tuple[SealedClient, bytes]:
+    assert setup.parameters is not None
+    assert setup.layer is not None
+    key = setup.key or SecretKey.generate(setup.parameters)
+    linear = SealedClient(key, setup.terms.in_features, setup.terms.out_features, weight_norm=setup.weight_norm)
+    return linear, linear.seal(setup.layer.linear.weight, setup.layer.linear.bias)
+
+
+HALVES = Halves(_client, _server, encryption=_encryption)

@@ -15,22 +15,17 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any, Protocol
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hesplit_native.errors import HESplitError, KeyMismatchError, ProtocolError, WireError
-from hesplit_native.protocols import messages
-from hesplit_native.protocols.hesplit import HESplitServer
-from hesplit_native.protocols.layer import TrainedLayer
+from hesplit_native.protocols import PROTOCOLS, messages
+from hesplit_native.protocols.answers import Answer, Answers, ServerLayer, Stored
 from hesplit_native.protocols.messages import Message, MessageType
-from hesplit_native.protocols.plain import Answer, PlainServer
-from hesplit_native.protocols.sealed import SealedServer
-from hesplit_native.protocols.splitways import SplitWaysServer
 from hesplit_native.protocols.storage import CheckpointStore
 from hesplit_native.protocols.terms import Terms
-from hesplit_native.protocols.vanilla import VanillaLayers, VanillaServer
 from hesplit_native.transport.channel import ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
@@ -48,14 +43,6 @@ _PHASES = {
 }
 
 
-class Answers(Protocol):
-    """One protocol at the server: replies to requests."""
-
-    def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
-        """The reply; None if the request is none of this protocol."""
-        ...
-
-
 @dataclass(eq=False)
 class SessionState:
     """One session: what was agreed on, the layer, and what the next message must be."""
@@ -65,7 +52,7 @@ class SessionState:
     nonce: bytes
     terms: Terms
     protocol: Answers
-    layer: TrainedLayer | VanillaLayers | None  # None: sealed, nothing here is in the clear
+    layer: ServerLayer | None  # None: nothing here is in the clear
     expected: int = 1
     steps: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -77,11 +64,7 @@ class SessionState:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint stores."""
-        return self.layer.tensors() if self.layer is not None else self._sealed().tensors()
-
-    def _sealed(self) -> SealedServer:
-        assert isinstance(self.protocol, SealedServer)
-        return self.protocol
+        return cast(Stored, self.layer or self.protocol).tensors()
 
 
 @dataclass
@@ -89,7 +72,7 @@ class Group:
     """Participants that train one layer in turns, or average their layers."""
 
     terms: Terms
-    layer: TrainedLayer | VanillaLayers
+    layer: ServerLayer
     offers: dict[str, tuple[float, dict[str, Tensor]]] = field(default_factory=dict)  # by run
     average: dict[str, Tensor] | None = None
     seen: float = field(default_factory=monotonic)
@@ -128,9 +111,6 @@ class Server:
     def last_linear(self) -> nn.Linear | None:
         """The layer of the session that began last, for those who hold the server in their own process; None if it is sealed."""
         layer = self._last.layer if self._last is not None else None
-        if isinstance(layer, VanillaLayers):
-            first = layer.network[0]
-            return first if isinstance(first, nn.Linear) else None
         return layer.linear if layer is not None else None
 
     def converse(self, client: ClientInfo) -> Conversation:
@@ -186,13 +166,17 @@ class Server:
         return session, messages.pack(MessageType.WELCOME, 0, session.nonce, body)
 
     def _begin(self, client: ClientInfo, terms: Terms, material: bytes, run: str) -> SessionState:
-        layer = None if terms.protocol == "sealed" else self._layer(terms)
-        return SessionState(client.id, run, secrets.token_bytes(16), terms, _protocol(terms, layer, material), layer)
+        protocol = PROTOCOLS[terms.protocol]
+        if material and not protocol.encrypts:
+            raise WireError(f"handshake: {terms.protocol} has no public material")
+        layer, make = self._layer(terms), protocol.halves.server
+        assert make is not None  # Terms are of a protocol that is split
+        return SessionState(client.id, run, secrets.token_bytes(16), terms, make(terms, layer, material), layer)
 
-    def _layer(self, terms: Terms) -> TrainedLayer | VanillaLayers:
-        """A new layer, or the one that this session's group trains in turns."""
-        fresh = VanillaLayers(terms) if terms.protocol == "vanilla" else TrainedLayer(terms)
-        if not terms.group:
+    def _layer(self, terms: Terms) -> ServerLayer | None:
+        """A new layer, or the one that this session's group trains in turns; None where the server holds none in the clear."""
+        fresh = PROTOCOLS[terms.protocol].halves.layer(terms)
+        if not terms.group or fresh is None:
             return fresh
         with self._lock:
             group = self._groups.setdefault(terms.group, Group(terms, fresh))
@@ -221,6 +205,9 @@ class Server:
             session.layer.version += 1
         session.steps = step
         with self._lock:
+            group = self._groups.get(terms.group)
+            if group is not None:
+                group.offers.pop(run, None)  # made from a state that is no longer
             for other in [s for s in self.sessions.values() if s.run == run]:
                 del self.sessions[other.nonce]
         return session
@@ -300,7 +287,8 @@ class Server:
             self._average(session, request)
             return MessageType.DONE, b""
         if request.type in (MessageType.BACKWARD, MessageType.LEARN):
-            agreed = session.terms.batches * session.terms.epochs
+            # Averages count too: they make states of their own.
+            agreed = (session.terms.batches + bool(session.terms.members)) * session.terms.epochs
             if agreed and session.steps >= agreed:
                 raise ProtocolError(f"the handshake agreed on {agreed} training steps, this would be one more")
         answer = session.protocol.answer(request.type, request.body)
@@ -335,8 +323,8 @@ class Server:
             messages.take_nothing(request.body, "adopt")
             if group.average is None or session.run in group.offers:
                 raise ProtocolError("the average is not there yet: every member merges first")
-            module = session.layer.linear if isinstance(session.layer, TrainedLayer) else session.layer.network
-            module.load_state_dict(group.average)
+            session.layer.module.load_state_dict(group.average)
+            session.steps += 1  # a state of its own, which a checkpoint can name
             session.layer.version += 1
 
     def _finish(self, session: SessionState) -> None:
@@ -347,25 +335,8 @@ class Server:
             _save(self._output, session)
 
 
-def _protocol(terms: Terms, layer: TrainedLayer | VanillaLayers | None, material: bytes) -> Answers:
-    if isinstance(layer, VanillaLayers) or terms.protocol == "plain":
-        if material:
-            raise WireError(f"handshake: {terms.protocol} has no public material")
-        if isinstance(layer, VanillaLayers):
-            return VanillaServer(terms, layer)
-    if layer is None:
-        return SealedServer(terms, material)
-    assert isinstance(layer, TrainedLayer)
-    if terms.protocol == "plain":
-        return PlainServer(terms, layer)
-    if terms.protocol == "splitways":
-        return SplitWaysServer(terms, layer, material)
-    return HESplitServer(terms, layer, material)
-
-
-def _weights(layer: TrainedLayer | VanillaLayers) -> dict[str, Tensor]:
-    module = layer.linear if isinstance(layer, TrainedLayer) else layer.network
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+def _weights(layer: ServerLayer) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in layer.module.state_dict().items()}
 
 
 def _take(body: memoryview, name: str, key: str, kind: type) -> Any:

@@ -97,7 +97,9 @@ class Session:
         self._nonce, self.run = reply.session, run
 
     def restore(self, public_material: bytes, checkpoint: int) -> None:
-        """Go on from a checkpoint that the server has too (after `RolledBack`)."""
+        """Go on, over another connection, from a checkpoint that the server has too (after `RolledBack`)."""
+        assert self._reconnection is not None
+        self._replace_channel(self._reconnection)
         self._begin(public_material, (self.run, checkpoint))
 
     @property
@@ -149,9 +151,7 @@ class Session:
         pause = 0.05
         while True:
             try:
-                self._counted = self.bytes_up, self.bytes_down
-                self.channel.close()
-                self.channel = reconnection.connect()
+                self._replace_channel(reconnection)
                 found = resumable(self.channel, self.run, self._nonce)
                 break
             except ConnectionLost:
@@ -161,6 +161,11 @@ class Session:
                 pause = min(2 * pause, 2.0)
         if found is not None:
             raise RolledBack(found)
+
+    def _replace_channel(self, reconnection: Reconnection) -> None:
+        self._counted = self.bytes_up, self.bytes_down
+        self.channel.close()
+        self.channel = reconnection.connect()
 
     def checkpoint(self, step: int) -> None:
         """Let the server store its state as that of training step `step`."""

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from hesplit_native.errors import ProtocolError, WireError
+from hesplit_native.protocols import PROTOCOLS
 from hesplit_native.seeding import seeded
 
-Protocol = Literal["local", "vanilla", "plain", "splitways", "hesplit", "sealed"]
-ENCRYPTED = ("splitways", "hesplit", "sealed")
 ServerOptimizer = Literal["adam", "sgd", "momentum"]
 
 # Larger layers and batches are refused before any memory is taken for them.
@@ -91,14 +90,16 @@ class Terms:
             )
         if terms.batch_size > terms.max_rows:
             raise WireError(f"handshake: batch_size {terms.batch_size} is above {terms.max_rows} for this layer")
-        spoken = [name for name in get_args(Protocol) if name != "local"]
+        spoken = {name: protocol for name, protocol in PROTOCOLS.items() if protocol.is_split}
         if terms.protocol not in spoken:
             raise WireError(f"handshake: this server speaks the protocols {', '.join(spoken)}")
-        optimizers = ("client",) if terms.protocol == "sealed" else get_args(ServerOptimizer)
+        protocol = spoken[terms.protocol]
+        optimizers = ("client",) if protocol.client_holds_layer else get_args(ServerOptimizer)
         if terms.server_optimizer not in optimizers:
             raise WireError(f"handshake: server_optimizer must be {' or '.join(optimizers)}")
-        if bool(terms.parameter_hash) != (terms.protocol in ENCRYPTED):
-            raise WireError(f"handshake: parameter_hash is for {', '.join(ENCRYPTED)}, and needed there")
+        if bool(terms.parameter_hash) != protocol.encrypts:
+            encrypted = ", ".join(name for name, other in spoken.items() if other.encrypts)
+            raise WireError(f"handshake: parameter_hash is for {encrypted}, and needed there")
         if len(terms.group) > 64 or (terms.group and len(terms.group) < 16):
             raise WireError("handshake: a group is named by 16 to 64 characters that only its members know")
         return terms

@@ -9,15 +9,18 @@ The server learns the activations and the labels. It holds all fully connected l
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hesplit_native.errors import DataError, WireError
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.answers import Answer, ServerLayer, take_activations, take_tensor
+from hesplit_native.protocols.halves import ClientSetup, Encryption, Halves
 from hesplit_native.protocols.layer import load_optimizer, optimizer_tensors
 from hesplit_native.protocols.messages import MessageType
-from hesplit_native.protocols.plain import Answer, take_activations, take_tensor
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import Terms, initial_linear, make_optimizer
 from hesplit_native.seeding import seeded
@@ -58,6 +61,16 @@ class VanillaLayers:
             self.network = nn.Sequential(first, nn.LeakyReLU(), initial_head(terms))
         self.optimizer = make_optimizer(terms.server_optimizer, self.network.parameters(), terms.learning_rate)
         self.version = 0
+
+    @property
+    def module(self) -> nn.Module:
+        """All of them."""
+        return self.network
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The one that takes the client's activations."""
+        return cast(nn.Linear, self.network[0])
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint needs."""
@@ -115,3 +128,16 @@ def initial_head(terms: Terms) -> nn.Linear:
     """The base paper's second fully connected layer, in the state that every protocol starts from under one seed."""
     with seeded(terms.weight_seed + 1):
         return nn.Linear(terms.out_features, terms.classes)
+
+
+def _client(setup: ClientSetup, session: Session | None, encryption: Encryption | None) -> VanillaClient:
+    assert session is not None
+    return VanillaClient(session, setup.terms.classes)
+
+
+def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes) -> VanillaServer:
+    assert isinstance(layer, VanillaLayers)
+    return VanillaServer(terms, layer)
+
+
+HALVES = Halves(_client, _server, VanillaLayers)

@@ -8,8 +8,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from hesplit_native.training import report
 from hesplit_native.reproduce.tables import Row
+from hesplit_native.training import report
 from hesplit_native.triad import TriadConfig
 
 Results = dict[str, dict[str, Any]]

@@ -9,16 +9,16 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from hesplit_native.training import report
-from hesplit_native.training.config import RunConfig
 from hesplit_native.data import load_mitbih, load_ptbxl, synthetic_ecg
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import HESplitError, ParameterError
 from hesplit_native.reproduce.tables import Row
+from hesplit_native.training import report
+from hesplit_native.training.config import RunConfig
 from hesplit_native.triad import TriadConfig
 
 if TYPE_CHECKING:
-    from hesplit_native.training.run import EpochRecord
+    from hesplit_native.training.result import EpochRecord
     from hesplit_native.triad import Cohort
 
 _REPORT_SECONDS = 0.5

@@ -5,35 +5,42 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from hesplit_native.training.config import RunConfig
 from hesplit_native.errors import DataError
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
-from hesplit_native.layer.linear import LinearClient
-from hesplit_native.layer.linear import SealedClient as SealedLinear
-from hesplit_native.training.models import Architecture
-from hesplit_native.nn import RemoteLayer, remote_linear
-from hesplit_native.layer.parameters import SEALED_ERROR_BOUND, Parameters
-from hesplit_native.training.defences import Defender, check_batch
-from hesplit_native.protocols.hesplit import RELEASES_PER_STEP, HESplitClient
+from hesplit_native.layer.parameters import SEALED_ERROR_BOUND, WEIGHT_NORM, Parameters
+from hesplit_native.protocols.guards import check_batch
+from hesplit_native.protocols.halves import ClientSetup, Encryption
 from hesplit_native.protocols.layer import TrainedLayer, load_optimizer, optimizer_tensors
-from hesplit_native.protocols.local import LocalLayer
 from hesplit_native.protocols.phases import Phases
-from hesplit_native.protocols.plain import PlainClient
-from hesplit_native.protocols.sealed import SealedClient
+from hesplit_native.protocols.remote import RemoteLayer, RemoteLearner, remote_linear
 from hesplit_native.protocols.session import Reconnection, Session
-from hesplit_native.protocols.splitways import SplitWaysClient
-from hesplit_native.protocols.terms import ENCRYPTED, Terms, make_optimizer
-from hesplit_native.protocols.vanilla import VanillaClient
+from hesplit_native.protocols.terms import Terms, make_optimizer
+from hesplit_native.training.config import RunConfig
+from hesplit_native.training.defences import Defender
+from hesplit_native.training.models import Architecture
 from hesplit_native.transport.channel import Channel
 
 #: Releases under one key that last for a whole run are planned for (docs/security.md).
 RUN_RELEASES = 1 << 20
+
+
+class HeldLayer(Protocol):
+    """A client's half that holds the layer itself."""
+
+    def refresh(self) -> None:
+        """Send all weights anew to wherever there is a copy."""
+        ...
+
+
+def _ledger(folder: Path | None, key: SecretKey) -> ReleaseLedger | None:
+    return ReleaseLedger(folder / f"releases-{key.id}.json", key) if folder is not None else None
 
 
 def weight_seed(seed: int) -> int:
@@ -43,7 +50,7 @@ def weight_seed(seed: int) -> int:
 
 def choose_parameters(config: RunConfig, architecture: Architecture) -> Parameters | None:
     """The CKKS parameters of a run; None without encryption."""
-    if config.protocol not in ENCRYPTED:
+    if not config.traits.encrypts:
         return None
     shape: dict[str, Any] = {
         "in_features": architecture.activations,
@@ -53,13 +60,12 @@ def choose_parameters(config: RunConfig, architecture: Architecture) -> Paramete
     ranges: dict[str, Any] = {**config.ranges(architecture.activations)}
     if config.parameter_set is not None:
         return Parameters.published(config.parameter_set, **shape, **ranges)
-    if config.protocol == "sealed":
+    if config.traits.seals_weights:
         bound = SEALED_ERROR_BOUND * max(1.0, math.sqrt(architecture.activations * config.batch_size / 1024))
         return Parameters.recommend_sealed(**shape, **ranges, error_bound=bound)
     releases = 0
     if config.flooding != "off":
-        per_step = RELEASES_PER_STEP if config.protocol == "hesplit" else 1
-        releases = per_step * (RUN_RELEASES if config.flooding == "run" else 1)
+        releases = config.traits.releases * (RUN_RELEASES if config.flooding == "run" else 1)
     return Parameters.recommend(**shape, **ranges, packing=config.packing, releases=releases)
 
 
@@ -101,26 +107,23 @@ class Client:
         self.defender = Defender(config.defences, architecture.activations) if config.defences.any else None
         self.model = architecture.body(config.seed)
         self.head = architecture.head(weight_seed(config.seed) + 1)
-        trained = [*self.model.parameters(), *(() if config.protocol == "vanilla" else self.head.parameters())]
+        trained = [*self.model.parameters(), *(() if config.traits.labels_at_server else self.head.parameters())]
         self.optimizer = make_optimizer("adam", trained, config.learning_rate)
         self.criterion = nn.CrossEntropyLoss()
         self.parameters = choose_parameters(config, architecture)
-        self.linear: LinearClient | SealedLinear | None = None
+        self.linear: Encryption | None = None
         self.session: Session | None = None
         self._connect = connect
-        self._key = key
-        self._ledgers = ledgers
-        sealed = config.protocol == "sealed"
-        self.terms = Terms(
+        terms = Terms(
             protocol=config.protocol,
             in_features=architecture.activations,
             out_features=architecture.outputs,
             batch_size=config.batch_size,
             batches=batches,
             epochs=config.epochs,
-            learning_rate=0.0 if sealed else config.learning_rate,
-            server_optimizer="client" if sealed else config.optimizer,
-            weight_seed=0 if sealed else weight_seed(config.seed),
+            learning_rate=config.learning_rate,
+            server_optimizer=config.optimizer,
+            weight_seed=weight_seed(config.seed),
             parameter_hash=self.parameters.hash if self.parameters else "",
             hidden=architecture.hidden,
             classes=architecture.classes,
@@ -128,87 +131,75 @@ class Client:
             group=group,
             members=members,
         )
-        # What `local` trains here, and what `sealed` keeps in the clear.
-        self.own_layer: TrainedLayer | None = None
-        if config.protocol in ("local", "sealed"):
-            self.own_layer = TrainedLayer(
-                Terms(
-                    **{
-                        **vars(self.terms),
-                        "learning_rate": config.learning_rate,
-                        "server_optimizer": config.optimizer,
-                        "weight_seed": weight_seed(config.seed),
-                    }
-                )
-            )
-        self.layer: RemoteLayer | VanillaClient | None = None
+        #: The linear layer where the client holds it: `local`, which trains it here, and `sealed`, whose server sees ciphertexts.
+        self.own_layer = TrainedLayer(terms) if config.traits.client_holds_layer else None
+        if self.own_layer is not None:  # a server is told nothing about it
+            terms = replace(terms, learning_rate=0.0, server_optimizer="client", weight_seed=0)
+        self._setup = ClientSetup(
+            terms,
+            self.phases,
+            self.parameters,
+            layer=self.own_layer,
+            key=key,
+            ledger=lambda own: _ledger(ledgers, own) if config.flooding == "run" else None,
+            fresh_keys=config.flooding == "step",
+            on_overflow=config.on_overflow,
+            weight_norm=config.ranges(architecture.activations).get("weight_norm", WEIGHT_NORM),
+            accumulate=config.accumulate,
+        )
+        self.layer: RemoteLayer | RemoteLearner | None = None
+
+    @property
+    def terms(self) -> Terms:
+        """What it agrees on with the server."""
+        return self._setup.terms
+
+    def join(self, group: str) -> None:
+        """Take part in another group, from the next session on."""
+        self._setup = replace(self._setup, terms=replace(self.terms, group=group))
 
     # Sessions
 
     def begin(self, *, resume: tuple[str, int] | None = None, reconnect: bool = False) -> None:
         """Shake hands with the server, under new keys; after `resume` from a checkpoint that was loaded into this client."""
-        if self.config.protocol == "local":
-            assert self.own_layer is not None
-            local = LocalLayer(self.terms, self.phases)
-            local.layer = self.own_layer
-            self.layer = local
-            return
-        assert self._connect is not None
-        material = self._new_keys()
+        halves = self.config.traits.halves
+        clipped = self.clipped
+        self.linear, material = halves.encryption(self._setup)
+        self.clipped = clipped
         if self.session is not None:
             assert resume is not None
             self.session.restore(material, resume[1])
-        else:
+        elif self._connect is not None:
             channel = self._connect()
             reconnection = Reconnection(self._connect) if reconnect else None
             self.session = Session(channel, self.terms, material, self.phases, resume=resume, reconnection=reconnection)
-        self.layer = self._protocol(self.session)
+        self.layer = halves.client(self._setup, self.session, self.linear)
 
-    def _new_keys(self) -> bytes:
-        """Keys for a session, and what the server needs of them."""
-        if self.parameters is None:
-            return b""
-        width, outputs = self.architecture.activations, self.architecture.outputs
-        clipped = self.linear.clipped if self.linear else 0
-        if self.config.protocol == "sealed":
-            assert self.own_layer is not None
-            key = self._key or SecretKey.generate(self.parameters)
-            sealed = SealedLinear(key, width, outputs, weight_norm=self.config.ranges(width).get("weight_norm", 16.0))
-            self.linear = sealed
-            material = sealed.seal(self.own_layer.linear.weight, self.own_layer.linear.bias)
-        else:
-            key = SecretKey.generate(self.parameters)
-            self.linear = LinearClient(
-                key,
-                width,
-                outputs,
-                on_overflow=self.config.on_overflow,
-                fresh_keys=self.config.flooding == "step",
-                weight_gradients=self.config.protocol == "hesplit",
-                ledger=self._ledger(key),
-            )
-            material = self.linear.public_material()
-        self.linear.clipped = clipped
-        return material
+    @property
+    def clipped(self) -> int:
+        """Samples that were beyond the agreed ranges so far."""
+        return self.linear.clipped if self.linear is not None else 0
 
-    def _ledger(self, key: SecretKey) -> ReleaseLedger | None:
-        if self._ledgers is None or self.config.flooding != "run":
-            return None
-        return ReleaseLedger(self._ledgers / f"releases-{key.id}.json", key)
+    @clipped.setter
+    def clipped(self, count: int) -> None:
+        if self.linear is not None:
+            self.linear.clipped = count
 
-    def _protocol(self, session: Session) -> RemoteLayer | VanillaClient:
-        protocol = self.config.protocol
-        if protocol == "vanilla":
-            return VanillaClient(session, self.architecture.classes)
-        if protocol == "plain":
-            return PlainClient(session)
-        if isinstance(self.linear, SealedLinear):
-            assert self.own_layer is not None
-            return SealedClient(session, self.linear, self.own_layer)
-        assert isinstance(self.linear, LinearClient)
-        if protocol == "hesplit":
-            return HESplitClient(session, self.linear)
-        return SplitWaysClient(session, self.linear, accumulate=self.config.accumulate)
+    def take_over(self, previous: Client) -> None:
+        """Go on from what another participant has learnt: convolutions, and the layer where the client holds it.
+
+        The layer's optimiser keeps its moments, as that of a server that all share does.
+        """
+        self.model.load_state_dict(previous.model.state_dict())
+        self.head.load_state_dict(previous.head.state_dict())
+        if self.own_layer is not None and previous.own_layer is not None:
+            self.own_layer.load(previous.own_layer.tensors())
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Tell the server, where it holds a copy, that the client's own layer was replaced."""
+        if self.own_layer is not None and self.layer is not None:
+            cast(HeldLayer, self.layer).refresh()
 
     def end(self) -> dict[str, float]:
         """End the session; the server's seconds by phase."""
@@ -232,9 +223,9 @@ class Client:
         convolved = activations = self.model(x)
         if self.defender is not None:
             activations = self.defender.activations(convolved)
-        if isinstance(self.layer, VanillaClient):
+        if self.config.traits.labels_at_server:
             phases.enter("activations and loss")
-            loss_value, right, gradient = self.layer.learn(activations, labels)
+            loss_value, right, gradient = cast(RemoteLearner, self.layer).learn(activations, labels)
             phases.enter("backward")
             self.optimizer.zero_grad()
             if self.defender is not None and self.config.defences.decorrelation:
@@ -242,9 +233,8 @@ class Client:
             activations.backward(gradient)
             loss, correct = torch.tensor(loss_value), torch.tensor(right)
         else:
-            assert self.layer is not None
             phases.enter("activations and loss")
-            outputs = remote_linear(activations, self.layer)
+            outputs = remote_linear(activations, cast(RemoteLayer, self.layer))
             if self.defender is not None:
                 outputs.register_hook(self.defender.gradient)  # type: ignore[no-untyped-call]
             logits = self.head(outputs)
@@ -268,11 +258,11 @@ class Client:
         activations = self.model(x)
         if self.defender is not None:
             activations = self.defender.activations(activations)
-        if isinstance(self.layer, VanillaClient):
+        assert self.layer is not None
+        if self.config.traits.labels_at_server:
             logits = self.layer.evaluate(activations)
         else:
-            assert self.layer is not None
-            logits = self.head(remote_linear(activations, self.layer))
+            logits = self.head(remote_linear(activations, cast(RemoteLayer, self.layer)))
         return int((logits.argmax(1) == labels).sum())
 
     # State

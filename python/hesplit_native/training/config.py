@@ -7,11 +7,12 @@ from typing import Literal
 
 from hesplit_native.errors import ParameterError
 from hesplit_native.layer.linear import Overflow
-from hesplit_native.training.models import Model
 from hesplit_native.layer.parameters import Packing
-from hesplit_native.training.defences import Defences
-from hesplit_native.protocols.terms import Protocol, ServerOptimizer
 from hesplit_native.layer.published import PARAMETER_SETS
+from hesplit_native.protocols import PROTOCOLS, Name, Protocol
+from hesplit_native.protocols.terms import ServerOptimizer
+from hesplit_native.training.defences import Defences
+from hesplit_native.training.models import Model
 
 Recipe = Literal["default", "paper"]
 Flooding = Literal["step", "run", "off"]
@@ -37,7 +38,7 @@ class RunConfig:
     refused, and an epoch's last batch is left out when it is that small.
     """
 
-    protocol: Protocol = "splitways"
+    protocol: Name = "splitways"
     packing: Packing = "blocks"
     model: Model = "m1"
     convolutions: int = 2
@@ -57,6 +58,8 @@ class RunConfig:
     defences: Defences = field(default_factory=Defences)
 
     def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ParameterError(f"unknown protocol {self.protocol!r}; there are {', '.join(PROTOCOLS)}")
         for name in ("batch_size", "epochs", "limit_batches", "checkpoint_every", "accumulate"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -65,27 +68,33 @@ class RunConfig:
             raise ParameterError(f"seed must not be negative, got {self.seed}")
         if self.parameter_set is not None and self.parameter_set not in PARAMETER_SETS:
             raise ParameterError(f"unknown parameter set {self.parameter_set!r}; there are {', '.join(PARAMETER_SETS)}")
-        slots = self.packing == "slots" or self.parameter_set is not None
-        if self.releases and slots and self.flooding != "off":
+        packing = "slots" if self.parameter_set is not None else self.packing
+        if self.releases and packing == "slots" and self.flooding != "off":
             raise ParameterError(
                 f"{self.protocol} on SIMD slots releases decryptions that are not flooded (the papers' parameter sets have no room "
                 'for it): use packing="blocks", or accept the risk with flooding="off" (docs/security.md)'
             )
-        if self.accumulate > 1 and self.protocol != "splitways":
+        if self.accumulate > 1 and not self.traits.accumulates:
+            senders = " and ".join(name for name, protocol in PROTOCOLS.items() if protocol.accumulates)
             raise ParameterError(
-                f"only the client of splitways sends dJ/dW: with {self.protocol} take larger batches instead of accumulate"
+                f"only the client of {senders} sends dJ/dW: with {self.protocol} take larger batches instead of accumulate"
             )
         if self.checkpoint_every % self.accumulate:
             raise ParameterError("checkpoint_every must be a multiple of accumulate: no checkpoint holds half a sum")
-        if self.protocol == "vanilla" and self.defences.gradient_epsilon is not None:
-            raise ParameterError("in vanilla the server computes dJ/dy: the client has no gradient to noise")
-        if self.protocol == "sealed" and slots:
-            raise ParameterError('sealed weights need packing="blocks"')
+        if self.traits.labels_at_server and self.defences.gradient_epsilon is not None:
+            raise ParameterError(f"in {self.protocol} the server computes dJ/dy: the client has no gradient to noise")
+        if packing not in self.traits.packings:
+            raise ParameterError(f'{self.protocol} weights need packing="{self.traits.packings[0]}"')
+
+    @property
+    def traits(self) -> Protocol:
+        """What its protocol encrypts, releases and leaks."""
+        return PROTOCOLS[self.protocol]
 
     @property
     def releases(self) -> bool:
         """Whether values computed from decryptions are sent to the server."""
-        return self.protocol in ("splitways", "hesplit")
+        return self.traits.releases > 0
 
     @property
     def optimizer(self) -> ServerOptimizer:
@@ -100,4 +109,4 @@ class RunConfig:
             return _GRADIENT_DESCENT | {"activation_norm": 32.0 * activations**0.5}
         flooded = self.releases and self.flooding != "off"
         short = self.parameter_set is not None and sum(PARAMETER_SETS[self.parameter_set].modulus_bits) < 60
-        return dict(_TIGHT if flooded or short or self.protocol == "sealed" else _WIDE)
+        return dict(_TIGHT if flooded or short or self.traits.seals_weights else _WIDE)

@@ -1,4 +1,4 @@
-"""Defences that cost accuracy: differential privacy, decorrelation, and batches that do not give activations away.
+"""Defences that cost accuracy: differential privacy and decorrelation.
 
 Each is applied at the client, around whatever protocol is run: noise to activations before they are sent or encrypted, to dJ/dy before
 anything is computed from it, to labels before training; a penalty on the correlation between signals and activations.
@@ -189,26 +189,3 @@ def distance_correlation(a: Tensor, b: Tensor) -> Tensor:
     x, y = centred(a), centred(b)
     variance = ((x * x).mean() * (y * y).mean()).sqrt().clamp_min(1e-12)
     return ((x * y).mean().clamp_min(0) / variance + 1e-12).sqrt()
-
-
-def check_batch(protocol: str, batch_size: int, outputs: int, *, accept_leak: bool) -> None:
-    """Refuse batches from which the server would recover the activations exactly.
-
-    dW = Gᵀ X is solvable for X when the rows of G [n, o] are linearly independent, which they are for n < o (docs/security.md).
-
-    Raises
-    ------
-    ParameterError
-        For `splitways` and `hesplit` with n < o, unless that is accepted.
-    """
-    if leaks(protocol, batch_size, outputs) and not accept_leak:
-        raise ParameterError(
-            f"batches of {batch_size} samples with {outputs} outputs: from dJ/dy and dJ/dW the server of {protocol} recovers the "
-            f"activations exactly, encrypted or not. Take a batch size of {outputs} or more, or the protocol sealed; the papers' "
-            "setting runs with --accept-leak (accept_leak=True)"
-        )
-
-
-def leaks(protocol: str, batch_size: int, outputs: int) -> bool:
-    """Whether a batch is small enough for its activations to follow from the gradients."""
-    return protocol in ("splitways", "hesplit") and batch_size < outputs

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hesplit_native.data.dataset import Dataset
-    from hesplit_native.training.run import RunResult
+    from hesplit_native.training.result import RunResult
 
 
 def metrics(result: RunResult, dataset: Dataset) -> dict[str, Any]:

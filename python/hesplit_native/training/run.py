@@ -1,141 +1,50 @@
-"""One training run: the same loop for every protocol, with checkpoints from which it resumes."""
+"""One training run: the same loop for every protocol and for one client or several, with checkpoints from which it resumes.
+
+Several clients take part in turns, or in parallel with an average per epoch. In turns (Gupta and Raskar; Abuadbba et
+al.) a participant takes over the convolutions of the one before it, trains an epoch on its own data, and hands them on;
+the server's layer is one for all. In parallel every participant has its own copy of both, and after an epoch both are
+averaged, weighted by the rows of data. Every participant has a session and a key of its own, except in `sealed`, whose
+consortium shares one key. They work one after the other in this process; what they send to the server travels as it
+would between machines.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import math
+import secrets
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Literal, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hesplit_native.training.client import Client
-from hesplit_native.training.config import RunConfig
 from hesplit_native.data.dataset import Dataset
-from hesplit_native.errors import ConnectionLost, DataError, ParameterError, ProtocolError
-from hesplit_native.training.models import Architecture, architecture
-from hesplit_native.training.defences import leaks
+from hesplit_native.errors import DataError, HESplitError, ParameterError, RangeError
+from hesplit_native.layer.keys import SecretKey
+from hesplit_native.protocols.guards import leaks
 from hesplit_native.protocols.server import Server
-from hesplit_native.protocols.session import RolledBack, resumable
-from hesplit_native.protocols.storage import read_tensors, write_tensors
+from hesplit_native.protocols.session import RolledBack, Session, resumable
+from hesplit_native.training.checkpoints import ClientCheckpoints, Progress, Snapshot
+from hesplit_native.training.client import Client, choose_parameters
+from hesplit_native.training.config import RunConfig
+from hesplit_native.training.division import Division, divide
+from hesplit_native.training.models import Architecture, architecture
+from hesplit_native.training.result import EpochRecord, Observer, RunResult
 from hesplit_native.transport.channel import Channel, ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
+
+Mode = Literal["turns", "parallel"]
 
 EVALUATION_ROWS = (
     2048  # as many as coefficients at N = 2048: one feature per ciphertext, whose layer is a matrix product
 )
 _REPORT_SECONDS = 0.1  # between two calls of Observer.on_batch: reading the loss costs a few microseconds
-_FORMAT = "hesplit_native-client-1"
-_KEPT = 2
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One epoch: mean loss and accuracy (0..1) while training, accuracy on the test set after it, seconds of training.
-
-    `epsilon` is what a sample's noised releases add up to so far (`Defences`); None without noise.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    test_accuracy: float
-    seconds: float
-    epsilon: float | None = None
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Everything that a report needs. Bytes are counted at the channel; `bytes_up` and `bytes_down` are those of training steps."""
-
-    config: RunConfig
-    history: tuple[EpochRecord, ...] = ()
-    train_seconds: float = 0.0
-    seconds_by_phase: dict[str, float] = field(default_factory=dict)
-    server_seconds_by_phase: dict[str, float] = field(default_factory=dict)
-    bytes_up: int = 0
-    bytes_down: int = 0
-    setup_bytes_up: int = 0
-    setup_bytes_down: int = 0
-    evaluation_bytes_up: int = 0
-    evaluation_bytes_down: int = 0
-    batches: int = 0
-    parameters: dict[str, Any] | None = None
-    clipped: int = 0
-    flooding_deviation: float = 0.0
-    participants: int = 1
-    notes: tuple[str, ...] = ()
-    interrupted: str | None = None
-    architecture: Architecture | None = None
-    client_state: dict[str, Tensor] = field(default_factory=dict)
-    server_weight: Tensor | None = None
-    server_bias: Tensor | None = None
-
-    @property
-    def protocol(self) -> str:
-        """The protocol's name."""
-        return self.config.protocol
-
-    @property
-    def epochs(self) -> int:
-        """Finished epochs."""
-        return len(self.history)
-
-    @property
-    def test_accuracy(self) -> float | None:
-        """After the last finished epoch."""
-        return self.history[-1].test_accuracy if self.history else None
-
-    @property
-    def epsilon(self) -> float | None:
-        """What a sample's noised releases add up to after the last finished epoch; None without noise."""
-        return self.history[-1].epsilon if self.history else None
-
-    @property
-    def flooding(self) -> str:
-        """How released decryptions were flooded: with a fresh key per step, with one per run, or not at all."""
-        return self.config.flooding if self.config.releases else "not needed"
-
-
-class Observer(Protocol):
-    """What a progress display implements."""
-
-    def on_start(self, batches_per_epoch: int, epochs: int) -> None:
-        """Before the first batch."""
-
-    def on_batch(self, epoch: int, batch: int, loss: float, accuracy: float) -> None:
-        """From time to time: the number of batches done in this epoch, running mean loss and accuracy."""
-
-    def on_evaluate(self, epoch: int) -> None:
-        """Before the test set is evaluated."""
-
-    def on_epoch(self, record: EpochRecord) -> None:
-        """After an epoch."""
-
-
-def epoch_batches(config: RunConfig, rows: int, outputs: int) -> int:
-    """Batches of an epoch over so many rows.
-
-    A short last one is left out where the server would recover its activations; with `accumulate` there are only whole sums.
-    """
-    whole = -(-rows // config.batch_size)
-    rest = rows % config.batch_size
-    together = rest + (config.accumulate - 1) * config.batch_size
-    if rest and whole > 1 and not config.accept_leak and leaks(config.protocol, together, outputs):
-        whole -= 1
-    count = min(whole, config.limit_batches or whole) // config.accumulate * config.accumulate
-    if count == 0:
-        raise ParameterError(f"{rows} rows do not make the {config.accumulate} batches that accumulate takes together")
-    return count
-
-
-def dataset_architecture(config: RunConfig, dataset: Dataset) -> Architecture:
-    """The network for a data set's signals."""
-    _, channels, samples = dataset.train_x.shape
-    return architecture(config.model, channels, samples, len(dataset.classes), config.convolutions)
 
 
 def train(
@@ -161,7 +70,7 @@ def train(
     Returns
     -------
     RunResult
-        Also when the peer goes away or the user interrupts: then `interrupted` says so, with the metrics so far.
+        Also when something ends the run before its time: then `interrupted` says what, with the metrics so far.
 
     Raises
     ------
@@ -170,292 +79,514 @@ def train(
     DataError
         When there is nothing to resume, or it belongs to another run.
     """
-    run = _Run(config, dataset, connect, checkpoints)
+    rows = [np.arange(len(dataset.train_y))]
+    opener = (lambda index: connect()) if connect is not None else None
+    run = Run(config, dataset, rows, connect=opener, checkpoints=checkpoints)
+    return _train(run, observer, resume=resume)
+
+
+def train_together(
+    config: RunConfig,
+    dataset: Dataset,
+    *,
+    participants: int,
+    mode: Mode = "turns",
+    division: Division = "even",
+    connect: Callable[[int], Channel] | None = None,
+    observer: Observer | None = None,
+    checkpoints: Path | None = None,
+    resume: bool = False,
+) -> RunResult:
+    """Train with several participants; as `train` otherwise. `connect` opens the connection of participant 0, 1, …."""
+    shares = divide(dataset, participants, division, config.seed)
+    return _train(
+        Run(config, dataset, shares, mode=mode, connect=connect, checkpoints=checkpoints), observer, resume=resume
+    )
+
+
+def _train(run: Run, observer: Observer | None, *, resume: bool) -> RunResult:
     run.begin(resume=resume)
     interrupted = None
     try:
-        run.train(observer)
+        _all_epochs(run, observer)
         run.finish()
-    except ProtocolError as error:
+    except (HESplitError, OSError) as error:
         interrupted = str(error)
     except KeyboardInterrupt:
         interrupted = "interrupted by the user"
-    run.client.phases.enter(None)
     return run.result(interrupted)
 
 
+def _all_epochs(run: Run, observer: Observer | None) -> None:
+    if observer:
+        observer.on_start(run.batches_per_epoch, run.config.epochs)
+    while run.progress.epoch <= run.config.epochs:
+        try:
+            reported = perf_counter()
+            with closing(run.epoch()) as batches:
+                for _ in batches:
+                    if observer and perf_counter() - reported > _REPORT_SECONDS:
+                        observer.on_batch(run.progress.epoch, run.progress.done, *run.means())
+                        reported = perf_counter()
+            if observer:
+                observer.on_batch(run.progress.epoch, run.progress.done, *run.means())
+                observer.on_evaluate(run.progress.epoch)
+            record = run.close_epoch()
+            if observer:
+                observer.on_epoch(record)
+        except RolledBack:
+            run.roll_back()
+
+
 @dataclass
-class Progress:
-    """How far a run is, beside what its client has learnt. `order` is the state of the generator before this epoch's permutation."""
+class Participant:
+    """A client with its share of the training data: indices of rows [n], batches of an epoch, and the order that it takes them in.
 
-    order: Tensor
-    epoch: int = 1
-    batch: int = 0
-    loss: float = 0.0
-    correct: int = 0
-    seen: int = 0
-    seconds: float = 0.0  # of this epoch
-    counts: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    `before` is the state of `order` before the permutation of the present epoch.
+    """
 
-    def add(self, **amounts: float) -> None:
-        """Add to the counts of the whole run."""
-        for name, value in amounts.items():
-            self.counts[name] = self.counts.get(name, 0) + value
+    client: Client
+    rows: Tensor
+    batches: int
+    order: torch.Generator
+    before: Tensor
 
     @property
-    def records(self) -> tuple[EpochRecord, ...]:
-        """The finished epochs."""
-        return tuple(EpochRecord(**record) for record in self.history)
+    def session(self) -> Session:
+        """The session with the server, where there is one."""
+        assert self.client.session is not None
+        return self.client.session
 
 
-class _Run:
-    """Data, client, server if it is in this process, and progress."""
+class Run:
+    """Data, participants, the server if it is in this process, and progress.
+
+    `epoch` is the only loop over training batches: whoever trains, records or measures a run iterates over it.
+    """
 
     def __init__(
-        self, config: RunConfig, dataset: Dataset, connect: Callable[[], Channel] | None, checkpoints: Path | None
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        shares: list[npt.NDArray[np.int64]],
+        *,
+        mode: Mode = "turns",
+        connect: Callable[[int], Channel] | None = None,
+        checkpoints: Path | None = None,
     ) -> None:
         self.config = config
-        self.folder = checkpoints
-        self.train_x, self.train_y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y)
+        self.mode = mode
+        self.checkpoints = ClientCheckpoints(checkpoints, config) if checkpoints is not None else None
+        self.train_x, self.train_y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y).clone()
         self.test_x, self.test_y = torch.from_numpy(dataset.test_x), torch.from_numpy(dataset.test_y)
-        shape = dataset_architecture(config, dataset)
-        self.batches_per_epoch = epoch_batches(config, len(self.train_x), shape.outputs)
+        self.classes = len(dataset.classes)
+        self.architecture = dataset_architecture(config, dataset)
         self.server: Server | None = None
-        self.reconnects = connect is not None
-        if connect is None and config.protocol != "local":
+        #: Connections that can break are made again.
+        self._reconnects = connect is not None
+        if connect is None and config.traits.is_split:
             self.server = Server(checkpoints=checkpoints / "server" if checkpoints else None)
-            connect = in_process(self.server)
-        self.client = Client(
-            config,
-            shape,
-            batches=self.batches_per_epoch,
-            connect=connect,
-            ledgers=checkpoints,
-        )
-        if self.client.defender is not None:
-            self.train_y = self.client.defender.labels(self.train_y, len(dataset.classes))
-        self.connect = connect
-        # Independent of the protocol: the same data in the same order for one seed.
-        self.order = torch.Generator().manual_seed(config.seed)
-        self.progress = Progress(self.order.get_state())
+            connect = _participants_of(self.server)
+        self._connect = connect
+        self.group = secrets.token_hex(16) if len(shares) > 1 else ""
+        self.participants = self._make_participants(shares, checkpoints)
+        self.progress = Progress(steps=[0] * len(shares), stored=[0] * len(shares))
+        self._tally = _Tally(self)
         self.server_seconds: dict[str, float] = {}
 
-    # Checkpoints
+    def _make_participants(self, shares: list[npt.NDArray[np.int64]], ledgers: Path | None) -> list[Participant]:
+        config = self.config
+        parameters = choose_parameters(config, self.architecture) if config.traits.seals_weights else None
+        key = SecretKey.generate(parameters) if parameters is not None and len(shares) > 1 else None
+        found = []
+        for index, share in enumerate(shares):
+            batches = epoch_batches(config, len(share), self.architecture.outputs)
+            client = Client(
+                config,
+                self.architecture,
+                batches=batches,
+                connect=_opener(self._connect, index),
+                group=self.group,
+                members=len(shares) if self._averages_at_server(len(shares)) else 0,
+                key=key,
+                ledgers=ledgers,
+            )
+            rows = torch.from_numpy(share)
+            if client.defender is not None:
+                self.train_y[rows] = client.defender.labels(self.train_y[rows], self.classes)
+            # Independent of the protocol: the same data in the same order for one seed.
+            order = torch.Generator().manual_seed(config.seed + 7919 * index)
+            found.append(Participant(client, rows, batches, order, order.get_state()))
+        return found
+
+    def _averages_at_server(self, participants: int) -> bool:
+        return participants > 1 and self.mode == "parallel" and not self.config.traits.client_holds_layer
 
     @property
-    def step(self) -> int:
-        """Training steps so far."""
-        return (self.progress.epoch - 1) * self.batches_per_epoch + self.progress.batch
+    def batches_per_epoch(self) -> int:
+        """Batches of all participants in an epoch."""
+        return sum(participant.batches for participant in self.participants)
 
-    def begin(self, *, resume: bool) -> None:
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Bytes up and down so far, of all participants."""
+        counts = [participant.client.bytes for participant in self.participants]
+        return sum(up for up, _ in counts), sum(down for _, down in counts)
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and accuracy of this epoch so far."""
+        self._tally.read()
+        progress = self.progress
+        return progress.loss / max(progress.done, 1), progress.correct / max(progress.seen, 1)
+
+    # Beginning, and going on
+
+    def begin(self, *, resume: bool = False) -> None:
         """Connect; with `resume` go on from the last checkpoint that client and server both have."""
-        if not resume:
-            if self.folder is not None:
-                for old in self._checkpoints():
-                    self._path(old).unlink()
-            self.client.begin(reconnect=self.reconnects and self.folder is not None)
-            self.progress.add(setup_bytes_up=self.client.bytes[0], setup_bytes_down=self.client.bytes[1])
-            self._checkpoint()
+        if resume:
+            if self.checkpoints is None or not self.checkpoints.numbers():
+                folder = self.checkpoints.folder if self.checkpoints is not None else None
+                raise DataError(f"there is no checkpoint in {folder} to resume from; start without --resume")
+            self._restore(self._last_in_common())
         else:
-            if self.folder is None or not self._checkpoints():
-                raise DataError(f"there is no checkpoint in {self.folder} to resume from; start without --resume")
-            if self.config.protocol == "local":
-                self._load(self._checkpoints()[-1])
-                self.client.begin()
-            else:
-                assert self.connect is not None
-                run = self._load(self._checkpoints()[-1])
-                channel = self.connect()
-                found = resumable(channel, run)
-                channel.close()
-                step = self._common(found or [])
-                self._load(step)
-                before = self.client.bytes
-                self.client.begin(resume=(run, step), reconnect=self.reconnects)
-                self._count("setup", before)
-        self.client.phases.seconds.clear()  # the handshake is not training
+            if self.checkpoints is not None:
+                self.checkpoints.clear()
+            for participant in self.participants:
+                participant.client.begin(reconnect=self._reconnects)
+            self._count("setup", (0, 0))
+            self._tally.restart()
+            self._checkpoint(self.participants)
+            for participant in self.participants:
+                participant.client.phases.seconds.clear()  # the handshake is not training
 
-    def _common(self, found: list[int]) -> int:
-        both = [step for step in self._checkpoints() if step in found]
-        if not both:
-            raise DataError("client and server have no checkpoint of this run in common; start without --resume")
-        return both[-1]
+    def roll_back(self) -> None:
+        """The server was restarted: go back with it to the last checkpoint that both have."""
+        if self.checkpoints is None:
+            raise DataError("the server lost this run, and there are no checkpoints to go back to")
+        self._restore(self._last_in_common())
 
-    def _roll_back(self, found: list[int]) -> None:
-        """The server was restarted: go back with it to its last checkpoint."""
-        step = self._common(found)
-        self._load(step)
-        before = self.client.bytes
-        assert self.client.session is not None
-        self.client.begin(resume=(self.client.session.run, step))
+    def _last_in_common(self) -> Snapshot:
+        """The newest snapshot of which the server has its part for every participant."""
+        assert self.checkpoints is not None
+        found: dict[str, list[int]] = {}
+        for number in reversed(self.checkpoints.numbers()):
+            snapshot = self.checkpoints.load(number)
+            for index, run in enumerate(snapshot.sessions):
+                if run and run not in found:
+                    found[run] = self._stored_at_server(index, run)
+            stored = zip(snapshot.sessions, snapshot.progress.stored, strict=True)
+            if all(step in found[run] for run, step in stored if run):
+                return snapshot
+        raise DataError("client and server have no checkpoint of this run in common; start without --resume")
+
+    def _stored_at_server(self, index: int, run: str) -> list[int]:
+        assert self._connect is not None
+        channel = self._connect(index)
+        try:
+            return resumable(channel, run) or []
+        finally:
+            channel.close()
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Put a snapshot's state into this run, and let every session go on from it under new keys."""
+        self._load(snapshot)
+        before = self.bytes
+        # The one at work comes last: in turns the layer is one for all, and its checkpoint is the newest.
+        turn = min(self.progress.turn, len(self.participants) - 1)
+        order = [*(i for i in range(len(self.participants)) if i != turn), turn]
+        for index in order:
+            client = self.participants[index].client
+            client.begin(resume=(snapshot.sessions[index], snapshot.progress.stored[index]), reconnect=self._reconnects)
+            client.clipped = snapshot.values["clipped"][index]
+            client.phases.seconds.clear()
+            client.phases.seconds.update(snapshot.values["phases"][index])
         self._count("setup", before)
 
-    def _checkpoints(self) -> list[int]:
-        assert self.folder is not None
-        names = (path.stem.removeprefix("client-") for path in self.folder.glob("client-*.safetensors"))
-        return sorted(int(name) for name in names if name.isdigit())
+    def _load(self, snapshot: Snapshot) -> None:
+        tensors, values = snapshot.tensors, snapshot.values
+        if len(snapshot.progress.steps) != len(self.participants) or values.get("mode") != self.mode:
+            raise DataError(
+                f"the checkpoint is of {len(snapshot.progress.steps)} participants ({values.get('mode')}), this run has "
+                f"{len(self.participants)} ({self.mode})"
+            )
+        try:
+            self.progress, self.group = snapshot.progress, snapshot.group
+            for index, participant in enumerate(self.participants):
+                prefix = f"{index}."
+                participant.client.load({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+                participant.client.join(self.group)
+                participant.before = tensors[f"order.{index}"]
+            if "labels" in tensors:
+                self.train_y = tensors["labels"]
+            self._tally = _Tally(self)
+        except (KeyError, TypeError, IndexError) as error:
+            raise DataError(f"the checkpoint is damaged or of another version: {error}") from error
 
-    def _path(self, step: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"client-{step}.safetensors"
+    def _checkpoint(self, changed: list[Participant]) -> None:
+        """Store this state at both ends: here first, so that the server never has one that the client lacks.
 
-    def _checkpoint(self) -> None:
-        """Store this state at both ends: here first, so that the server never has one that the client lacks."""
-        if self.folder is None:
+        `changed` are those whose layer at the server is another than the one that it stored last.
+        """
+        if self.checkpoints is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        back = self.client.phases.enter("checkpoint")
-        progress = asdict(self.progress)
-        order = progress.pop("order")
-        session = self.client.session
-        values = {
-            "progress": progress,
-            "config": asdict(self.config),
-            "run": session.run if session else "",
-            "phases": dict(self.client.phases.seconds),
-            "clipped": self.client.linear.clipped if self.client.linear else 0,
-        }
-        tensors = self.client.tensors() | {"order": order}
+        self._tally.add_up()
+        self._tally.check()
+        back = [participant.client.phases.enter("checkpoint") for participant in changed]
+        sessions = [p.client.session.run if p.client.session is not None else "" for p in self.participants]
+        for participant in changed:
+            index = self.participants.index(participant)
+            self.progress.stored[index] = self.progress.steps[index]
+        tensors = {f"order.{i}": p.before for i, p in enumerate(self.participants)}
+        for index, participant in enumerate(self.participants):
+            tensors |= {f"{index}.{name}": value for name, value in participant.client.tensors().items()}
         if self.config.defences.label_epsilon is not None:
             tensors["labels"] = self.train_y  # noised once: noising them again would say more of the true ones
-        write_tensors(self._path(self.step), {n: t.contiguous() for n, t in tensors.items()}, _FORMAT, values)
-        if session is not None:
-            before = self.client.bytes
-            session.checkpoint(self.step)
-            self._count("setup", before)
-        for old in self._checkpoints()[:-_KEPT]:
-            self._path(old).unlink(missing_ok=True)
-        self.client.phases.enter(back)
-
-    def _load(self, step: int) -> str:
-        """Put a checkpoint's state into this run; the name of the run."""
-        tensors, values = read_tensors(self._path(step), _FORMAT)
-        ours = json.loads(json.dumps(asdict(self.config)))
-        for name, value in values.get("config", {}).items():
-            if name != "epochs" and ours.get(name) != value:
-                raise DataError(
-                    f"{self._path(step)} belongs to a run with {name}={value!r}, this one has {ours.get(name)!r}"
-                )
-        try:
-            self.client.load(tensors)
-            self.progress = Progress(order=tensors["order"], **values["progress"])
-            if self.config.defences.label_epsilon is not None:
-                self.train_y = tensors["labels"]
-            self.client.phases.seconds.clear()
-            self.client.phases.seconds.update(values["phases"])
-            if self.client.linear is not None:
-                self.client.linear.clipped = values["clipped"]
-            return str(values["run"])
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{self._path(step)} is damaged or of another version: {error}") from error
+        values = {
+            "mode": self.mode,
+            "phases": [dict(p.client.phases.seconds) for p in self.participants],
+            "clipped": [p.client.clipped for p in self.participants],
+        }
+        self.checkpoints.save(Snapshot(self.progress, self.group, sessions, values, tensors))
+        before = self.bytes
+        for participant in changed:
+            if participant.client.session is not None:
+                participant.session.checkpoint(self.progress.steps[self.participants.index(participant)])
+        self._count("setup", before)
+        self.checkpoints.prune()
+        for participant, phase in zip(changed, back, strict=True):
+            participant.client.phases.enter(phase)
+        self._tally.restart()
 
     # Training
 
-    def train(self, observer: Observer | None) -> None:
-        """All epochs that are left."""
-        if observer:
-            observer.on_start(self.batches_per_epoch, self.config.epochs)
-        while self.progress.epoch <= self.config.epochs:
-            try:
-                self._epoch(observer)
-            except RolledBack as error:
-                self._roll_back(error.checkpoints)
+    def epoch(self) -> Generator[Tensor, None, None]:
+        """What is left of this epoch: trains on one batch after the other, and yields the rows of each when it is done.
 
-    def _epoch(self, observer: Observer | None) -> None:
-        """What is left of an epoch, then the test set."""
+        Close it when leaving early.
+        """
         progress = self.progress
-        self.order.set_state(progress.order)
-        order = torch.randperm(len(self.train_x), generator=self.order)
-        batches = torch.split(order, self.config.batch_size)[: self.batches_per_epoch]
-        loss, correct = torch.tensor(progress.loss, dtype=torch.float64), torch.tensor(progress.correct)
-        start = reported = perf_counter()
-        before = self.client.bytes
-        first = progress.batch
-
-        def settle() -> None:
-            nonlocal start, before, first
-            now = perf_counter()
-            progress.loss, progress.correct = loss.item(), int(correct.item())
-            progress.seconds += now - start
-            progress.add(train_seconds=now - start, batches=progress.batch - first)
-            self._count("", before)
-            start, before, first = now, self.client.bytes, progress.batch
-
+        self._tally.restart()
         try:
-            for indices in batches[progress.batch :]:
-                batch_loss, batch_correct = self.client.learn(self.train_x[indices], self.train_y[indices])
-                loss += batch_loss
-                correct += batch_correct
-                progress.seen += len(indices)
-                progress.batch += 1
-                if self.folder is not None and self.step % self.config.checkpoint_every == 0:
-                    settle()
-                    self._checkpoint()
-                    start, before = perf_counter(), self.client.bytes
-                if observer and perf_counter() - reported > _REPORT_SECONDS:
-                    observer.on_batch(
-                        progress.epoch, progress.batch, loss.item() / progress.batch, correct.item() / progress.seen
-                    )
-                    reported = perf_counter()
+            while progress.turn < len(self.participants):
+                participant = self.participants[progress.turn]
+                if progress.batch == 0:
+                    self._take_over(progress.turn)
+                yield from self._turn(participant)
+                participant.client.phases.enter(None)
+                participant.before = participant.order.get_state()
+                progress.turn, progress.batch = progress.turn + 1, 0
+                if progress.turn < len(self.participants) or self._average_is_due():
+                    self._checkpoint([participant])
+            if self._average_is_due():
+                self._average()
+            self._tally.check()
         finally:
-            self.client.phases.enter(None)
-            settle()
-        mean, accuracy = progress.loss / progress.batch, progress.correct / progress.seen
-        if observer:
-            observer.on_batch(progress.epoch, progress.batch, mean, accuracy)
-            observer.on_evaluate(progress.epoch)
-        epsilon = self.client.epsilon(progress.epoch)
+            for participant in self.participants:
+                participant.client.phases.enter(None)
+            self._tally.add_up()
+
+    def _turn(self, participant: Participant) -> Generator[Tensor, None, None]:
+        """One participant's batches that are left of this epoch."""
+        progress = self.progress
+        participant.order.set_state(participant.before)
+        order = participant.rows[torch.randperm(len(participant.rows), generator=participant.order)]
+        batches = torch.split(order, self.config.batch_size)[: participant.batches]
+        for rows in batches[progress.batch :]:
+            self._tally.add(*participant.client.learn(self.train_x[rows], self.train_y[rows]), len(rows))
+            progress.batch += 1
+            progress.steps[progress.turn] += 1
+            if progress.batch % self.config.checkpoint_every == 0:
+                self._checkpoint([participant])
+            yield rows
+
+    def close_epoch(self) -> EpochRecord:
+        """Evaluate on the test set, and turn to the next epoch."""
+        progress = self.progress
+        mean, accuracy = self.means()
+        epsilon = self.participants[0].client.epsilon(progress.epoch)
         record = EpochRecord(progress.epoch, mean, accuracy, self._evaluate(), progress.seconds, epsilon)
         progress.history.append(asdict(record))
-        progress.order = self.order.get_state()
-        progress.epoch, progress.batch, progress.loss, progress.correct = progress.epoch + 1, 0, 0.0, 0
-        progress.seen, progress.seconds = 0, 0.0
-        if observer:
-            observer.on_epoch(record)
-        self._checkpoint()
-        self.client.phases.enter(None)
+        self.next_epoch()
+        averaged = self._averages_at_server(len(self.participants))
+        self._checkpoint(self.participants if averaged else self.participants[-1:])
+        self.participants[-1].client.phases.enter(None)
+        return record
+
+    def next_epoch(self) -> None:
+        """Turn to the next epoch."""
+        progress = self.progress
+        progress.epoch, progress.turn, progress.batch = progress.epoch + 1, 0, 0
+        progress.done, progress.seen, progress.correct = 0, 0, 0
+        progress.loss = progress.seconds = 0.0
+        self._tally = _Tally(self)
 
     def _evaluate(self) -> float:
-        """Accuracy on the test set through the protocol, in large batches."""
-        before = self.client.bytes
-        accuracy = evaluate(self.client, self.test_x, self.test_y)
+        """Accuracy on the test set through the protocol, of the last participant: it has what all have learnt."""
+        before = self.bytes
+        accuracy = evaluate(self.participants[-1].client, self.test_x, self.test_y)
         self._count("evaluation", before)
         return accuracy
 
     def _count(self, what: str, before: tuple[int, int]) -> None:
-        up, down = self.client.bytes
+        up, down = self.bytes
         prefix = f"{what}_" if what else ""
         self.progress.add(**{f"{prefix}bytes_up": up - before[0], f"{prefix}bytes_down": down - before[1]})
 
+    # Several participants
+
+    def _take_over(self, turn: int) -> None:
+        """In turns, go on from the participant before this one; the first from the last of the epoch before."""
+        alone = len(self.participants) == 1 or self.mode == "parallel"
+        if not alone and (turn > 0 or self.progress.epoch > 1):
+            self.participants[turn].client.take_over(self.participants[turn - 1].client)
+
+    def _average_is_due(self) -> bool:
+        return self.mode == "parallel" and len(self.participants) > 1
+
+    def _average(self) -> None:
+        """Average what all have learnt: convolutions here, the server's layers there, layers that clients hold by their owners."""
+        sizes = [float(len(participant.rows)) for participant in self.participants]
+        weights = [size / sum(sizes) for size in sizes]
+        clients = [participant.client for participant in self.participants]
+        for modules in ([client.model for client in clients], [client.head for client in clients]):
+            mean = weighted_mean([module.state_dict() for module in modules], weights)
+            for module in modules:
+                module.load_state_dict(mean)
+        own = [client.own_layer for client in clients if client.own_layer is not None]
+        if own:
+            mean = weighted_mean([layer.linear.state_dict() for layer in own], weights)
+            for client, layer in zip(clients, own, strict=True):
+                layer.assign(mean["weight"], mean["bias"])
+                client.refresh()
+            return
+        for participant, size in zip(self.participants, sizes, strict=True):
+            participant.session.merge(size)
+        for index, participant in enumerate(self.participants):
+            participant.session.adopt()
+            self.progress.steps[index] += 1
+
+    # The end
+
     def finish(self) -> None:
-        """End the session and take the server's account of its time."""
-        self.server_seconds = self.client.end()
+        """End all sessions and take the server's account of its time."""
+        for participant in self.participants:
+            for phase, seconds in participant.client.end().items():
+                self.server_seconds[phase] = self.server_seconds.get(phase, 0.0) + seconds
 
     def result(self, interrupted: str | None) -> RunResult:
-        client = self.client
-        layer = client.own_layer.linear if client.own_layer is not None else None
+        """What was learnt and measured so far."""
+        clients = [participant.client for participant in self.participants]
+        last = clients[self.progress.turn if self.progress.batch else self.progress.turn - 1]
+        layer = last.own_layer.linear if last.own_layer is not None else None
         if layer is None and self.server is not None:
             layer = self.server.last_linear()
+        phases: dict[str, float] = {}
+        for client in clients:
+            client.phases.enter(None)
+            for phase, seconds in client.phases.seconds.items():
+                phases[phase] = phases.get(phase, 0.0) + seconds
         counts = {
             name: value if name == "train_seconds" else int(value) for name, value in self.progress.counts.items()
         }
+        together = (f"{len(clients)} participants, {self.mode}",) if len(clients) > 1 else ()
         return RunResult(
             self.config,
             history=self.progress.records,
-            seconds_by_phase=dict(client.phases.seconds),
+            seconds_by_phase=phases,
             server_seconds_by_phase=self.server_seconds,
-            parameters=client.parameters.to_dict() if client.parameters else None,
-            clipped=client.linear.clipped if client.linear else 0,
-            flooding_deviation=getattr(client.linear, "flooding_deviation", 0.0),
-            notes=notes(self.config, client.architecture.outputs),
+            parameters=last.parameters.to_dict() if last.parameters else None,
+            clipped=sum(client.clipped for client in clients),
+            flooding_deviation=max(getattr(client.linear, "flooding_deviation", 0.0) for client in clients),
+            participants=len(clients),
+            notes=(*notes(self.config, self.architecture.outputs), *together),
             interrupted=interrupted,
-            architecture=client.architecture,
-            client_state=client_state(client),
+            architecture=self.architecture,
+            client_state=client_state(last),
             server_weight=layer.weight.detach() if layer is not None else None,
             server_bias=layer.bias.detach() if layer is not None else None,
-            **counts,  # type: ignore[arg-type]
+            **cast(Any, counts),
         )
+
+
+class _Tally:
+    """Sums of the batches since it was last read: losses and hits stay tensors, which are only read when somebody asks."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._loss = torch.tensor(run.progress.loss, dtype=torch.float64)
+        self._correct = torch.tensor(run.progress.correct)
+        self._batches = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Time and bytes count from here."""
+        self._since, self._before = perf_counter(), self._run.bytes
+
+    def add(self, loss: Tensor, correct: Tensor, rows: int) -> None:
+        """One batch more."""
+        self._loss += loss
+        self._correct += correct
+        self._run.progress.seen += rows
+        self._run.progress.done += 1
+        self._batches += 1
+
+    def read(self) -> None:
+        """Bring losses and hits of the progress up to date."""
+        self._run.progress.loss, self._run.progress.correct = self._loss.item(), int(self._correct.item())
+
+    def add_up(self) -> None:
+        """Bring the progress up to date, and begin anew."""
+        progress, now = self._run.progress, perf_counter()
+        self.read()
+        progress.seconds += now - self._since
+        progress.add(train_seconds=now - self._since, batches=self._batches)
+        self._run._count("", self._before)
+        self._batches = 0
+        self.restart()
+
+    def check(self) -> None:
+        """RangeError when training has diverged."""
+        self.read()
+        progress = self._run.progress
+        if not math.isfinite(progress.loss):
+            raise RangeError(
+                f"the loss is {progress.loss} in epoch {progress.epoch}: training has diverged; lower the learning rate"
+            )
+
+
+def _opener(connect: Callable[[int], Channel] | None, index: int) -> Callable[[], Channel] | None:
+    return (lambda: connect(index)) if connect is not None else None
+
+
+def _participants_of(server: Server) -> Callable[[int], Channel]:
+    return lambda index: in_process(server, f"participant-{index + 1}")()
+
+
+def in_process(server: Server, client: str = "in-process") -> Callable[[], Channel]:
+    """Connections to a server in this process."""
+    return lambda: InProcessChannel(server.converse(ClientInfo(client)))
+
+
+def epoch_batches(config: RunConfig, rows: int, outputs: int) -> int:
+    """Batches of an epoch over so many rows.
+
+    A short last one is left out where the server would recover its activations; with `accumulate` there are only whole sums.
+    """
+    whole = -(-rows // config.batch_size)
+    rest = rows % config.batch_size
+    together = rest + (config.accumulate - 1) * config.batch_size
+    if rest and whole > 1 and not config.accept_leak and leaks(config.protocol, together, outputs):
+        whole -= 1
+    count = min(whole, config.limit_batches or whole) // config.accumulate * config.accumulate
+    if count == 0:
+        raise ParameterError(f"{rows} rows do not make the {config.accumulate} batches that accumulate takes together")
+    return count
+
+
+def dataset_architecture(config: RunConfig, dataset: Dataset) -> Architecture:
+    """The network for a data set's signals."""
+    _, channels, samples = dataset.train_x.shape
+    return architecture(config.model, channels, samples, len(dataset.classes), config.convolutions)
 
 
 def client_state(client: Client) -> dict[str, Tensor]:
@@ -468,8 +599,8 @@ def evaluate(client: Client, x: Tensor, labels: Tensor) -> float:
     """Accuracy through the protocol, in large batches; not counted as a phase of training."""
     counted = dict(client.phases.seconds)
     correct = 0
-    # sealed keeps the batch size's layout whatever the rows: more of them at once only take memory.
-    rows = 64 * client.config.batch_size if client.config.protocol == "sealed" else EVALUATION_ROWS
+    # Sealed weights keep the batch size's layout whatever the rows: more of them at once only take memory.
+    rows = 64 * client.config.batch_size if client.config.traits.seals_weights else EVALUATION_ROWS
     for part, wanted in zip(torch.split(x, rows), torch.split(labels, rows), strict=True):
         correct += client.correct(part, wanted)
     client.phases.enter(None)
@@ -478,9 +609,12 @@ def evaluate(client: Client, x: Tensor, labels: Tensor) -> float:
     return correct / len(labels)
 
 
-def in_process(server: Server, client: str = "in-process") -> Callable[[], Channel]:
-    """Connections to a server in this process."""
-    return lambda: InProcessChannel(server.converse(ClientInfo(client)))
+def weighted_mean(states: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
+    """The mean of several state dicts."""
+    return {
+        name: sum((weight * state[name] for weight, state in zip(weights, states, strict=True)), torch.zeros(()))
+        for name in states[0]
+    }
 
 
 def notes(config: RunConfig, outputs: int) -> tuple[str, ...]:
@@ -492,12 +626,9 @@ def notes(config: RunConfig, outputs: int) -> tuple[str, ...]:
         )
     if config.releases and config.flooding == "off":
         found.append("noise flooding is off: gradients computed from decrypted logits are released as they are")
-    if config.protocol == "sealed":
+    if config.traits.seals_weights:
         found.append(
-            "sealed is encrypted custody of shared parameters: the client knows W and could compute the layer itself, see the "
-            "row local; one client that colludes with the server opens the key"
+            f"{config.protocol} is encrypted custody of shared parameters: the client knows W and could compute the layer itself, see "
+            "the row local; one client that colludes with the server opens the key"
         )
     return tuple(found)
-
-
-__all__ = ["ConnectionLost", "EpochRecord", "Observer", "RunConfig", "RunResult", "train"]

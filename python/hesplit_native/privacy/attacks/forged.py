@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hesplit_native.training.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError, ProtocolError
 from hesplit_native.privacy.attacks.keys import HEADER, SHAPE, Ternary, byte_tools, honest_server, open_request
@@ -22,9 +21,9 @@ from hesplit_native.privacy.attacks.labels import probabilities
 from hesplit_native.privacy.attacks.malicious import victim
 from hesplit_native.privacy.transcript import Step, Transcript
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.answers import Answer, Answers
 from hesplit_native.protocols.messages import MessageType
-from hesplit_native.protocols.plain import Answer
-from hesplit_native.protocols.server import Answers
+from hesplit_native.training.config import RunConfig
 
 
 @dataclass

@@ -1,0 +1,97 @@
+"""What the protocols share that send activations encrypted to a server that holds the weights in the clear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hesplit_native import _core
+from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError
+from hesplit_native.layer.linear import LinearClient, LinearServer
+from hesplit_native.protocols.layer import TrainedLayer
+from hesplit_native.protocols.messages import MessageType
+from hesplit_native.protocols.session import Session
+from hesplit_native.protocols.terms import Terms
+
+
+class HoldsKey(Protocol):
+    """A client of the core, whose key can be destroyed."""
+
+    def destroy(self) -> None:
+        """Zero the key."""
+        ...
+
+
+@contextmanager
+def genuine_or_over(session: Session, client: HoldsKey) -> Iterator[None]:
+    """Destroy the key and end the session like any other when a reply is not genuine.
+
+    Every visible reaction to a forged reply tells its forger about the key; so there is only one, and it is the last
+    (docs/security.md).
+    """
+    try:
+        yield
+    except HESplitError as error:
+        client.destroy()
+        session.leave()
+        raise ProtocolError(
+            f"a reply was not genuine ({error}); the key was destroyed and the session ended. Start a new run"
+        ) from error
+
+
+def encrypted_logits(
+    session: Session, linear: LinearClient, kind: MessageType, x: Tensor, *, weight_gradient_follows: bool = False
+) -> Tensor:
+    """Encrypt, exchange, decrypt. In training the logits are released with all that is computed from them: they are flooded."""
+    phases = session.phases
+    back = phases.enter("encrypt")
+    request = linear.encrypt(x)
+    phases.enter(back)
+    reply = session.exchange(kind, MessageType.LOGITS, request)
+    back = phases.enter("decrypt")
+    flooded = kind is MessageType.FORWARD and linear.parameters.releases > 0
+    decrypt = linear.decrypt_for_release if flooded else linear.decrypt
+    with genuine_or_over(session, linear):
+        y = decrypt(reply.body, weight_gradient_follows=weight_gradient_follows)
+    phases.enter(back)
+    return torch.from_numpy(y.astype(np.float32))
+
+
+class EncryptedLayer:
+    """A trained layer whose forward pass is on ciphertexts of one client."""
+
+    def __init__(self, terms: Terms, layer: TrainedLayer, public_material: bytes) -> None:
+        self.terms = terms
+        self.layer = layer
+        try:
+            self.server = LinearServer(
+                public_material, layer.linear.weight, layer.linear.bias, max_batch=terms.max_rows
+            )
+        except ParameterError as error:
+            raise ProtocolError(f"handshake: the public material is for a layer of another shape: {error}") from error
+        check_hash(terms, self.server.parameters.hash)
+        self._encoded = layer.version
+
+    def encode(self) -> None:
+        """Take over the weights if they have changed: by this client's updates, or by another's."""
+        if self._encoded != self.layer.version:
+            self.server.set_weight(self.layer.linear.weight, self.layer.linear.bias)
+            self._encoded = self.layer.version
+
+    def forward(self, body: memoryview, *, keep: bool = False) -> tuple[bytes, int, _core.KeptRequest | None]:
+        """Encrypted logits, the number of samples, and with `keep` the request for its weight gradient."""
+        self.encode()
+        return self.server.forward_training(body, keep=keep)
+
+
+def check_hash(terms: Terms, actual: str) -> None:
+    """The parameters that were agreed on are those of the public material."""
+    if actual != terms.parameter_hash:
+        raise KeyMismatchError(
+            f"handshake: parameter_hash is {terms.parameter_hash!r}, that of the public material {actual!r}"
+        )

@@ -1,0 +1,35 @@
+"""How training rows are divided among participants."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from hesplit_native.data.dataset import Dataset
+from hesplit_native.errors import ParameterError
+
+Division = Literal["even", "patients"]
+
+
+def divide(dataset: Dataset, participants: int, division: Division, seed: int) -> list[npt.NDArray[np.int64]]:
+    """The training rows of each participant: at random in equal parts, or whole patients, the largest first to whoever has least."""
+    rows = len(dataset.train_y)
+    if not 1 <= participants <= rows:
+        raise ParameterError(f"participants must be between 1 and the {rows} training rows, got {participants}")
+    if division == "even":
+        order = np.random.default_rng(seed).permutation(rows)
+        return [np.sort(part) for part in np.array_split(order, participants)]
+    if dataset.train_patient is None:
+        raise ParameterError(f"the data set {dataset.name} does not say which patient a row is of; divide it evenly")
+    patients, counts = np.unique(dataset.train_patient, return_counts=True)
+    if len(patients) < participants:
+        raise ParameterError(f"{participants} participants need as many patients; the training set has {len(patients)}")
+    shares: list[list[int]] = [[] for _ in range(participants)]
+    sizes = np.zeros(participants, np.int64)
+    for index in np.argsort(-counts, kind="stable"):
+        least = int(sizes.argmin())
+        shares[least].append(int(patients[index]))
+        sizes[least] += counts[index]
+    return [np.flatnonzero(np.isin(dataset.train_patient, share)) for share in shares]

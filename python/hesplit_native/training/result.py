@@ -1,0 +1,95 @@
+"""What a training run gives back, and what watches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from hesplit_native.training.config import RunConfig
+from hesplit_native.training.models import Architecture
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch: mean loss and accuracy (0..1) while training, accuracy on the test set after it, seconds of training.
+
+    `epsilon` is what a sample's noised releases add up to so far (`Defences`); None without noise.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_accuracy: float
+    seconds: float
+    epsilon: float | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Everything that a report needs. Bytes are counted at the channel; `bytes_up` and `bytes_down` are those of training steps."""
+
+    config: RunConfig
+    history: tuple[EpochRecord, ...] = ()
+    train_seconds: float = 0.0
+    seconds_by_phase: dict[str, float] = field(default_factory=dict)
+    server_seconds_by_phase: dict[str, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    setup_bytes_up: int = 0
+    setup_bytes_down: int = 0
+    evaluation_bytes_up: int = 0
+    evaluation_bytes_down: int = 0
+    batches: int = 0
+    parameters: dict[str, Any] | None = None
+    clipped: int = 0
+    flooding_deviation: float = 0.0
+    participants: int = 1
+    notes: tuple[str, ...] = ()
+    interrupted: str | None = None
+    architecture: Architecture | None = None
+    client_state: dict[str, Tensor] = field(default_factory=dict)
+    server_weight: Tensor | None = None
+    server_bias: Tensor | None = None
+
+    @property
+    def protocol(self) -> str:
+        """The protocol's name."""
+        return self.config.protocol
+
+    @property
+    def epochs(self) -> int:
+        """Finished epochs."""
+        return len(self.history)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """After the last finished epoch."""
+        return self.history[-1].test_accuracy if self.history else None
+
+    @property
+    def epsilon(self) -> float | None:
+        """What a sample's noised releases add up to after the last finished epoch; None without noise."""
+        return self.history[-1].epsilon if self.history else None
+
+    @property
+    def flooding(self) -> str:
+        """How released decryptions were flooded: with a fresh key per step, with one per run, or not at all."""
+        return self.config.flooding if self.config.releases else "not needed"
+
+
+class Observer(Protocol):
+    """What a progress display implements."""
+
+    def on_start(self, batches_per_epoch: int, epochs: int) -> None:
+        """Before the first batch."""
+
+    def on_batch(self, epoch: int, batch: int, loss: float, accuracy: float) -> None:
+        """From time to time: the number of batches done in this epoch, running mean loss and accuracy."""
+
+    def on_evaluate(self, epoch: int) -> None:
+        """Before the test set is evaluated."""
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """After an epoch."""
