@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from hesplit_native.errors import ConnectionLost, DataError, HESplitError, ParameterError, ProtocolError, WireError
 from hesplit_native.transport import (
@@ -162,6 +163,24 @@ def test_several_clients_at_once(echo):
         for thread in threads:
             thread.join(30)
     assert answers == {f"c{i}": [f"c{i}:{k}".encode() for k in range(50)] for i in range(6)}
+
+
+def test_conversations_compute_with_the_threads_of_whoever_makes_the_server():
+    def count(client):
+        yield b""
+        yield str(torch.get_num_threads()).encode()
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 2)
+        server = GrpcServer("127.0.0.1:0", count)
+        torch.set_num_threads(before)
+        with server:
+            channel = connect(f"127.0.0.1:{server.port}")
+            assert ask(channel) == str(before + 2).encode()
+            channel.close()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_failing_conversation_does_not_disturb_the_others(echo):

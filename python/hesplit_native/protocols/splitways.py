@@ -57,7 +57,7 @@ class SplitWaysClient:
         With `accumulate` dJ/dW is kept for that many batches and sent once, with the last of them, as their sum.
         """
         body = messages.matrix(gradient.numpy(), "gradient")
-        self._sums.append(gradient.numpy().T @ x.numpy())
+        self._sums.append((gradient.T @ x).numpy())  # by torch, whose number of threads is the one that is set
         weight_gradient = b""
         if len(self._sums) == self.accumulate:
             weight_gradient = messages.matrix(sum(self._sums[1:], self._sums[0]), "weight gradient")

@@ -99,6 +99,8 @@ class Client:
         key: SecretKey | None = None,
         ledgers: Path | None = None,
     ) -> None:
+        # A thread takes over torch's number of threads when it first asks for it; until then matrix products take every core.
+        torch.get_num_threads()
         self.config = config
         self.architecture = architecture
         together = config.batch_size * config.accumulate

@@ -278,6 +278,8 @@ class _Stream:
 class GrpcServer:
     """Gives every connection a conversation of its own, in a thread of its own.
 
+    These threads compute with as many threads of torch as the one that makes the server (`torch.set_num_threads`).
+
     Parameters
     ----------
     address
@@ -300,6 +302,8 @@ class GrpcServer:
         limits: Limits | None = None,
         on_event: Callable[[str], None] = lambda text: None,
     ) -> None:
+        import torch
+
         host, port = parse_address(address)
         _check_security(host, tls, insecure)
         self._open = open_conversation
@@ -309,7 +313,10 @@ class GrpcServer:
         self._by_id: dict[int, _Stream] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        pool = ThreadPoolExecutor(limits.max_clients + 8, thread_name_prefix="hesplit-client")
+        # OpenMP's setting belongs to a thread: without this, matrix products in a new one take every core.
+        pool = ThreadPoolExecutor(
+            limits.max_clients + 8, "hesplit-client", torch.set_num_threads, (torch.get_num_threads(),)
+        )
         self._server = grpc.server(pool, options=_options(limits.max_message))
         handler = grpc.stream_stream_rpc_method_handler(self._converse)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: handler}),))
