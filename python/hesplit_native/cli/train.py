@@ -211,6 +211,7 @@ def train_command(
 def _finish(console: Console, result: Any, data: Any, folder: Path) -> None:
     from rich.console import Console as ErrorConsole
 
+    from hesplit_native.reproduce.published import published_table
     from hesplit_native.training import report
     from hesplit_native.training.model_file import save_model
 
@@ -226,7 +227,7 @@ def _finish(console: Console, result: Any, data: Any, folder: Path) -> None:
         report.write_curves(folder / "curves.png", values)
         written.append("curves.png")
     console.print(report.summary_table(values))
-    published = report.published_table(values)
+    published = published_table(values)
     if published is not None:
         console.print(published)
     if result.flooding == "off":

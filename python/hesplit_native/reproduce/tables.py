@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from hesplit_native.layer.published import HESPLIT, HESPLIT_PLAIN, SPLIT_WAYS, Published
+from hesplit_native.reproduce.published import HESPLIT, HESPLIT_PLAIN, SPLIT_WAYS, Published
 from hesplit_native.training.config import RunConfig
 from hesplit_native.triad import TriadConfig
 

@@ -40,6 +40,11 @@ class Progress:
     counts: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def latest(self) -> int:
+        """The participant that trained last."""
+        return (self.turn if self.batch else self.turn - 1) % max(len(self.steps), 1)
+
     def add(self, **amounts: float) -> None:
         """Add to the counts of the whole run."""
         for name, value in amounts.items():

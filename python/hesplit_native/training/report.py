@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hesplit_native import _core
-from hesplit_native.layer.published import Published, comparable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -142,7 +141,7 @@ def summary_table(values: dict[str, Any]) -> Table:
     table.add_column("in all", justify="right")
     table.add_column("per epoch", justify="right")
     table.add_column("per batch", justify="right")
-    epochs = values["batches"] / max(_batches_per_epoch(values), 1)
+    epochs = values["batches"] / max(batches_per_epoch(values), 1)
     batches = max(values["batches"], 1)
     accuracy, last = values["test_accuracy"], values["test_accuracy_last_three"]
     table.add_row("test accuracy", f"{100 * accuracy:.2f} %" if accuracy is not None else "-", "", "")
@@ -176,32 +175,8 @@ def summary_table(values: dict[str, Any]) -> Table:
     return table
 
 
-def _batches_per_epoch(values: dict[str, Any]) -> float:
+def batches_per_epoch(values: dict[str, Any]) -> float:
+    """Batches of an epoch, by the metrics of a run."""
     whole = -(-values["train_rows"] // values["config"]["batch_size"])
     limit = values["config"]["limit_batches"]
     return float(min(whole, limit or whole))
-
-
-def published_table(values: dict[str, Any]) -> Table | None:
-    """Ours beside what the papers published for this protocol; None when there is nothing to lay beside."""
-    from rich.table import Table
-
-    rows: list[Published] = comparable(values["protocol"])
-    if not rows or not values["history"]:
-        return None
-    same = (values["dataset"], values["split"], values["config"]["batch_size"]) == ("mitbih", "paper", 4)
-    title = "Beside Split Ways, table 1" + (
-        "" if same else "\n(MIT-BIH, paper split, batch size 4: another task than this run)"
-    )
-    table = Table(title=title, title_justify="left")
-    for name in ("", "seconds per epoch", "test accuracy", "sent per epoch"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
-    epochs = max(values["batches"] / _batches_per_epoch(values), 1e-9)
-    bytes_per_epoch = (values["bytes_up"] + values["bytes_down"]) / epochs
-    seconds = values["train_seconds"] / epochs
-    table.add_row(
-        "this run", f"{seconds:.2f}", f"{100 * values['test_accuracy']:.2f} %", size(bytes_per_epoch), style="bold"
-    )
-    for row in rows:
-        table.add_row(row.network, f"{row.seconds:,.2f}", f"{row.accuracy:.2f} %", row.communication)
-    return table

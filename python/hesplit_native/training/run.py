@@ -291,10 +291,9 @@ class Run:
         """Put a snapshot's state into this run, and let every session go on from it under new keys."""
         self._load(snapshot)
         before = self.bytes
-        # The one at work comes last: in turns the layer is one for all, and its checkpoint is the newest.
-        turn = min(self.progress.turn, len(self.participants) - 1)
-        order = [*(i for i in range(len(self.participants)) if i != turn), turn]
-        for index in order:
+        # Who learnt last comes last: in turns the layer is one for all, and that checkpoint is the newest.
+        latest = self.progress.latest
+        for index in sorted(range(len(self.participants)), key=lambda index: index == latest):
             client = self.participants[index].client
             client.begin(resume=(snapshot.sessions[index], snapshot.progress.stored[index]), reconnect=self._reconnects)
             client.clipped = snapshot.values["clipped"][index]
@@ -476,7 +475,7 @@ class Run:
     def result(self, interrupted: str | None) -> RunResult:
         """What was learnt and measured so far."""
         clients = [participant.client for participant in self.participants]
-        last = clients[self.progress.turn if self.progress.batch else self.progress.turn - 1]
+        last = clients[self.progress.latest]
         layer = last.own_layer.linear if last.own_layer is not None else None
         if layer is None and self.server is not None:
             layer = self.server.last_linear()

@@ -1,0 +1,7 @@
+"""Where defences were before they moved to `hesplit_native.training.defences`."""
+
+from __future__ import annotations
+
+from hesplit_native.training.defences import Defences, Defender
+
+__all__ = ["Defences", "Defender"]
