@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import hesplit_native as hn
-from hesplit_native.layer.published import HESPLIT, PARAMETER_SETS, SPLIT_WAYS
+from hesplit_native.layer.published import PARAMETER_SETS
+from hesplit_native.reproduce.published import HESPLIT, SPLIT_WAYS
 
 LIMITS = {2048: 53, 4096: 106, 8192: 214, 16384: 430}
 SHAPE = {"in_features": 256, "out_features": 5, "batch_size": 4}
