@@ -131,7 +131,9 @@ def test_cleaning_counts_what_it_drops(write):
 def test_units_are_converted_on_request(write):
     lines = [f"1,{4 + i / 10:.1f},1.0,1.0,{2 + i / 10:.1f}" for i in range(20)]
     path = write(lines)
-    (x, y), (x_mg, y_mg) = everything(load_csv(path, PANEL)), everything(load_csv(path, PANEL, unit="mmol/L"))
+    with pytest.warns(UserWarning, match="'Chol', 'HDL', 'TG', 'LDL' read as mg/dL, but the values look like mmol/L"):
+        unconverted = load_csv(path, PANEL)
+    (x, y), (x_mg, y_mg) = everything(unconverted), everything(load_csv(path, PANEL, unit="mmol/L"))
     np.testing.assert_allclose(x_mg, x * np.array([1, 38.67, 38.67, 88.57]), rtol=1e-5)
     np.testing.assert_allclose(y_mg, y * 38.67, rtol=1e-5)
     with pytest.raises(hn.ParameterError, match="unit"):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def predict_command(
     model: Path = typer.Option(..., help="The model.safetensors of a run."),
-    record: Path | None = typer.Option(None, help="A WFDB record at 360 Hz with .atr annotations, without suffix."),
+    record: Path | None = typer.Option(None, help="A WFDB record with the lead MLII at 360 Hz and .atr annotations."),
     dataset: DatasetName = typer.Option(DatasetName.synthetic, help="Whose test set to classify, without --record."),
     data_dir: Path | None = typer.Option(None, help="Directory of the MIT-BIH records."),
     split: SplitName = typer.Option(SplitName.paper),
@@ -68,9 +68,12 @@ def _record(path: Path) -> tuple[Tensor, Tensor, list[int]]:
     from hesplit_native.data.records import read_record
     from hesplit_native.errors import DataError
 
-    beats = record_beats(read_record(path.parent, path.name))
+    beats = record_beats(read_record(path.parent, path.name, any_storage=True))
     if len(beats.label) == 0:
-        raise DataError(f"{path} has no beats of the classes N, L, R, A, V that stand apart from their neighbours")
+        raise DataError(
+            f"{path} has no beats of the classes N, L, R, A, V that stand apart from their neighbours; the first two and the last "
+            "two annotations do not count"
+        )
     return torch.from_numpy(beats.signal[:, None, :]), torch.from_numpy(beats.label), beats.sample.tolist()
 
 

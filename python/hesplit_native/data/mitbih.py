@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hesplit_native.data.dataset import Dataset
-from hesplit_native.data.npz import read_npz
-from hesplit_native.data.records import MITBIH_RECORDS, Record, cache_directory, find_mitbih, read_record
+from hesplit_native.data.npz import read_npz, write_cache
+from hesplit_native.data.records import MITBIH_RECORDS, Record, cache_directory, find_mitbih, read_record, record_files
 from hesplit_native.errors import DataError
 
 Split = Literal["paper", "unique", "patients"]
@@ -93,11 +94,11 @@ def load_beats(directory: Path, *, cache_dir: Path | None = None, progress: Prog
     records = [name for name in MITBIH_RECORDS if name not in _LEFT_OUT]
     digest = hashlib.sha256(f"recipe {_RECIPE}".encode())
     for name in records:
-        for suffix in (".hea", ".atr", ".dat"):
-            path = directory / (name + suffix)
-            if not path.is_file():
-                raise DataError(f"{path} is missing; the MIT-BIH directory must hold all 48 records")
-            digest.update(path.read_bytes())
+        try:
+            for path in record_files(directory, name):
+                digest.update(path.read_bytes())
+        except (DataError, OSError) as error:
+            raise DataError(f"{error}; the MIT-BIH directory must hold all 48 records") from error
     cache = (cache_dir or cache_directory()) / f"mitbih-{digest.hexdigest()[:24]}.npz"
     cached = _read_cache(cache)
     if cached is not None:
@@ -114,21 +115,34 @@ def load_beats(directory: Path, *, cache_dir: Path | None = None, progress: Prog
 
 
 def record_beats(record: Record) -> Beats:
-    """The usable beats of one record, processed as in the papers (Split Ways, section 5, after Abuadbba et al.)."""
+    """The usable beats of one record, processed as in the papers (Split Ways, section 5, after Abuadbba et al.).
+
+    Beats with an invalid sample in their window are left out, which a warning counts.
+    """
     from scipy.signal import resample
 
-    low, high = record.signal.min(), record.signal.max()
+    low, high = np.nanmin(record.signal), np.nanmax(record.signal)
     signal = (record.signal - low) / (high - low)
     samples, symbols = record.samples[1:-1], record.symbols[1:-1]
     windows, labels, positions = [], [], []
+    invalid = 0
     for i in range(1, len(samples) - 1):
         r = int(samples[i])
         apart = samples[i] - samples[i - 1] >= _HALF_WINDOW and samples[i + 1] - samples[i] >= _HALF_WINDOW
         inside = r >= _HALF_WINDOW and r + _HALF_WINDOW < len(signal)
         if symbols[i] in CLASSES and apart and inside:
-            windows.append(signal[r - _HALF_WINDOW : r + _HALF_WINDOW + 1])
+            window = signal[r - _HALF_WINDOW : r + _HALF_WINDOW + 1]
+            if np.isnan(window).any():
+                invalid += 1
+                continue
+            windows.append(window)
             labels.append(CLASSES.index(symbols[i]))
             positions.append(r)
+    if invalid:
+        warnings.warn(
+            f"record {record.name}: {invalid} of {invalid + len(windows)} beats are left out, their signal has invalid samples",
+            stacklevel=2,
+        )
     if not windows:
         empty = np.zeros(0, np.int64)
         return Beats(np.zeros((0, BEAT_SAMPLES), np.float32), empty, empty, empty)
@@ -210,12 +224,4 @@ def _read_cache(path: Path) -> Beats | None:
 
 
 def _write_cache(path: Path, beats: Beats) -> None:
-    """Atomic; a cache that cannot be written costs time, not results."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, signal=beats.signal, label=beats.label, record=beats.record, sample=beats.sample)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    write_cache(path, signal=beats.signal, label=beats.label, record=beats.record, sample=beats.sample)

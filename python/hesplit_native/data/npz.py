@@ -1,8 +1,11 @@
-"""Numpy archives that are checked before they are believed."""
+"""Numpy archives that are checked before they are believed, and written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -48,3 +51,22 @@ def read_npz(
         NotImplementedError, RuntimeError, struct.error,
     ) as error:  # fmt: skip
         raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def write_cache(path: Path, **arrays: npt.NDArray[Any]) -> None:
+    """Write an archive in one step. One that cannot be written costs time, not results: a warning says so."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            # numpy types the first keyword after the arrays
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        warnings.warn(
+            f"{path.parent} cannot keep processed data ({error.strerror or error}), which is made anew each time; "
+            "XDG_CACHE_HOME can name another directory",
+            stacklevel=2,
+        )

@@ -1,15 +1,19 @@
-"""WFDB records: where they come from, and reading one with errors that name the file."""
+"""The records of MIT-BIH: where they come from, and reading one with errors that name the file."""
 
 from __future__ import annotations
 
+import functools
 import os
+import stat
+import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hesplit_native.data.wfdb_files import read_leads, read_with, signal_files
 from hesplit_native.errors import DataError
 
 # The 48 records of the MIT-BIH Arrhythmia Database.
@@ -22,14 +26,16 @@ MITBIH_RECORDS = tuple(
     )
 )
 SAMPLING_RATE = 360
+LEAD = "MLII"
 _SUFFIXES = (".hea", ".dat", ".atr")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One channel of a record with its annotations.
+    """The lead MLII of a record with its annotations.
 
-    `signal` is float64 [samples] in millivolts, `samples` int64 [annotations] positions in it, `symbols` their MIT codes.
+    `signal` is float64 [samples] in millivolts, NaN where the file says that a sample is invalid; `samples` int64 [annotations]
+    positions in it, `symbols` their MIT codes.
     """
 
     name: str
@@ -39,9 +45,46 @@ class Record:
 
 
 def cache_directory() -> Path:
-    """Where processed and downloaded data is kept: ``$XDG_CACHE_HOME/hesplit_native`` or ``~/.cache/hesplit_native``."""
+    """Where processed and downloaded data is kept: ``$XDG_CACHE_HOME/hesplit_native`` or ``~/.cache/hesplit_native``.
+
+    Users without a home directory, or with one in which nothing can be made, get a directory of their own among the system's
+    temporary files, and a warning that says so.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hesplit_native"
+    try:
+        path = (Path(base) if base else Path.home() / ".cache") / "hesplit_native"
+        path.mkdir(parents=True, exist_ok=True)
+    except RuntimeError:
+        return _temporary_cache("there is no home directory")
+    except OSError as error:
+        return _temporary_cache(f"{error.filename or path} cannot be made ({error.strerror or error})")
+    return path
+
+
+@functools.cache
+def _temporary_cache(why: str) -> Path:
+    """A directory that no other user can write to: what is in it will be believed."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    try:
+        path = Path(tempfile.gettempdir()) / f"hesplit_native-{user}"
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or (
+            hasattr(os, "getuid") and (found.st_uid != user or found.st_mode & 0o022)
+        ):
+            raise FileExistsError(f"{path} belongs to somebody else")
+    except FileExistsError:
+        path = Path(tempfile.mkdtemp(prefix="hesplit_native-"))
+    except OSError as error:
+        raise DataError(
+            f"there is no place for processed and downloaded data: {why}, and no temporary directory ({error.strerror or error}); "
+            "name a directory in the environment variable XDG_CACHE_HOME"
+        ) from error
+    warnings.warn(
+        f"{why}: processed and downloaded data is kept in {path}; XDG_CACHE_HOME can name another directory",
+        stacklevel=3,
+    )
+    return path
 
 
 def find_mitbih(data_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -65,73 +108,105 @@ def find_mitbih(data_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def _download(path: Path) -> None:
-    missing = [
-        name + suffix for name in MITBIH_RECORDS for suffix in _SUFFIXES if not (path / (name + suffix)).exists()
-    ]
-    if not missing:
-        return
     import wfdb
     from rich.progress import track
 
-    path.mkdir(parents=True, exist_ok=True)
     try:
-        for file in track(missing, description="Downloading MIT-BIH records"):
-            wfdb.dl_files("mitdb", str(path), [file], keep_subdirs=False)
+        missing = [
+            name + suffix for name in MITBIH_RECORDS for suffix in _SUFFIXES if not (path / (name + suffix)).exists()
+        ]
+        if missing:
+            path.mkdir(parents=True, exist_ok=True)
+            for file in track(missing, description="Downloading MIT-BIH records"):
+                wfdb.dl_files("mitdb", str(path), [file], keep_subdirs=False)
     except Exception as error:
         raise DataError(
-            f"could not download the MIT-BIH records ({type(error).__name__}). Without a network, give a directory that holds the "
-            "48 records with --data-dir or in the environment variable HESPLIT_MITDB"
+            f"could not download the MIT-BIH records to {path} ({type(error).__name__}). Without a network, give a directory that "
+            "holds the 48 records with --data-dir or in the environment variable HESPLIT_MITDB"
         ) from error
 
 
-def read_record(directory: Path, name: str, *, annotations: bool = True) -> Record:
-    """The first channel of a record at 360 Hz, with its reference annotations.
+def record_files(directory: Path, name: str) -> list[Path]:
+    """The files of a record as MIT-BIH's: header, annotations and the signal file that the header names.
 
     Raises
     ------
     DataError
-        Naming the file that is missing, truncated or of another kind.
+        Naming the file that is missing or truncated, or saying what else the header describes.
     """
-    import wfdb
-
     base = directory / name
-    for suffix in _SUFFIXES if annotations else _SUFFIXES[:2]:
-        if not base.with_name(name + suffix).is_file():
-            raise DataError(f"{base}{suffix} is missing; a record is the three files {name}.hea, .dat and .atr")
-    header = _read(wfdb.rdheader, base, ".hea")
-    if header.fs != SAMPLING_RATE or not header.n_sig or not header.sig_len:
+    signals = _mitbih_signal_files(base)
+    return [base.with_name(f"{name}.hea"), _annotations(base), *signals]
+
+
+def read_record(directory: Path, name: str, *, annotations: bool = True, any_storage: bool = False) -> Record:
+    """The lead MLII of a record at 360 Hz, with its reference annotations.
+
+    The lead is chosen by its name, wherever it lies in the record.
+
+    Parameters
+    ----------
+    name
+        Without suffix or with that of one of the record's files.
+    any_storage
+        Read whatever wfdb reads, several segments, signal files and all formats. Otherwise a record that is not stored as MIT-BIH's
+        are, in one file in format 212, is refused: it is another one under its name.
+
+    Raises
+    ------
+    DataError
+        Naming the file that is missing, truncated or of another kind, or the leads there are where MLII is not.
+    """
+    if name.endswith(_SUFFIXES) and not (directory / f"{name}.hea").is_file():
+        name = name.rpartition(".")[0]
+    base = directory / name
+    if not any_storage:
+        _mitbih_signal_files(base)
+    marks = _annotations(base) if annotations else None
+    signal = read_leads(base, (LEAD,), SAMPLING_RATE)[:, 0]
+    finite = signal[np.isfinite(signal)]
+    if not len(finite) or finite.max() <= finite.min():
+        raise DataError(f"{base}.hea: the lead {LEAD} holds no usable signal")
+    if marks is None:
+        return Record(name, signal, np.zeros(0, np.int64), ())
+    samples, symbols = _read_annotations(base, len(signal))
+    return Record(name, signal, samples, symbols)
+
+
+def _mitbih_signal_files(base: Path) -> list[Path]:
+    header, files = signal_files(base)
+    if header.fs != SAMPLING_RATE or not header.n_sig:
         raise DataError(
             f"{base}.hea is not an MIT-BIH record: {header.n_sig} signals at {header.fs} Hz, expected {SAMPLING_RATE} Hz"
         )
-    _check_size(base, header)
-    signal = np.asarray(_read(wfdb.rdrecord, base, ".dat", channels=[0]).p_signal[:, 0])
-    if not np.isfinite(signal).all() or signal.max() <= signal.min():
-        raise DataError(f"{base}.dat holds no usable signal in its first channel")
-    if not annotations:
-        return Record(name, signal, np.zeros(0, np.int64), ())
-    found = _read(wfdb.rdann, base, ".atr", "atr")
-    samples = np.asarray(found.sample, dtype=np.int64)
-    if len(samples) < 3 or samples.min() < 0 or samples.max() >= len(signal):
-        raise DataError(f"{base}.atr does not belong to this record: its annotations lie outside of the signal")
-    return Record(name, signal, samples, tuple(found.symbol))
+    if hasattr(header, "seg_name"):
+        raise DataError(f"{base}.hea is not an MIT-BIH record: it has {header.n_seg} segments, expected a single one")
+    if len(files) != 1 or set(header.fmt) != {"212"}:
+        raise DataError(
+            f"{base}.hea is not an MIT-BIH record: {len(files)} signal files in format {', '.join(sorted(set(header.fmt)))}, "
+            "expected one in format 212"
+        )
+    return files
 
 
-def _read(reader: Any, base: Path, suffix: str, *arguments: Any, **options: Any) -> Any:
-    try:
-        return reader(str(base), *arguments, **options)
-    except Exception as error:
-        raise DataError(f"{base}{suffix} cannot be read: {error or type(error).__name__}") from error
-
-
-def _check_size(base: Path, header: Any) -> None:
-    """Wfdb reads what is there; a truncated format-212 file must not pass as a shorter record."""
-    names = header.file_name or []
-    if not names or len(set(names)) != 1 or set(header.fmt) != {"212"}:
-        raise DataError(f"{base}.hea is not an MIT-BIH record: expected one signal file in format 212")
-    path = base.with_name(names[0])
+def _annotations(base: Path) -> Path:
+    path = base.with_name(f"{base.name}.atr")
     if not path.is_file():
-        raise DataError(f"{path} is missing (named in {base}.hea)")
-    expected = (header.sig_len * header.n_sig * 3 + 1) // 2
-    size = path.stat().st_size
-    if size < expected:
-        raise DataError(f"{path} is truncated: {size} bytes, expected {expected}; download it again")
+        raise DataError(f"{path} is missing, the record's reference annotations")
+    return path
+
+
+def _read_annotations(base: Path, length: int) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    import wfdb
+
+    found = read_with(wfdb.rdann, base, ".atr", "atr")
+    samples = np.asarray(found.sample, dtype=np.int64)
+    if found.fs not in (None, SAMPLING_RATE):
+        raise DataError(
+            f"{base}.atr counts time in steps of 1/{found.fs} s, expected 1/{SAMPLING_RATE} s as in the signal"
+        )
+    if len(samples) and (samples.min() < 0 or samples.max() >= length):
+        raise DataError(f"{base}.atr does not belong to this record: its annotations lie outside of the signal")
+    if (np.diff(samples) < 0).any():
+        raise DataError(f"{base}.atr is damaged: its annotations are not in the order of time")
+    return samples, tuple(found.symbol)

@@ -5,12 +5,11 @@ Its data, 400,000 patients of a hospital, are not public. Here are a synthetic c
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,19 +17,23 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from hesplit_native.data.tables import (
+    Fault,
+    TextTable,
+    is_censored,
+    is_missing,
+    not_a_number,
+    notations,
+    number,
+    read_table,
+    settle,
+)
 from hesplit_native.errors import DataError, ParameterError
+from hesplit_native.triad.clinical import LIPIDS, PLAUSIBLE, beyond_people, is_sex_unknown, looks_like, sex_values
 
 Unit = Literal["mg/dL", "mmol/L"]
+Table = npt.NDArray[np.float64]
 
-# mg/dL in a mmol/L: cholesterol of whatever particle, and triglycerides.
-CHOLESTEROL_MG_DL = 38.67
-TRIGLYCERIDES_MG_DL = 88.57
-
-_FACTORS = dict.fromkeys(("tc", "hdl", "ldl", "vldl"), CHOLESTEROL_MG_DL) | {"tg": TRIGLYCERIDES_MG_DL}
-_POSITIVE = frozenset({*_FACTORS, "age", "bmi", "height", "weight"})  # a zero there means "not measured"
-_MISSING = frozenset({"", "-", "?", "na", "n/a", "nan", "null", "none"})
-_SEX = {"m": 1.0, "male": 1.0, "man": 1.0, "1": 1.0, "1.0": 1.0}
-_SEX |= {"f": 0.0, "female": 0.0, "woman": 0.0, "0": 0.0, "0.0": 0.0, "2": 0.0, "2.0": 0.0}
 _TEST_SHARE = 0.2
 _MIN_ROWS = 10
 
@@ -84,56 +87,68 @@ def load_csv(
     columns: Mapping[str, str],
     *,
     target: str = "ldl",
-    unit: Unit = "mg/dL",
+    unit: Unit | None = None,
     seed: int = 0,
 ) -> Cohort:
     """A table of patients, cleaned; a fifth of its rows, drawn at random, is for testing.
 
-    Rows are dropped, and counted in `Cohort.dropped`, when a value is missing, when a body measure or a lipid is zero or negative,
-    when the sex is unknown, when HDL + LDL exceed the total cholesterol they are part of by more than 5 % (at least one of the
-    three is then wrong), and when a row repeats another in all of `columns`: left in, the same patient could be in train and test.
+    Rows are dropped, and counted in `Cohort.dropped`, when a value is missing or only said to lie beyond a limit (``<0.2``), when a
+    body measure or a lipid is zero or negative or no person could have it, when the sex is unknown, when HDL + LDL exceed the total
+    cholesterol they are part of by more than 5 % (at least one of the three is then wrong), and when a row repeats another in all
+    of `columns`: left in, the same patient could be in train and test. Rows that are malformed or hold what is no number are dropped
+    as long as they are at most one in fifty.
 
     Parameters
     ----------
     path
-        A text file, UTF-8, with a header line; comma, semicolon or tab between fields.
+        A text file with a header line; comma, semicolon, tab or bar between fields, decimal points or commas, in UTF-8, UTF-16 or
+        Windows-1252 (`hesplit_native.data.tables.read_table`).
     columns
         From names to the file's columns, e.g. ``{"sex": "Gender", "tc": "Chol", "ldl": "LDL"}``. All but the target become
-        features, in this order. Known names are ``sex`` (words, 1/0, or ISO 5218's 1/2, where 2 is female), ``tc``, ``hdl``,
-        ``ldl``, ``vldl``, ``tg``, ``age``, ``bmi``, ``height`` and ``weight``; others are plain numbers.
+        features, in this order. Known names are ``sex`` (words, 1/0, or ISO 5218's 1/2, where 2 is female and 0 unknown), ``tc``,
+        ``hdl``, ``ldl``, ``vldl``, ``tg``, ``age``, ``bmi``, ``height`` and ``weight``; others are plain numbers.
     target
         Which of `columns` is to be predicted.
     unit
-        Of the file's lipids; mmol/L is converted to mg/dL.
+        Of the file's lipids; mmol/L is converted to mg/dL. None: mg/dL, with a warning where they look like mmol/L.
 
     Raises
     ------
     DataError
-        Naming the file, and row and column where they matter.
+        Naming the file, and row and column where they matter; also when a column's values are plausible only in another unit.
     """
-    if unit not in get_args(Unit):
+    if unit is not None and unit not in get_args(Unit):
         raise ParameterError(f"unit must be one of {', '.join(get_args(Unit))}, got {unit!r}")
     if target not in columns or len(columns) < 2 or target == "sex":
         raise ParameterError(
             f"columns must name the numeric target {target!r} and at least one feature, got {list(columns)}"
         )
     file = Path(path)
+    source = read_table(file, list(columns.values()))
+    _check_header(source, columns, unit)
     dropped: Counter[str] = Counter()
+    values = _values(source, columns, dropped)
     rows: dict[tuple[float, ...], None] = {}
-    for values in _numbers(file, columns, dropped):
-        reason = _impossible(values)
-        row = tuple(values[name] for name in columns)
-        if reason is None and row in rows:
+    for row, implausible in zip(
+        map(tuple, values.tolist()), _implausible_rows(file, columns, values, unit), strict=True
+    ):
+        reason = _impossible(dict(zip(columns, row, strict=True)))
+        if reason is None and implausible:
+            reason = "implausible value"
+        elif row in rows:
             reason = "duplicate"
         if reason is None:
             rows[row] = None
         else:
             dropped[reason] += 1
     if len(rows) < _MIN_ROWS:
-        raise DataError(f"{file}: {len(rows)} usable rows are too few ({_MIN_ROWS} needed); dropped: {dict(dropped)}")
+        raise DataError(
+            f"{file}: {len(rows)} usable rows are too few ({_MIN_ROWS} needed); dropped, the commonest reason first: "
+            f"{dict(dropped.most_common())}"
+        )
     table = np.array(list(rows))
     if unit == "mmol/L":
-        table *= [_FACTORS.get(name, 1.0) for name in columns]
+        table *= [LIPIDS.get(name, 1.0) for name in columns]
     names = list(columns)
     at = names.index(target)
     x = np.delete(table, at, axis=1)
@@ -156,69 +171,113 @@ def _split(
     return Cohort(name, features, target, x32[train], y32[train], x32[test], y32[test], dropped)
 
 
-def _numbers(path: Path, columns: Mapping[str, str], dropped: Counter[str]) -> Iterator[dict[str, float]]:
-    """The selected columns of every row that has them all."""
-    for line, cells in _rows(path, columns):
-        missing = [name for name, cell in cells.items() if cell.lower() in _MISSING]
-        if missing:
+def _check_header(source: TextTable, columns: Mapping[str, str], unit: Unit | None) -> None:
+    """A header that names a lipid's unit is believed more than the argument."""
+    for name in LIPIDS.keys() & columns.keys():
+        folded = "".join(columns[name].split()).lower()
+        for named in get_args(Unit):
+            if named.lower() in folded and named != (unit or "mg/dL"):
+                raise DataError(
+                    f"{source.path}: the column {columns[name]!r} is in {named}, not {unit or 'mg/dL'}; say unit={named!r}"
+                )
+
+
+def _values(source: TextTable, columns: Mapping[str, str], dropped: Counter[str]) -> Table:
+    """The numbers [rows, columns] of the rows that have them all, in the file's units."""
+    cells = {name: source.column(column) for name, column in columns.items()}
+    whole = []
+    for i in range(len(source.rows)):
+        row = {name: column[i] for name, column in cells.items()}
+        if any(is_missing(cell) and not (name == "sex" and is_sex_unknown(cell)) for name, cell in row.items()):
             dropped["missing value"] += 1
+        elif any(is_censored(cell) for cell in row.values()):
+            dropped["beyond a limit"] += 1
+        else:
+            whole.append(i)
+    written = notations({name: [column[i] for i in whole] for name, column in cells.items() if name != "sex"})
+    sex: list[float | None] = []
+    if "sex" in columns:
+        sex = sex_values([cells["sex"][i] for i in whole], f"{source.path}, column {columns['sex']!r}")
+    faults = list(source.faults)
+    table = []
+    for at, i in enumerate(whole):
+        values: list[float] = []
+        for name, column in cells.items():
+            cell = column[i]
+            value = sex[at] if name == "sex" else number(cell, written[name])
+            where = f"row {source.lines[i]}, column {columns[name]!r}"
+            if value is None and name == "sex":
+                faults.append(Fault("no code of a sex", f"{where}: {cell!r} is no code of a sex that is known here"))
+            elif value is None:
+                faults.append(Fault("not a number", f"{where}: {not_a_number(cell)}"))
+            elif abs(value) >= 1e9:
+                faults.append(Fault("out of range", f"{where}: {cell!r} is out of range"))
+            else:
+                values.append(value)
+                continue
+            break
+        if len(values) < len(cells):
             continue
-        values = {name: _number(path, line, columns[name], name, cell) for name, cell in cells.items()}
-        if any(math.isnan(value) for value in values.values()):
+        if any(math.isnan(value) for value in values):
             dropped["unknown sex"] += 1
-            continue
-        yield values
+        else:
+            table.append(values)
+    dropped.update(settle(source.path, faults, len(source.rows) + len(source.faults)))
+    return np.array(table).reshape(-1, len(columns))
 
 
-def _number(path: Path, line: int, column: str, name: str, cell: str) -> float:
-    """The cell as a number; NaN for a sex that the table says is unknown."""
-    where = f"{path}, row {line}, column {column!r}"
-    if name == "sex":
-        if cell.lower() in ("u", "unknown", "9"):
-            return math.nan
-        if cell.lower() not in _SEX:
-            raise DataError(f"{where}: {cell!r} is no code of a sex that is known here")
-        return _SEX[cell.lower()]
-    try:
-        value = float(cell.replace("_", "?"))  # Python would read 1_000 as a number
-    except ValueError:
-        raise DataError(f"{where}: {cell!r} is not a number") from None
-    if not abs(value) < 1e9:
-        raise DataError(f"{where}: {cell!r} is out of range")
-    return value
+def _implausible_rows(path: Path, columns: Mapping[str, str], table: Table, unit: Unit | None) -> npt.NDArray[np.bool_]:
+    """Which rows hold values that no person has, after a look at each column as a whole: a wrong unit is no outlier."""
+    values = {
+        name: (repr(column), table[:, at]) for at, (name, column) in enumerate(columns.items()) if name in PLAUSIBLE
+    }
+    checked = [(name, where, column) for name, (where, column) in values.items()]
+    if {"height", "weight"} <= values.keys():
+        (tall, height), (heavy, weight) = values["height"], values["weight"]
+        bmi = np.divide(weight, (height / 100) ** 2, out=np.zeros(len(table)), where=height > 0)
+        checked.append(("bmi", f"{heavy} by {tall}", bmi))
+    outside = np.zeros(len(table), bool)
+    untold = []
+    for name, where, column in checked:
+        beyond = _beyond_people(f"{path}, column {where}", name, column, unit)
+        if beyond is None:
+            untold.append(where)
+        else:
+            outside |= beyond
+    if untold:
+        words = f"{path}: {', '.join(untold)} read as mg/dL, but the values look like mmol/L; say unit='mmol/L'"
+        warnings.warn(words, stacklevel=3)
+    return outside
+
+
+def _beyond_people(
+    where: str, name: str, values: npt.NDArray[np.float64], unit: Unit | None
+) -> npt.NDArray[np.bool_] | None:
+    """Which values cannot be; None when all are lipids in mmol/L and no unit was told."""
+    outside = np.zeros(len(values), bool)
+    positive = values > 0
+    if not positive.any():
+        return outside
+    converted = values[positive] * (LIPIDS.get(name, 1.0) if unit == "mmol/L" else 1.0)
+    found = beyond_people(name, converted)
+    if found is not None:
+        outside[positive] = found
+        return outside
+    alike = looks_like(name, values[positive])
+    if unit is None and alike == "mmol/L":
+        return None
+    limits = PLAUSIBLE[name]
+    beyond = np.mean((converted < limits.low) | (converted > limits.high))
+    told = f" (read as {unit or 'mg/dL'})" if name in LIPIDS else ""
+    raise DataError(
+        f"{where}: a median of {np.median(converted):.4g} {limits.unit}{told}, and {beyond:.0%} of the values beyond {limits.low:g} "
+        f"to {limits.high:g}, are no {name} of people" + (f"; they look like {alike}" if alike else "")
+    )
 
 
 def _impossible(values: Mapping[str, float]) -> str | None:
-    if any(values[name] <= 0 for name in _POSITIVE & values.keys()):
+    if any(values[name] <= 0 for name in PLAUSIBLE.keys() & values.keys()):
         return "zero or negative"
     if {"tc", "hdl", "ldl"} <= values.keys() and values["hdl"] + values["ldl"] > 1.05 * values["tc"]:
         return "HDL + LDL above TC"
     return None
-
-
-def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and the selected cells, stripped."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
-    try:
-        header = [cell.strip() for cell in next(reader, [])]
-        places = {name: _place(path, header, column) for name, column in columns.items()}
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                raise DataError(f"{path}, row {reader.line_num}: {len(cells)} fields, but the header has {len(header)}")
-            yield reader.line_num, {name: cells[place].strip() for name, place in places.items()}
-    except csv.Error as error:
-        raise DataError(f"{path}, row {reader.line_num}: {error}") from error
-
-
-def _place(path: Path, header: list[str], column: str) -> int:
-    if header.count(column) != 1:
-        found = "more than once" if column in header else "not"
-        raise DataError(f"{path}: the column {column!r} is {found} in the header {header}")
-    return header.index(column)
