@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import hesplit_native as hn
-from hesplit_native.training.config import RunConfig
 from hesplit_native.data import synthetic_ecg
 from hesplit_native.privacy import metrics
 from hesplit_native.privacy.attacks import (
@@ -21,6 +20,7 @@ from hesplit_native.privacy.attacks import (
     traffic,
 )
 from hesplit_native.privacy.transcript import Recording, record
+from hesplit_native.training.config import RunConfig
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 import hesplit_native as hn
 from hesplit_native.cli import app
-from hesplit_native.training.config import RunConfig
 from hesplit_native.data import synthetic_ecg
 from hesplit_native.privacy import audit, page
 from hesplit_native.privacy.transcript import Recording, record
+from hesplit_native.training.config import RunConfig
 
 
 @pytest.fixture(scope="module")

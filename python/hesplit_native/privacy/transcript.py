@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hesplit_native.training.client import Client
-from hesplit_native.training.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.storage import read_tensors, write_tensors
+from hesplit_native.training.client import Client
+from hesplit_native.training.config import RunConfig
 from hesplit_native.training.run import dataset_architecture, evaluate
 from hesplit_native.transport.channel import ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel

@@ -14,16 +14,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hesplit_native.training.config import RunConfig
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError
-from hesplit_native.training.models import Architecture
 from hesplit_native.privacy.attacks.malicious import victim
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.plain import Answer, take_tensor
 from hesplit_native.protocols.server import Answers
 from hesplit_native.seeding import seeded
+from hesplit_native.training.config import RunConfig
+from hesplit_native.training.models import Architecture
 
 Float32 = npt.NDArray[np.float32]
 
