@@ -131,7 +131,9 @@ def test_codes_of_a_table(write):
 
 def mmol(columns):
     factors = {"tc": 38.67, "hdl": 38.67, "ldl": 38.67, "tg": 88.57}
-    return {name: np.round(values / factors[name], 2) if name in factors else values for name, values in columns.items()}
+    return {
+        name: np.round(values / factors[name], 2) if name in factors else values for name, values in columns.items()
+    }
 
 
 def test_the_named_unit_is_believed_when_it_can_be(write):
@@ -225,7 +227,11 @@ def test_single_ages_nobody_has_are_left_out(write):
 def test_decimal_commas(write, sep, encoding):
     expected = load_csv(write(people()), PANEL)
     path = write(
-        people(), sep=sep, encoding=encoding, form=lambda value: f'"{value}"'.replace(".", ","), header=list(PANEL.values())
+        people(),
+        sep=sep,
+        encoding=encoding,
+        form=lambda value: f'"{value}"'.replace(".", ","),
+        header=list(PANEL.values()),
     )
     found = load_csv(path, PANEL)
     np.testing.assert_array_equal(found.train_x, expected.train_x)
@@ -252,7 +258,13 @@ def test_a_comma_that_may_be_either_is_refused(write):
 
 def test_marks_are_counted_by_reason(write):
     columns = {name: list(values) for name, values in people().items()}
-    columns["ldl"][3], columns["ldl"][4], columns["hdl"][5], columns["tg"][6], columns["tc"][7] = "n.d.", "#N/A", "<5", ">1000", ""
+    columns["ldl"][3], columns["ldl"][4], columns["hdl"][5], columns["tg"][6], columns["tc"][7] = (
+        "n.d.",
+        "#N/A",
+        "<5",
+        ">1000",
+        "",
+    )
     columns["tc"][8], columns["sex"][9], columns["age"][10] = "hämolytisch", "??", "forty"
     path = write(columns)
     with pytest.raises(hn.DataError, match=r"row 10, column 'Chol': 'hämolytisch' is not a number \(3 of 100 rows"):

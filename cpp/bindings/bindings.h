@@ -18,6 +18,7 @@ void register_parameters(pybind11::module_& module);
 void register_keys(pybind11::module_& module);
 void register_linear(pybind11::module_& module);
 void register_sealed(pybind11::module_& module);
+void register_inspection(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
 void register_measuring(pybind11::module_& module);
 

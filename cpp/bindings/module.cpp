@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, module) {
     hesplit::register_keys(module);
     hesplit::register_linear(module);
     hesplit::register_sealed(module);
+    hesplit::register_inspection(module);
     hesplit::register_testing(module);
     hesplit::register_measuring(module);
 }

@@ -76,41 +76,6 @@ py::tuple forward_training(const LinearServer& server, const py::buffer& object,
     return py::make_tuple(reply, samples, keep ? py::cast(kept) : py::none());
 }
 
-py::dict look(const LinearServer& server, const py::buffer& object) {
-    const Bytes request(object);
-    LinearServer::Products found;
-    {
-        py::gil_scoped_release release;
-        found = server.look(request.view());
-    }
-    const auto rows = static_cast<py::ssize_t>(found.primes.size());
-    const auto array = [rows](const std::vector<std::uint64_t>& values) {
-        const std::vector<py::ssize_t> shape{rows, static_cast<py::ssize_t>(values.size()) / rows};
-        return py::array_t<std::uint64_t>(shape, values.data());
-    };
-    const auto pairs = [&](const std::vector<LinearServer::Product>& products) {
-        py::list list;
-        for (const LinearServer::Product& product : products) {
-            list.append(py::make_tuple(array(product.c0), array(product.c1)));
-        }
-        return list;
-    };
-    py::dict result;
-    result["inputs"] = pairs(found.inputs);
-    result["products"] = pairs(found.products);
-    result["rows"] = found.shape.rows;
-    result["width"] = found.shape.width;
-    result["reply_bits"] = found.reply_bits;
-    result["reply_scale"] = found.reply_scale;
-    py::list primes;
-    for (const std::uint64_t prime : found.primes) {
-        primes.append(prime);
-    }
-    result["primes"] = primes;
-    result["samples"] = found.shape.samples;
-    return result;
-}
-
 py::tuple weight_gradient(const LinearServer& server, const KeptRequest& kept, const Matrix<double>& gradient) {
     const View<const double> values = view(gradient);
     MaskedGradient masked;
@@ -177,7 +142,6 @@ void register_linear(py::module_& module) {
             },
             py::arg("request"))
         .def("forward_training", &forward_training, py::arg("request"), py::arg("keep"))
-        .def("look", &look, py::arg("request"))
         .def("weight_gradient", &weight_gradient, py::arg("kept"), py::arg("gradient"))
         .def("unmask", &unmask, py::arg("masked"), py::arg("opened"));
 }

@@ -312,13 +312,6 @@ std::size_t LinearClient::samples_of(View<const std::uint8_t> reply) const {
     return outstanding(reader.header()).shape.samples;
 }
 
-void LinearClient::check_scale(int bits, double scale) const {
-    const int most_bits = static_cast<int>(std::floor(std::log2(ring_.modulus_value())));
-    if (bits < 1 || bits > std::min(62, most_bits) || !std::isfinite(scale) || scale <= 0) {
-        throw WireError("a reply with an impossible number of bits or scale");
-    }
-}
-
 double LinearClient::decrypt(View<const std::uint8_t> bytes, Purpose purpose, bool weight_gradient_follows,
                              double* y) const {
     WireReader reader(bytes, MessageType::reply);
@@ -330,12 +323,12 @@ double LinearClient::decrypt(View<const std::uint8_t> bytes, Purpose purpose, bo
     Reply reply;
     reply.shape = entry.shape;
     reply.key = entry.key;
-    if (!(read_shape(reader) == reply.shape)) {
+    const ReplyHead head = read_reply_head(reader, ring_);
+    if (!(head.shape == reply.shape)) {
         throw WireError("a reply for a batch of another shape");
     }
-    reply.bits = reader.u8();
-    reply.scale = reader.f64();
-    check_scale(reply.bits, reply.scale);
+    reply.bits = head.bits;
+    reply.scale = head.scale;
     const double embedding = slot_ring_ ? std::sqrt(static_cast<double>(ring_.degree()) / 2) : 1;
     if (kTail * embedding * reply_rounding_deviation(ring_.degree()) / reply.scale > parameters_.choice().error_bound) {
         throw WireError("a reply that is too coarse for the agreed error bound");

@@ -96,7 +96,6 @@ class LinearClient {
     double release(const Reply& reply, double* y) const;
     std::vector<GradientRun> gradient_runs(const BatchShape& shape) const;
     double gradient_flood(const BatchShape& shape, View<const double> gradient, int bits, double scale) const;
-    void check_scale(int bits, double scale) const;
     Outstanding outstanding(const Header& header) const;
     void forget(const Id& message) const;
     std::shared_ptr<ClientKey> current_key() const;

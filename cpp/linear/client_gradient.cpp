@@ -40,16 +40,16 @@ std::string LinearClient::open_weight_gradient(View<const std::uint8_t> bytes, V
     reader.require(parameters_.hash(), reader.header().key);
     const Outstanding entry = outstanding(reader.header());
     const BatchShape& shape = entry.shape;
-    if (!entry.logits_decrypted || !(read_shape(reader) == shape)) {
+    const ReplyHead head = read_reply_head(reader, ring_);
+    if (!entry.logits_decrypted || !(head.shape == shape)) {
         throw WireError("a weight gradient that was not asked for, or of another shape");
     }
     if (gradient.size != shape.samples * outputs_) {
         throw ParameterError("expected the gradient of the logits as [" + std::to_string(shape.samples) + ", " +
                              std::to_string(outputs_) + "]");
     }
-    const int bits = reader.u8();
-    const double scale = reader.f64();
-    check_scale(bits, scale);
+    const int bits = head.bits;
+    const double scale = head.scale;
     const std::vector<GradientRun> runs = gradient_runs(shape);
     const std::size_t c1_bytes = packed_bytes(ring_.degree(), bits);
     std::size_t in_bytes = 0, out_bytes = 0, coefficients = 0;

@@ -1,6 +1,9 @@
 #include "linear/messages.h"
 
 #include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
 
 namespace hesplit {
 
@@ -16,6 +19,43 @@ BatchShape read_shape(WireReader& reader) {
     shape.rows = reader.u32();
     shape.width = reader.u32();
     return shape;
+}
+
+BlockLayout checked_block_layout(const BatchShape& shape, std::size_t degree, std::size_t features,
+                                 std::size_t outputs) {
+    if (shape.rows < 1 || shape.rows > shape.samples || shape.width < 1 || shape.width > features ||
+        std::size_t{shape.rows} * shape.width > degree) {
+        throw WireError("a message with an impossible block layout");
+    }
+    return BlockLayout{degree, features, outputs, shape.rows, shape.width};
+}
+
+RequestHead read_request_head(WireReader& reader) {
+    RequestHead head;
+    head.shape = read_shape(reader);
+    for (Seed* seed : {&head.seed, &head.announced}) {
+        const View<const std::uint8_t> bytes = reader.raw(seed->size());
+        std::copy(bytes.begin(), bytes.end(), seed->begin());
+    }
+    return head;
+}
+
+void write_reply_head(WireWriter& writer, const ReplyHead& head) {
+    write_shape(writer, head.shape);
+    writer.u8(static_cast<std::uint8_t>(head.bits));
+    writer.f64(head.scale);
+}
+
+ReplyHead read_reply_head(WireReader& reader, const Ring& ring) {
+    ReplyHead head;
+    head.shape = read_shape(reader);
+    head.bits = reader.u8();
+    head.scale = reader.f64();
+    const int most_bits = static_cast<int>(std::floor(std::log2(ring.modulus_value())));
+    if (head.bits < 1 || head.bits > std::min(62, most_bits) || !std::isfinite(head.scale) || head.scale <= 0) {
+        throw WireError("a reply with an impossible number of bits or scale");
+    }
+    return head;
 }
 
 std::vector<GradientRun> weight_gradient_runs(const BlockLayout& layout) {

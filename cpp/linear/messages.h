@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "ring/ring.h"
-#include "wire/wire.h"
 #include "packing/blocks.h"
 #include "packing/slots.h"
+#include "ring/ring.h"
+#include "wire/wire.h"
 
 namespace hesplit {
 
@@ -36,6 +36,28 @@ struct BatchShape {
 inline constexpr std::size_t kShapeBytes = 12;
 void write_shape(WireWriter& writer, const BatchShape& shape);
 BatchShape read_shape(WireReader& reader);
+
+// The layout of a message on coefficient blocks. Throws WireError when there is none of that shape.
+BlockLayout checked_block_layout(const BatchShape& shape, std::size_t degree, std::size_t features,
+                                 std::size_t outputs);
+
+// What a request's body starts with, before the ciphertexts.
+struct RequestHead {
+    BatchShape shape;
+    Seed seed{};       // of c1
+    Seed announced{};  // of the next request of this shape; zeros: none is
+};
+RequestHead read_request_head(WireReader& reader);
+
+// What the body of a reply, or of a masked weight gradient, starts with: residues are modulo 2^bits, at that scale.
+struct ReplyHead {
+    BatchShape shape;
+    int bits = 0;
+    double scale = 1;
+};
+void write_reply_head(WireWriter& writer, const ReplyHead& head);
+// Throws WireError when bits or scale are none that a server with this ring could send.
+ReplyHead read_reply_head(WireReader& reader, const Ring& ring);
 
 // One ciphertext of an encrypted weight gradient: product p of input j, of which `coefficients` are sent.
 struct GradientRun {

@@ -62,9 +62,7 @@ struct LinearServer::ForwardJob {
         Header reply_header = header;
         reply_header.type = MessageType::reply;
         WireWriter writer(reply_header, kReplyPrefix + payload);
-        write_shape(writer, shape);
-        writer.u8(static_cast<std::uint8_t>(scaling.reply_bits));
-        writer.f64(scaling.reply_scale);
+        write_reply_head(writer, {shape, scaling.reply_bits, scaling.reply_scale});
         return writer;
     }
 };
@@ -165,7 +163,10 @@ LinearServer::ForwardJob LinearServer::read(View<const std::uint8_t> request) co
     reader.require(parameters_.hash(), key_id_ == Id{} ? reader.header().key : key_id_);
     ForwardJob job;
     job.header = reader.header();
-    job.shape = read_shape(reader);
+    const RequestHead head = read_request_head(reader);
+    job.shape = head.shape;
+    job.seed = head.seed;
+    job.announced = head.announced;
     const BatchShape& shape = job.shape;
     if (shape.samples < 1 || shape.samples > max_samples_) {
         throw WireError("a request of " + std::to_string(shape.samples) + " samples; this server takes 1 to " +
@@ -178,15 +179,7 @@ LinearServer::ForwardJob LinearServer::read(View<const std::uint8_t> request) co
         }
         inputs = slots_.inputs();
     } else {
-        if (shape.rows < 1 || shape.rows > shape.samples || shape.width < 1 || shape.width > features_ ||
-            std::size_t{shape.rows} * shape.width > ring_->degree()) {
-            throw WireError("a request with an impossible block layout");
-        }
-        inputs = BlockLayout{ring_->degree(), features_, outputs_, shape.rows, shape.width}.inputs();
-    }
-    for (Seed* seed : {&job.seed, &job.announced}) {
-        const View<const std::uint8_t> bytes = reader.raw(seed->size());
-        std::copy(bytes.begin(), bytes.end(), seed->begin());
+        inputs = checked_block_layout(shape, ring_->degree(), features_, outputs_).inputs();
     }
     reader.require_remaining(shape.groups() * inputs * codec_->bytes());
     job.ciphertexts = reader.raw(reader.remaining());
@@ -343,50 +336,6 @@ std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) cons
         });
     }
     return writer.finish();
-}
-
-LinearServer::Products LinearServer::look(View<const std::uint8_t> request) const {
-    const ForwardJob job = read(request);
-    if (slot_ring_ || job.shape.groups() != 1) {
-        throw ParameterError("only requests on coefficient blocks, of one group, can be looked into");
-    }
-    const BlockLayout layout{ring_->degree(), features_, outputs_, job.shape.rows, job.shape.width};
-    const BlockWeights& weights = *job.weights->for_layout(parameters_, *ring_, layout, job.shape);
-    const std::size_t inputs = layout.inputs(), size = ring_->size(), padded = weights.padded_outputs();
-    Products found;
-    found.shape = job.shape;
-    found.reply_bits = weights.scaling().reply_bits;
-    found.reply_scale = weights.scaling().reply_scale;
-    for (std::size_t row = 0; row < ring_->prime_count(); ++row) {
-        found.primes.push_back(ring_->prime(row));
-    }
-    Buffer<std::uint64_t> c0(inputs * size), c1(inputs * size);
-    for (std::size_t j = 0; j < inputs; ++j) {
-        Product input{std::vector<std::uint64_t>(size), std::vector<std::uint64_t>(size)};
-        codec_->unpack(job.ciphertexts.data + j * codec_->bytes(), c0.data() + j * size);
-        expand_uniform(*ring_, job.seed, static_cast<std::uint32_t>(j), c1.data() + j * size);
-        std::copy_n(c0.data() + j * size, size, input.c0.data());
-        Buffer<std::uint64_t> mask(size);
-        std::copy_n(c1.data() + j * size, size, mask.data());
-        ring_->to_coefficients(mask.data());
-        std::copy_n(mask.data(), size, input.c1.data());
-        found.inputs.push_back(std::move(input));
-    }
-    const Buffer<std::uint64_t> prepared = weights.prepare_c1(c1);
-    const Buffer<std::uint64_t> from = weights.prepare_c0(std::move(c0));
-    for (std::size_t p = 0; p < layout.products(); ++p) {
-        const std::size_t used = layout.outputs_of(p) * job.shape.samples;
-        Buffer<std::uint64_t> product(size), outputs(ring_->prime_count() * padded, 0);
-        weights.products(prepared.empty() ? c1 : prepared, p, 1, product.data());
-        weights.outputs(from, p, 1, job.shape.samples, outputs.data());
-        Product one{{}, {product.begin(), product.end()}};
-        for (std::size_t row = 0; row < ring_->prime_count(); ++row) {
-            const std::uint64_t* run = outputs.data() + row * padded;
-            one.c0.insert(one.c0.end(), run, run + used);
-        }
-        found.products.push_back(std::move(one));
-    }
-    return found;
 }
 
 std::string LinearServer::forward_slots(const ForwardJob& job, Kept* kept) const {

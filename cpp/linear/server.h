@@ -42,22 +42,6 @@ class LinearServer {
     std::string forward(View<const std::uint8_t> request, std::size_t* samples = nullptr,
                         std::shared_ptr<const Kept>* kept = nullptr) const;
 
-    // Residues, [primes, coefficients]: c1 whole, c0 whole in requests; in products before their modulus is
-    // switched to 2^bits only what is an output, in the order of output_positions.
-    struct Product {
-        std::vector<std::uint64_t> c0, c1;
-    };
-    struct Products {
-        std::vector<Product> inputs;  // the request's ciphertexts, both in coefficient form
-        std::vector<Product> products;
-        BatchShape shape;
-        int reply_bits = 0;
-        double reply_scale = 0;
-        std::vector<std::uint64_t> primes;
-    };
-    // What a curious server knows beyond the reply that it sends (privacy/attacks/keys.py). Blocks of one group only.
-    Products look(View<const std::uint8_t> request) const;
-
     // Enc(dJ/dW) under uniform masks, for the client to open. `gradient` is dJ/dY, row-major [samples, outputs].
     std::string weight_gradient(const Kept& kept, View<const double> gradient,
                                 std::shared_ptr<const Masked>& masked) const;

@@ -98,9 +98,7 @@ std::string LinearServer::weight_gradient(const Kept& kept, View<const double> g
     Header header = kept.header;
     header.type = MessageType::weight_gradient;
     WireWriter writer(header, kReplyPrefix + total);
-    write_shape(writer, kept.shape);
-    writer.u8(static_cast<std::uint8_t>(bits));
-    writer.f64(masked->scale);
+    write_reply_head(writer, {kept.shape, bits, masked->scale});
     std::uint8_t* out = writer.reserve(total);
 
     SecretBuffer<std::uint8_t> mask_key(32);

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +96,6 @@ class LinearServer:
     def set_weight(self, weight: npt.NDArray[np.float64], bias: npt.NDArray[np.float64]) -> None: ...
     def forward(self, request: Buffer) -> bytes: ...
     def forward_training(self, request: Buffer, keep: bool) -> tuple[bytes, int, KeptRequest | None]: ...
-    def look(self, request: Buffer) -> dict[str, Any]: ...
     def weight_gradient(self, kept: KeptRequest, gradient: npt.NDArray[np.float64]) -> tuple[bytes, MaskedGradient]: ...
     def unmask(self, masked: MaskedGradient, opened: Buffer) -> npt.NDArray[np.float64]: ...
 
@@ -130,3 +129,34 @@ class SealedServer:
     def forward(self, request: Buffer) -> bytes: ...
     def update(self, update: Buffer) -> bytes: ...
     def saved(self) -> bytes: ...
+
+# What a server can read from messages, and how it could answer: cpp/linear/inspection.h.
+
+class InspectedCiphertext(TypedDict):
+    c0: npt.NDArray[np.uint64]
+    c1: npt.NDArray[np.uint64]
+    positions: npt.NDArray[np.int64]
+
+class InspectedMessage(TypedDict):
+    samples: int
+    rows: int
+    width: int
+    primes: list[int]
+    bits: int
+    scale: float
+    ciphertexts: list[InspectedCiphertext]
+
+def inspect_request(server: LinearServer, request: Buffer) -> InspectedMessage: ...
+def inspect_products(
+    server: LinearServer, request: Buffer, weight: npt.NDArray[np.float64], bias: npt.NDArray[np.float64]
+) -> InspectedMessage: ...
+def inspect_reply(server: LinearServer, reply: Buffer) -> InspectedMessage: ...
+def inspect_masked_gradient(server: LinearServer, masked: Buffer) -> InspectedMessage: ...
+def inspect_opened_gradient(server: LinearServer, masked: Buffer, opened: Buffer) -> list[npt.NDArray[np.uint64]]: ...
+def forge_reply(
+    server: LinearServer,
+    request: Buffer,
+    bits: int,
+    scale: float,
+    ciphertexts: Sequence[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]],
+) -> bytes: ...

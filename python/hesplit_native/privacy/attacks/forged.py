@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hesplit_native import _core
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError, ProtocolError
-from hesplit_native.privacy.attacks.keys import HEADER, SHAPE, Ternary, byte_tools, honest_server, open_request
+from hesplit_native.privacy.attacks.keys import Ternary, honest_server, open_request, ring_degree
 from hesplit_native.privacy.attacks.labels import probabilities
 from hesplit_native.privacy.attacks.malicious import victim
 from hesplit_native.privacy.transcript import Step, Transcript
@@ -35,8 +36,7 @@ class Forger:
     """
 
     honest: Answers
-    transcript: Transcript
-    degree: int
+    server: _core.LinearServer
     logit: float
     key: npt.NDArray[np.float64] = field(init=False)  # NaN where unknown
     asked: int = 0
@@ -44,7 +44,7 @@ class Forger:
     _asking: list[npt.NDArray[np.int64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.key = np.full(self.degree, np.nan)
+        self.key = np.full(ring_degree(self.server), np.nan)
 
     @property
     def known(self) -> float:
@@ -59,36 +59,31 @@ class Forger:
         if kind is not MessageType.FORWARD or answer is None:
             return answer
         self.request = bytes(body)
-        return answer[0], self._forge(answer[1])
+        return answer[0], self._forge(self.request, answer[1])
 
-    def _forge(self, genuine: bytes) -> bytes:
-        samples, rows, width, bits, scale = SHAPE.unpack_from(genuine, HEADER)
-        per_product = max(1, min(self.transcript.outputs, self.degree // (rows * width)))
-        products = -(-self.transcript.outputs // per_product)
+    def _forge(self, request: bytes, genuine: bytes) -> bytes:
+        reply = _core.inspect_reply(self.server, genuine)
+        bits, products = reply["bits"], len(reply["ciphertexts"])
         if products < 2:
             raise ParameterError("the forger needs a layer with at least two products")
-        size = round(min(self.logit * scale, 2.0 ** (bits - 1)))
-        payload, self._asking = b"", []
-        for p in range(products):
-            outputs = min(per_product, self.transcript.outputs - p * per_product)
-            c1 = np.zeros(self.degree, np.uint64)
+        size = round(min(self.logit * reply["scale"], 2.0 ** (bits - 1)))
+        forged, self._asking = [], []
+        for p, ciphertext in enumerate(reply["ciphertexts"]):
+            shift = self._shift(reply["width"], products, p)
+            c1 = np.zeros_like(ciphertext["c1"])
             if p < products - 1:
-                c1[self._shift(width, products, p)] = size
-            payload += byte_tools.pack_bits(np.zeros(outputs * samples, np.uint64), bits)
-            payload += byte_tools.pack_bits(c1, bits)
-            positions = (np.arange(outputs)[None] * rows + np.arange(samples)[:, None]) * width
-            self._asking.append(positions - self._shift(width, products, p))
+                c1[shift] = size
+            forged.append((np.zeros_like(ciphertext["c0"]), c1))
+            wanted = ciphertext["positions"] - shift  # by output, then sample
+            self._asking.append(wanted.reshape(-1, reply["samples"]).T)
         self.asked += 1
-        start = HEADER + SHAPE.size
-        message = bytearray(genuine)
-        message[start : start + len(payload)] = payload
-        return bytes(byte_tools.reseal(bytes(message)))
+        return _core.forge_reply(self.server, request, bits, reply["scale"], forged)
 
     def _shift(self, width: int, products: int, p: int) -> int:
         return (self.asked * (products - 1) + p) % width
 
     def _read(self, body: memoryview) -> None:
-        gradient, _ = messages.take_matrix(body, "gradient", rows=range(1, 65537), columns=self.transcript.outputs)
+        gradient, _ = messages.take_matrix(body, "gradient", rows=range(1, 65537), columns=self.server.outputs)
         logits = np.log(np.clip(probabilities(gradient), 1e-30, None))
         values = np.rint((logits - logits[:, -1:]) / self.logit)
         column = 0
@@ -96,7 +91,7 @@ class Forger:
             for u in range(wanted.shape[1]):
                 at = wanted[:, u]
                 sign = np.where(at < 0, -1, 1)  # x^-i is -x^(N - i)
-                self.key[at % self.degree] = np.clip(sign * values[:, column], -1, 1)
+                self.key[at % len(self.key)] = np.clip(sign * values[:, column], -1, 1)
                 column += 1
 
 
@@ -128,7 +123,8 @@ def extract_key(config: RunConfig, dataset: Dataset, *, logit: float = 5.0, step
     transcript = Transcript("splitways", network.activations, network.outputs, len(dataset.classes), config.batch_size)
     assert client.linear is not None
     transcript.material = client.linear.public_material()  # type: ignore[union-attr]
-    forger = Forger(session.protocol, transcript, client.parameters.ring_degree, logit)
+    server = honest_server(transcript)
+    forger = Forger(session.protocol, server, logit)
     session.protocol = forger
     x, y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(config.seed))
@@ -144,5 +140,5 @@ def extract_key(config: RunConfig, dataset: Dataset, *, logit: float = 5.0, step
     key = np.nan_to_num(forger.key).astype(np.int8)
     opens = False
     if forger.request:
-        opens = open_request(honest_server(transcript), transcript, Step(forward=forger.request), key) is not None
+        opens = open_request(server, transcript, Step(forward=forger.request), key) is not None
     return Extraction(done, forger.known, opens, key, ended)

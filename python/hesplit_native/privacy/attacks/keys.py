@@ -14,29 +14,22 @@ Both work at the real parameters. A key that was found is proved right by openin
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.signal import fftconvolve
 
 from hesplit_native import _core
-from hesplit_native.layer.linear import LinearServer
+from hesplit_native.layer.parameters import Parameters
 from hesplit_native.privacy.attacks.activations import from_gradients, mean_activation
 from hesplit_native.privacy.attacks.labels import probabilities
 from hesplit_native.privacy.transcript import Step, Transcript
 
 Ternary = npt.NDArray[np.int8]
 Float64 = npt.NDArray[np.float64]
-
-# Of the core's messages: the header's bytes, and what the body of a reply or of a masked gradient starts with.
-HEADER = 64
-SHAPE = struct.Struct("<IIIBd")  # samples, rows, width, bits, scale
-#: What tests have for taking messages apart, and for damaging them: bit packing, and another checksum.
-byte_tools = cast(Any, _core).testing
 
 
 @dataclass(frozen=True)
@@ -58,12 +51,13 @@ class KeyFound:
 
 def from_masked_weights(transcript: Transcript) -> KeyFound:
     """The key of a `hesplit` client from its opened weight gradients."""
-    degree = honest_server(transcript).parameters.ring_degree
+    server = honest_server(transcript)
+    degree = ring_degree(server)
     rows, values = [], []
     for step in transcript.steps:
-        for c0, c1, positions, opened, bits in _opened(step, transcript, degree):
+        for c0, c1, positions, opened in _opened_products(server, step):
             rows.append(_equations(c1, positions) & 3)
-            values.append((opened - c0) & 3 if bits > 1 else opened - c0)
+            values.append((opened - c0) & 3)
         if sum(map(len, rows)) >= degree + 64:
             break
     matrix, right = np.concatenate(rows), np.concatenate(values)
@@ -75,27 +69,13 @@ def from_masked_weights(transcript: Transcript) -> KeyFound:
     return KeyFound(key, len(right), _open_all(transcript, key))
 
 
-def _opened(step: Step, transcript: Transcript, degree: int) -> Iterator[tuple[Any, ...]]:
-    """c0 and c1 of every masked product, the positions of what is sent of it, and what was opened."""
-    _, rows, width, bits, _ = SHAPE.unpack_from(step.masked, HEADER)
-    at, back = HEADER + SHAPE.size, HEADER
-    inputs, per_product = -(-transcript.features // width), max(1, min(transcript.outputs, degree // (rows * width)))
-    for p in range(-(-transcript.outputs // per_product)):
-        outputs = min(per_product, transcript.outputs - p * per_product)
-        for j in range(inputs):
-            features = min(width, transcript.features - j * width)
-            positions = (np.arange(outputs)[:, None] * rows * width + np.arange(features)).ravel()
-            size = -(-len(positions) * bits // 8)
-            c0 = _unpack(step.masked[at : at + size], len(positions), bits)
-            at += size
-            c1 = _unpack(step.masked[at : at + degree * bits // 8], degree, bits)
-            at += degree * bits // 8
-            yield c0, c1, positions, _unpack(step.opened[back : back + size], len(positions), bits), bits
-            back += size
-
-
-def _unpack(data: bytes, count: int, bits: int) -> npt.NDArray[np.int64]:
-    return np.asarray(byte_tools.unpack_bits(data, count, bits, 1 << bits), np.int64)
+def _opened_products(server: _core.LinearServer, step: Step) -> Iterator[tuple[npt.NDArray[np.int64], ...]]:
+    """Of every masked product: c0 and c1, the positions of what is sent of it, and what was opened."""
+    masked = _core.inspect_masked_gradient(server, step.masked)
+    opened = _core.inspect_opened_gradient(server, step.masked, step.opened)
+    for ciphertext, values in zip(masked["ciphertexts"], opened, strict=True):
+        c0, c1 = (ciphertext[part].astype(np.int64) for part in ("c0", "c1"))
+        yield c0, c1, ciphertext["positions"], values.astype(np.int64)
 
 
 def _equations(poly: npt.NDArray[Any], positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -132,95 +112,118 @@ def _solve_binary(matrix: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDAr
 # Gradients
 
 
-def from_gradients_of_logits(transcript: Transcript, *, observer: Any = None) -> KeyFound:
-    """The key of a `splitways` client (or of `hesplit`'s) from dJ/dy alone, by regression over all steps."""
+def from_gradients_of_logits(transcript: Transcript, *, observer: Callable[[int, int], None] | None = None) -> KeyFound:
+    """The key of a `splitways` client (or of `hesplit`'s) from dJ/dy alone, by regression over all steps.
+
+    `observer` is called with steps done and steps in all.
+    """
     server = honest_server(transcript)
-    degree = server.parameters.ring_degree
-    normal, right = np.zeros((degree, degree), np.float32), np.zeros(degree)
     mean = mean_activation(transcript)
-    equations = 0
-    pending_rows: list[npt.NDArray[np.float32]] = []
-    pending_values: list[Float64] = []
-
-    def settle() -> None:
-        nonlocal normal, right
-        if pending_rows:
-            rows, values = np.concatenate(pending_rows), np.concatenate(pending_values)
-            normal += rows.T @ rows
-            right += rows.T @ values
-            pending_rows.clear()
-            pending_values.clear()
-
+    regression = _Regression(ring_degree(server))
     for index, step in enumerate(transcript.steps):
-        found = _regression(transcript, step, server, mean)
+        found = _rounding_equations(transcript, step, server, mean)
         if found is not None:
-            pending_rows.append(found[0])
-            pending_values.append(found[1])
-            equations += len(found[1])
-        if len(pending_rows) == 64:
-            settle()
+            regression.add(*found)
         if observer is not None:
             observer(index + 1, len(transcript.steps))
-    settle()
-    noise = 128.0  # about the variance of what the regression does not explain; the key's is 2/3
-    estimate = np.linalg.solve(normal.astype(np.float64) + noise * 1.5 * np.eye(degree), right)
-    # What is clear is taken out, and the rest is asked again.
-    for threshold in (0.15, 0.25, 0.35):
-        sure = np.abs(estimate - np.rint(estimate)) < threshold
-        fixed = np.where(sure, np.clip(np.rint(estimate), -1, 1), 0.0)
-        open_ = np.flatnonzero(~sure)
-        if len(open_) == 0:
-            break
-        part = normal[np.ix_(open_, open_)].astype(np.float64) + noise * 1.5 * np.eye(len(open_))
-        estimate = fixed
-        estimate[open_] = np.linalg.solve(part, right[open_] - normal[open_].astype(np.float64) @ fixed)
-    key = np.clip(np.rint(estimate), -1, 1).astype(np.int8)
-    return KeyFound(key, equations, _open_all(transcript, key))
+    key = regression.solve()
+    return KeyFound(key, regression.equations, _open_all(transcript, key))
 
 
-def _regression(
-    transcript: Transcript, step: Step, server: LinearServer, mean: Float64
+@dataclass
+class _Regression:
+    """Least squares for a ternary key s [degree], from rows [m, degree] and the values [m] that rows @ s comes near to."""
+
+    degree: int
+    equations: int = 0
+    _waiting: list[tuple[npt.NDArray[np.float32], Float64]] = field(default_factory=list)
+
+    #: About the variance of what the regression does not explain; the key's own is 2/3.
+    NOISE = 128.0
+
+    def __post_init__(self) -> None:
+        self._normal = np.zeros((self.degree, self.degree), np.float32)
+        self._right = np.zeros(self.degree)
+
+    def add(self, rows: npt.NDArray[np.float32], values: Float64) -> None:
+        self._waiting.append((rows, values))
+        self.equations += len(values)
+        if len(self._waiting) == 64:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        """One large matrix product instead of many small ones."""
+        if self._waiting:
+            rows, values = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+            self._normal += rows.T @ rows
+            self._right += rows.T @ values
+            self._waiting.clear()
+
+    def solve(self) -> Ternary:
+        self._add_waiting()
+        estimate = self._estimate(np.arange(self.degree), self._right)
+        # What is clear is taken out, and the rest is estimated again.
+        for threshold in (0.15, 0.25, 0.35):
+            clear = np.abs(estimate - np.rint(estimate)) < threshold
+            known = np.where(clear, np.clip(np.rint(estimate), -1, 1), 0.0)
+            unclear = np.flatnonzero(~clear)
+            if len(unclear) == 0:
+                break
+            estimate = known
+            rest = self._right[unclear] - self._normal[unclear].astype(np.float64) @ known
+            estimate[unclear] = self._estimate(unclear, rest)
+        return np.clip(np.rint(estimate), -1, 1).astype(np.int8)
+
+    def _estimate(self, unknowns: npt.NDArray[np.int64], right: Float64) -> Float64:
+        """Ridge regression: the prior is that coefficients have the variance 2/3."""
+        matrix = self._normal[np.ix_(unknowns, unknowns)].astype(np.float64)
+        return np.asarray(np.linalg.solve(matrix + 1.5 * self.NOISE * np.eye(len(unknowns)), right))
+
+
+# rho_1 s has a deviation of 10.7 at N = 2048; where values are far beyond that, the activations are not exact enough.
+_LARGEST_ROUNDING = 50
+
+
+def _rounding_equations(
+    transcript: Transcript, step: Step, server: _core.LinearServer, mean: Float64
 ) -> tuple[npt.NDArray[np.float32], Float64] | None:
     """Rows of rho_1 and what they must give, centred over the outputs of each sample, of samples whose gradient tells enough."""
     gradient = transcript.gradient(step)
     if gradient is None or step.weight is None or step.bias is None or step.weight_gradient is None:
         return None
-    g = gradient.astype(np.float64)
-    n, outputs = g.shape
     probability = probabilities(gradient)
-    usable = (np.linalg.norm(g, axis=1) > 3e-3) & (probability.min(1) > 1e-5) & (probability.max(1) < 1 + 1e-6)
+    sizes = np.linalg.norm(gradient.astype(np.float64), axis=1)
+    usable = (sizes > 3e-3) & (probability.min(1) > 1e-5) & (probability.max(1) < 1 + 1e-6)
     if not usable.any():
         return None
-    x = from_gradients(gradient, step.weight_gradient, mean)
-    exact = x @ step.weight.astype(np.float64).T + step.bias
+    weight, bias = step.weight.astype(np.float64), step.bias.astype(np.float64)
+    exact = from_gradients(gradient, step.weight_gradient, mean) @ weight.T + bias
     decrypted = np.log(np.where(usable[:, None], probability, 1.0))
-    server.set_weight(step.weight, step.bias)
-    seen = server._native.look(step.forward)
-    bits, scale, primes = seen["reply_bits"], seen["reply_scale"], seen["primes"]
-    per_product = seen["products"][0][0].shape[1] // n
-    rows = np.zeros((n, outputs, server.parameters.ring_degree), np.float32)
-    offsets = np.zeros((n, outputs))
-    for p, (c0, c1) in enumerate(seen["products"]):
-        rounding, of_outputs = _rounding(c1, bits, primes), _rounding(c0, bits, primes)
-        for u in range(c0.shape[1] // n):
-            positions = (u * seen["rows"] + np.arange(n)) * seen["width"]
-            rows[:, p * per_product + u] = _equations(rounding, positions)
-            offsets[:, p * per_product + u] = of_outputs[u * n : (u + 1) * n]
-    values = (decrypted - exact) * scale - offsets
+    seen = _core.inspect_products(server, step.forward, weight, bias)
+    rows, offsets = _roundings(seen)
+    values = (decrypted - exact) * seen["scale"] - offsets
     rows -= rows.mean(1, keepdims=True)
     values -= values.mean(1, keepdims=True)
-    values = values[usable]
-    good = (
-        np.abs(values).max(1) < 50
-    )  # rho_1 s has a deviation of 10.7 at N = 2048: elsewhere the activations are not exact enough
-    if not good.any():
+    kept = usable & (np.abs(values).max(1) < _LARGEST_ROUNDING)
+    if not kept.any():
         return None
-    return rows[usable][good].reshape(-1, rows.shape[2]), values[good].ravel()
+    return rows[kept].reshape(-1, rows.shape[2]), values[kept].ravel()
 
 
-def _rounding(residues: npt.NDArray[np.uint64], bits: int, primes: list[int]) -> npt.NDArray[np.float32]:
+def _roundings(seen: _core.InspectedMessage) -> tuple[npt.NDArray[np.float32], Float64]:
+    """rho_1 as equations [n, outputs, degree] in the key, and rho_0 [n, outputs], of the modulus switch to the reply."""
+    n, rows, offsets = seen["samples"], [], []
+    for product in seen["ciphertexts"]:
+        positions = product["positions"]  # by output, then sample
+        of_key = _equations(_rounding(product["c1"], seen), positions)
+        rows.append(of_key.reshape(len(positions) // n, n, -1))
+        offsets.append(_rounding(product["c0"], seen).reshape(-1, n))
+    return np.concatenate(rows).swapaxes(0, 1).copy(), np.concatenate(offsets).T.astype(np.float64)
+
+
+def _rounding(residues: npt.NDArray[np.uint64], seen: _core.InspectedMessage) -> npt.NDArray[np.float32]:
     """round(2^bits v / q) - 2^bits v / q of the integers v below q with these residues [primes, count]."""
-    exact = _fractions(residues, primes) * np.longdouble(2) ** bits
+    exact = _fractions(residues, seen["primes"]) * np.longdouble(2) ** seen["bits"]
     return np.asarray(np.rint(exact) - exact, np.float32)
 
 
@@ -238,10 +241,18 @@ def _fractions(residues: npt.NDArray[np.uint64], primes: list[int]) -> npt.NDArr
 # Proof
 
 
-def honest_server(transcript: Transcript) -> LinearServer:
-    """The server's own object, from the public material; its weights do not matter for requests."""
-    weight = np.zeros((transcript.outputs, transcript.features))
-    return LinearServer(transcript.material, weight, np.zeros(transcript.outputs))
+def honest_server(transcript: Transcript) -> _core.LinearServer:
+    """The server's own object, from the public material."""
+    return _core.LinearServer(transcript.material, 65536)
+
+
+def ring_degree(server: _core.LinearServer) -> int:
+    """N, the length of the client's key."""
+    return _parameters(server).ring_degree
+
+
+def _parameters(server: _core.LinearServer) -> Parameters:
+    return Parameters.from_bytes(server.parameters.to_bytes())
 
 
 def _open_all(transcript: Transcript, key: Ternary, *, limit: int = 32) -> list[Float64 | None]:
@@ -249,18 +260,19 @@ def _open_all(transcript: Transcript, key: Ternary, *, limit: int = 32) -> list[
     return [open_request(server, transcript, step, key) for step in transcript.steps[-limit:]]
 
 
-def open_request(server: LinearServer, transcript: Transcript, step: Step, key: Ternary) -> Float64 | None:
+def open_request(server: _core.LinearServer, transcript: Transcript, step: Step, key: Ternary) -> Float64 | None:
     """Activations [n, in] of a request under a key; None when it is not the key: then coefficients are all over the modulus."""
-    seen = server._native.look(step.forward)
+    seen = _core.inspect_request(server, step.forward)
     primes, width, n = seen["primes"], seen["width"], seen["samples"]
-    scale, bound = server.parameters.scale, server.parameters.activation_bound
+    largest = 1.01 * _parameters(server).activation_bound + 1
     modulus = np.longdouble(math.prod(primes))
     x = np.zeros((n, transcript.features))
-    for j, (c0, c1) in enumerate(seen["inputs"]):
-        phase = [(a.astype(np.int64) + _times(b, key, p)) % p for a, b, p in zip(c0, c1, primes, strict=True)]
+    for j, ciphertext in enumerate(seen["ciphertexts"]):
+        parts = zip(ciphertext["c0"], ciphertext["c1"], primes, strict=True)
+        phase = [(c0.astype(np.int64) + _times(c1, key, p)) % p for c0, c1, p in parts]
         fraction = _fractions(np.stack(phase).astype(np.uint64), primes)
-        values = ((fraction - np.rint(fraction)) * modulus / scale).astype(np.float64)
-        if np.abs(values).max() > 1.01 * bound + 1:
+        values = ((fraction - np.rint(fraction)) * modulus / seen["scale"]).astype(np.float64)
+        if np.abs(values).max() > largest:
             return None
         used = min(width, transcript.features - j * width)
         x[:, j * width : j * width + used] = values[: n * width].reshape(n, width)[:, :used]

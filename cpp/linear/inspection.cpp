@@ -1,0 +1,229 @@
+#include "linear/inspection.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/error.h"
+#include "linear/block_layer.h"
+#include "linear/precision.h"
+#include "rlwe/rlwe.h"
+
+namespace hesplit {
+
+namespace {
+
+Ring ring_of(const LinearServer& server) {
+    if (server.parameters().packing() != Packing::blocks) {
+        throw ParameterError("only messages on coefficient blocks can be inspected");
+    }
+    return Ring(server.parameters().ring_degree(), server.parameters().primes());
+}
+
+BlockLayout layout_of(const LinearServer& server, const BatchShape& shape) {
+    return checked_block_layout(shape, server.parameters().ring_degree(), server.features(), server.outputs());
+}
+
+BlockLayout one_group_of(const LinearServer& server, const BatchShape& shape) {
+    const BlockLayout layout = layout_of(server, shape);
+    if (shape.groups() != 1) {
+        throw ParameterError("only messages of one group of samples can be inspected, got " +
+                             std::to_string(shape.groups()));
+    }
+    return layout;
+}
+
+WireReader open(const LinearServer& server, View<const std::uint8_t> bytes, MessageType type) {
+    WireReader reader(bytes, type);
+    reader.require(server.parameters().hash(), reader.header().key);
+    return reader;
+}
+
+std::vector<std::uint64_t> primes_of(const Ring& ring) {
+    std::vector<std::uint64_t> primes;
+    for (std::size_t row = 0; row < ring.prime_count(); ++row) {
+        primes.push_back(ring.prime(row));
+    }
+    return primes;
+}
+
+InspectedCiphertext read_ciphertext(WireReader& reader, std::size_t degree, int bits,
+                                    std::vector<std::uint32_t> positions) {
+    const std::uint64_t limit = std::uint64_t{1} << bits;
+    InspectedCiphertext found;
+    found.positions = std::move(positions);
+    found.c0.resize(found.positions.size());
+    found.c1.resize(degree);
+    reader.packed({found.c0.data(), found.c0.size()}, bits, limit);
+    reader.packed({found.c1.data(), found.c1.size()}, bits, limit);
+    return found;
+}
+
+// Of all the polynomials of a request, one after the other: c0 in coefficient form, c1 in NTT form.
+struct Inputs {
+    BlockLayout layout;
+    BatchShape shape;
+    Buffer<std::uint64_t> c0, c1;
+};
+
+Inputs read_inputs(const LinearServer& server, const Ring& ring, View<const std::uint8_t> request) {
+    WireReader reader = open(server, request, MessageType::request);
+    const RequestHead head = read_request_head(reader);
+    Inputs inputs;
+    inputs.shape = head.shape;
+    inputs.layout = one_group_of(server, head.shape);
+    const std::size_t count = inputs.layout.inputs();
+    const RequestCodec codec(ring, dropped_bits(ring));
+    reader.require_remaining(count * codec.bytes());
+    inputs.c0.resize(count * ring.size());
+    inputs.c1.resize(count * ring.size());
+    for (std::size_t j = 0; j < count; ++j) {
+        codec.unpack(reader.raw(codec.bytes()).data, inputs.c0.data() + j * ring.size());
+        expand_uniform(ring, head.seed, static_cast<std::uint32_t>(j), inputs.c1.data() + j * ring.size());
+    }
+    return inputs;
+}
+
+void check_weights(const LinearServer& server, View<const double> weight, View<const double> bias) {
+    if (weight.size != server.features() * server.outputs() || (bias.size != 0 && bias.size != server.outputs())) {
+        throw ParameterError("expected weight [" + std::to_string(server.outputs()) + ", " +
+                             std::to_string(server.features()) + "] and bias [" + std::to_string(server.outputs()) +
+                             "]");
+    }
+    for (const View<const double>& values : {weight, bias}) {
+        if (!std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); })) {
+            throw RangeError("the weights contain NaN or infinity");
+        }
+    }
+}
+
+}  // namespace
+
+InspectedMessage inspect_request(const LinearServer& server, View<const std::uint8_t> request) {
+    const Ring ring = ring_of(server);
+    Inputs inputs = read_inputs(server, ring, request);
+    InspectedMessage message{inputs.shape, primes_of(ring), 0, server.parameters().choice().scale, {}};
+    std::vector<std::uint32_t> all(ring.degree());
+    std::iota(all.begin(), all.end(), 0U);
+    for (std::size_t j = 0; j < inputs.layout.inputs(); ++j) {
+        const std::uint64_t* c0 = inputs.c0.data() + j * ring.size();
+        std::uint64_t* c1 = inputs.c1.data() + j * ring.size();
+        ring.to_coefficients(c1);
+        message.ciphertexts.push_back({{c0, c0 + ring.size()}, {c1, c1 + ring.size()}, all});
+    }
+    return message;
+}
+
+InspectedMessage inspect_products(const LinearServer& server, View<const std::uint8_t> request,
+                                  View<const double> weight, View<const double> bias) {
+    check_weights(server, weight, bias);
+    const Ring ring = ring_of(server);
+    Inputs inputs = read_inputs(server, ring, request);
+    const BlockLayout& layout = inputs.layout;
+    const BlockWeights weights(server.parameters(), ring, layout, weight, bias);
+    const Scaling& scaling = weights.scaling();
+    const std::size_t samples = inputs.shape.samples, padded = weights.padded_outputs();
+    const Buffer<std::uint64_t> prepared = weights.prepare_c1(inputs.c1);
+    const Buffer<std::uint64_t>& c1 = prepared.empty() ? inputs.c1 : prepared;
+    const Buffer<std::uint64_t> c0 = weights.prepare_c0(std::move(inputs.c0));
+    InspectedMessage message{inputs.shape, primes_of(ring), scaling.reply_bits, scaling.reply_scale, {}};
+    for (std::size_t p = 0; p < layout.products(); ++p) {
+        InspectedCiphertext product;
+        product.positions = output_positions(layout, p, samples);
+        product.c1.resize(ring.size());
+        weights.products(c1, p, 1, product.c1.data());
+        Buffer<std::uint64_t> outputs(ring.prime_count() * padded, 0);
+        weights.outputs(c0, p, 1, samples, outputs.data());
+        for (std::size_t row = 0; row < ring.prime_count(); ++row) {
+            const std::uint64_t* run = outputs.data() + row * padded;
+            product.c0.insert(product.c0.end(), run, run + product.positions.size());
+        }
+        message.ciphertexts.push_back(std::move(product));
+    }
+    return message;
+}
+
+InspectedMessage inspect_reply(const LinearServer& server, View<const std::uint8_t> reply) {
+    const Ring ring = ring_of(server);
+    WireReader reader = open(server, reply, MessageType::reply);
+    const ReplyHead head = read_reply_head(reader, ring);
+    const BlockLayout layout = one_group_of(server, head.shape);
+    InspectedMessage message{head.shape, {}, head.bits, head.scale, {}};
+    for (std::size_t p = 0; p < layout.products(); ++p) {
+        message.ciphertexts.push_back(
+            read_ciphertext(reader, ring.degree(), head.bits, output_positions(layout, p, head.shape.samples)));
+    }
+    reader.require_remaining(0);
+    return message;
+}
+
+InspectedMessage inspect_masked_gradient(const LinearServer& server, View<const std::uint8_t> masked) {
+    const Ring ring = ring_of(server);
+    WireReader reader = open(server, masked, MessageType::weight_gradient);
+    const ReplyHead head = read_reply_head(reader, ring);
+    const BlockLayout layout = layout_of(server, head.shape);
+    InspectedMessage message{head.shape, {}, head.bits, head.scale, {}};
+    for (const GradientRun& run : weight_gradient_runs(layout)) {
+        message.ciphertexts.push_back(
+            read_ciphertext(reader, ring.degree(), head.bits, weight_gradient_positions(layout, run.p, run.j)));
+    }
+    reader.require_remaining(0);
+    return message;
+}
+
+std::vector<std::vector<std::uint64_t>> inspect_opened_gradient(const LinearServer& server,
+                                                                View<const std::uint8_t> masked,
+                                                                View<const std::uint8_t> opened) {
+    const Ring ring = ring_of(server);
+    WireReader asked = open(server, masked, MessageType::weight_gradient);
+    const ReplyHead head = read_reply_head(asked, ring);
+    WireReader reader(opened, MessageType::opened_gradient);
+    reader.require(server.parameters().hash(), asked.header().key);
+    if (reader.header().message != asked.header().message) {
+        throw KeyMismatchError("an opened weight gradient that belongs to another request");
+    }
+    std::vector<std::vector<std::uint64_t>> values;
+    for (const GradientRun& run : weight_gradient_runs(layout_of(server, head.shape))) {
+        std::vector<std::uint64_t>& part = values.emplace_back(run.coefficients);
+        reader.packed({part.data(), part.size()}, head.bits, std::uint64_t{1} << head.bits);
+    }
+    reader.require_remaining(0);
+    return values;
+}
+
+std::string forge_reply(const LinearServer& server, View<const std::uint8_t> request, int bits, double scale,
+                        const std::vector<InspectedCiphertext>& ciphertexts) {
+    const Ring ring = ring_of(server);
+    WireReader reader = open(server, request, MessageType::request);
+    const BatchShape shape = read_request_head(reader).shape;
+    const BlockLayout layout = one_group_of(server, shape);
+    if (bits < 1 || bits > 62 || ciphertexts.size() != layout.products()) {
+        throw ParameterError("a reply to this request has " + std::to_string(layout.products()) +
+                             " ciphertexts of 1 to 62 bits");
+    }
+    std::size_t payload = 0;
+    for (std::size_t p = 0; p < layout.products(); ++p) {
+        const std::vector<std::uint64_t>& c0 = ciphertexts[p].c0;
+        const std::vector<std::uint64_t>& c1 = ciphertexts[p].c1;
+        const std::size_t outputs = layout.outputs_of(p) * shape.samples;
+        const auto too_large = [bits](std::uint64_t value) { return value >> bits != 0; };
+        if (c0.size() != outputs || c1.size() != ring.degree() || std::any_of(c0.begin(), c0.end(), too_large) ||
+            std::any_of(c1.begin(), c1.end(), too_large)) {
+            throw ParameterError("ciphertext " + std::to_string(p) + " of this reply has " + std::to_string(outputs) +
+                                 " coefficients of c0 and " + std::to_string(ring.degree()) + " of c1, below 2^" +
+                                 std::to_string(bits));
+        }
+        payload += packed_bytes(c0.size(), bits) + packed_bytes(c1.size(), bits);
+    }
+    Header header = reader.header();
+    header.type = MessageType::reply;
+    WireWriter writer(header, kReplyPrefix + payload);
+    write_reply_head(writer, {shape, bits, scale});
+    for (const InspectedCiphertext& ciphertext : ciphertexts) {
+        writer.packed({ciphertext.c0.data(), ciphertext.c0.size()}, bits);
+        writer.packed({ciphertext.c1.data(), ciphertext.c1.size()}, bits);
+    }
+    return writer.finish();
+}
+
+}  // namespace hesplit
