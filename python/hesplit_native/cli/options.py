@@ -1,4 +1,4 @@
-"""What several commands share: choices and loading a data set. Importing this loads neither torch nor matplotlib."""
+"""What several commands share: loading a data set, threads, connections. Importing this loads neither torch nor matplotlib."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from hesplit_native.choices import Dataset as DatasetChoice
+from hesplit_native.choices import Split
 
 if TYPE_CHECKING:
     from hesplit_native.data.dataset import Dataset
@@ -50,22 +53,22 @@ def with_words(text: str, rows: Sequence[Row], name: Callable[[Row], str], has: 
     return chosen
 
 
-def load_dataset(name: DatasetName, data_dir: Path | None, split: SplitName) -> Dataset:
+def load_dataset(name: DatasetChoice, data_dir: Path | None, split: Split) -> Dataset:
     """The named data set, with a progress bar while records are read for the first time."""
     from rich.progress import track
 
     from hesplit_native.data import load_mitbih, load_ptbxl, synthetic_ecg, synthetic_ptbxl
 
-    if name is DatasetName.synthetic:
+    if name == "synthetic":
         return synthetic_ecg()
-    if name is DatasetName.synthetic12:
+    if name == "synthetic12":
         return synthetic_ptbxl()
-    if name is DatasetName.ptbxl:
+    if name == "ptbxl":
         return load_ptbxl(
             data_dir, progress=lambda items: track(items, description="Reading recordings", transient=True)
         )
     return load_mitbih(
-        data_dir, split=split.value, progress=lambda names: track(names, description="Reading records", transient=True)
+        data_dir, split=split, progress=lambda names: track(names, description="Reading records", transient=True)
     )
 
 

@@ -145,10 +145,11 @@ def train_command(
     """Train a network whose linear layer a server computes, on encrypted activations by default."""
     from rich.console import Console
 
+    from hesplit_native.cli.paths import output_folder
     from hesplit_native.cli.progress import TrainingProgress
     from hesplit_native.errors import ParameterError
-    from hesplit_native.training.participants import train_together
     from hesplit_native.training.defences import Defences
+    from hesplit_native.training.participants import train_together
     from hesplit_native.training.run import RunConfig, train
 
     console = Console()
@@ -185,14 +186,14 @@ def train_command(
             decorrelation=decorrelation,
         ),
     )
-    data = load_dataset(dataset, data_dir, split)
+    data = load_dataset(dataset.value, data_dir, split.value)
     encrypted = protocol in (ProtocolName.splitways, ProtocolName.hesplit)
     folder = output or Path("runs") / "-".join(
         [dataset.value, *([split.value] if dataset is DatasetName.mitbih else []), protocol.value,
          *([parameter_set or packing.value] if encrypted else []),
          *([f"{participants}-{mode.value}"] if participants > 1 else []), f"seed{seed}"]
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder)
     opener = connector(server, tls=tls, client_id=client_id, insecure=insecure) if server else None
     progress = TrainingProgress(console, config.epochs)
     with progress:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
+from hesplit_native.choices import Flooding as Flooding
+from hesplit_native.choices import Recipe as Recipe
 from hesplit_native.errors import ParameterError
 from hesplit_native.layer.linear import Overflow
-from hesplit_native.training.models import Model
 from hesplit_native.layer.parameters import Packing
-from hesplit_native.training.defences import Defences
-from hesplit_native.protocols.terms import Protocol, ServerOptimizer
 from hesplit_native.layer.published import PARAMETER_SETS
-
-Recipe = Literal["default", "paper"]
-Flooding = Literal["step", "run", "off"]
+from hesplit_native.protocols.terms import Protocol, ServerOptimizer
+from hesplit_native.training.defences import Defences
+from hesplit_native.training.models import Model
 
 # What activations and weights stay within on MIT-BIH (docs/precision.md): under plain gradient descent the server's weights hardly
 # grow, and the client's activations make up for it. Where noise or bytes follow the ranges they are as tight as what was seen.

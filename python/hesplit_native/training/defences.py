@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hesplit_native.choices import Mechanism as Mechanism
 from hesplit_native.errors import ParameterError
-
-Mechanism = Literal["gaussian", "laplace", "values"]
 
 
 @dataclass(frozen=True)

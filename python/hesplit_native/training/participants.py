@@ -14,20 +14,21 @@ import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hesplit_native.training.client import Client, choose_parameters
-from hesplit_native.training.config import RunConfig
+from hesplit_native.choices import Division as Division
+from hesplit_native.choices import Mode as Mode
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError, ProtocolError
 from hesplit_native.layer.keys import SecretKey
 from hesplit_native.protocols.sealed import SealedClient
 from hesplit_native.protocols.server import Server
+from hesplit_native.training.client import Client, choose_parameters
+from hesplit_native.training.config import RunConfig
 from hesplit_native.training.run import (
     EpochRecord,
     Observer,
@@ -40,9 +41,6 @@ from hesplit_native.training.run import (
     notes,
 )
 from hesplit_native.transport.channel import Channel
-
-Mode = Literal["turns", "parallel"]
-Division = Literal["even", "patients"]
 
 
 def divide(dataset: Dataset, participants: int, division: Division, seed: int) -> list[npt.NDArray[np.int64]]:

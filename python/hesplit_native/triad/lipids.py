@@ -13,14 +13,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from hesplit_native.choices import LipidsUnit as Unit
 from hesplit_native.errors import DataError, ParameterError
-
-Unit = Literal["mg/dL", "mmol/L"]
 
 # mg/dL in a mmol/L: cholesterol of whatever particle, and triglycerides.
 CHOLESTEROL_MG_DL = 38.67
