@@ -14,8 +14,8 @@ from hesplit_native.data import synthetic_ecg
 from hesplit_native.protocols.guards import check_batch, leaks
 from hesplit_native.protocols.server import Server
 from hesplit_native.training.client import Client
-from hesplit_native.training.config import RunConfig
-from hesplit_native.training.defences import Defences, Defender, distance_correlation
+from hesplit_native.training.config import Defences, RunConfig
+from hesplit_native.training.defences import Defender, distance_correlation
 from hesplit_native.training.models import architecture
 from hesplit_native.training.run import epoch_batches, in_process, train, train_together
 

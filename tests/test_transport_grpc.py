@@ -362,9 +362,9 @@ def test_missing_and_damaged_files_are_named(tls, tmp_path):
 
 
 def test_expired_certificates_say_when(tls, tmp_path, monkeypatch):
-    import hesplit_native.transport.certificates as certificates
+    import hesplit_native.transport.authority as authority
 
-    monkeypatch.setattr(certificates, "_DAYS", -0.001)
+    monkeypatch.setattr(authority, "_DAYS", -0.001)
     make_authority(tmp_path)
     make_server(tmp_path, ["localhost"])
     with pytest.raises(DataError, match=r"was valid until \d{4}-\d\d-\d\d"):

@@ -242,7 +242,7 @@ def test_thousands_are_grouped_as_the_table_does(write):
     columns = people()
     columns["tg"] = [300 + 10 * i for i in range(100)]
     columns["ldl"] = [f"{value:.1f}".replace(".", ",") for value in columns["ldl"]]
-    german = {name: values for name, values in columns.items()}
+    german = dict(columns.items())
     german["tg"] = [f"{value:,}".replace(",", ".") for value in columns["tg"]]
     found = load_csv(write(german, sep=";"), PANEL)
     assert sorted(column(found, "tg").tolist()) == columns["tg"]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import typer
 import typer.core
 
-from hesplit_native.cli import audit, certs, info, plan, predict, reproduce, serve, train
+from hesplit_native.cli import audit, certs, info, plan, predict, reproduce, serve, terminal, train
 
 
 class _Group(typer.core.TyperGroup):
-    """Turns the package's own errors into one readable line; everything else is a bug and keeps its traceback."""
+    """Turns the package's own errors, and the system's about files, into one readable line; the rest are bugs with a traceback."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        terminal.accept_all_characters()
+        return super().main(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
         from hesplit_native.errors import HESplitError
@@ -21,10 +26,35 @@ class _Group(typer.core.TyperGroup):
         except HESplitError as error:
             if ctx.params.get("debug"):
                 raise
-            from rich.console import Console
+            _stop(str(error))
+        except OSError as error:
+            _stop_if_unread()
+            if ctx.params.get("debug"):
+                raise
+            _stop(_words(error))
 
-            Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
-            raise SystemExit(1) from None
+
+def _words(error: OSError) -> str:
+    """What the system refused, with the path that it refused it for."""
+    where = "".join(f"{name}: " for name in (error.filename, error.filename2) if name is not None)
+    return f"{where}{error.strerror or error} (hesplit-native --debug COMMAND shows where)"
+
+
+def _stop(text: str) -> NoReturn:
+    from rich.console import Console
+
+    line = terminal.one_line(f"error: {text}")
+    Console(stderr=True, soft_wrap=True).print(line, style="red", markup=False, highlight=False)
+    raise SystemExit(1)
+
+
+def _stop_if_unread() -> None:
+    """End without a word where nobody reads our output any more (| head)."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        terminal.discard_output(sys.stdout)
+        raise SystemExit(1) from None
 
 
 app = typer.Typer(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hesplit_native.cli.options import DatasetName, SplitName, load_dataset, with_words
+from hesplit_native.choices import DatasetName, Split
+from hesplit_native.cli.options import load_dataset, with_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def audit_command(
-    dataset: DatasetName = typer.Option(DatasetName.synthetic, help="What to train on."),
+    dataset: DatasetName = typer.Option("synthetic", help="What to train on."),
     data_dir: Path | None = typer.Option(None, help="The MIT-BIH records (else HESPLIT_MITDB), or PTB-XL."),
-    split: SplitName = typer.Option(SplitName.unique, help="Division of MIT-BIH; paper leaks between train and test."),
+    split: Split = typer.Option("unique", help="Division of MIT-BIH; paper leaks between train and test."),
     rows: str | None = typer.Option(
         None, help="Only rows whose title contains one of these words (comma-separated); `list` lists."
     ),
@@ -40,6 +41,7 @@ def audit_command(
     from rich.console import Console
 
     from hesplit_native import _core
+    from hesplit_native.cli.paths import output_folder
     from hesplit_native.errors import ParameterError
     from hesplit_native.privacy import audit, page
     from hesplit_native.privacy.attacks import features
@@ -66,6 +68,9 @@ def audit_command(
     chosen = wanted
     if rows is not None:
         chosen = with_words(rows, wanted, lambda row: row.title, "has a title")
+    for folder in (output, save):
+        if folder is not None:
+            output_folder(folder)
     data = load_dataset(dataset, data_dir, split)
     count = steps or (700 if quick else 2000)
     report = page.Report(
@@ -122,7 +127,6 @@ def _run(
         for setting in rows:
             kept = None
             if save is not None:
-                save.mkdir(parents=True, exist_ok=True)
                 kept = record(setting.config, data, steps=count, keep=audit.KEY_STEPS)
                 kept.save(save / (setting.title.replace(" ", "-").replace(",", "").replace("/", "") + ".safetensors"))
             report.rows.append(audit.audit(setting, data, steps=count, observer=observer, recording=kept))

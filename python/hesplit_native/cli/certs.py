@@ -6,28 +6,68 @@ from pathlib import Path
 
 import typer
 
+_HOSTS = ["localhost", "127.0.0.1", "::1"]
+
 
 def certs_command(
-    folder: Path = typer.Argument(..., help="Where the certificates and keys go."),
+    folder: Path = typer.Argument(..., help="Where the certificates and keys are, or go."),
     host: list[str] = typer.Option(
-        ["localhost", "127.0.0.1", "::1"], help="Names and addresses of the server; repeatable."
+        [], help=f"A name or address of the server; repeatable. Added to those it has.  [default: {', '.join(_HOSTS)}]"
     ),
-    client: list[str] = typer.Option(["client"], help="Ids of the clients; repeatable."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is there."),
+    client: list[str] = typer.Option([], help="Id of a client; repeatable.  [default: client, if there is none]"),
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="Renew what is named (--host: for these alone), or all; under the same CA."
+    ),
+    new_ca: bool = typer.Option(
+        False, "--new-ca", help="Replace the CA, and everything in the folder, which is of no use without the old one."
+    ),
 ) -> None:
     """Make a test CA with certificates for a server and its clients. For real use, have your own CA sign them."""
     from rich.console import Console
 
-    from hesplit_native.transport import make_authority, make_client, make_server
+    from hesplit_native.cli.paths import output_folder
+    from hesplit_native.errors import ParameterError
+    from hesplit_native.transport import authority, certificates, hosts
 
-    console = Console()
-    if overwrite or not (folder / "ca.pem").exists():
-        make_authority(folder, overwrite=overwrite)
-    if overwrite or not (folder / "server.pem").exists():
-        make_server(folder, host, overwrite=overwrite)
-    for name in client:
-        make_client(folder, name, overwrite=overwrite)
-    console.print(f"Written to {folder}: ca, server, {', '.join(f'client-{name}' for name in client)}", highlight=False)
+    asked = list(dict.fromkeys(map(hosts.certificate_host, host)))
+    named = [certificates.check_client_id(name) for name in dict.fromkeys(client)]
+    fresh = new_ca or not any((folder / name).exists() for name in ("ca.pem", "ca.key"))
+    before, present = authority.server_hosts(folder), authority.client_ids(folder)
+    if not fresh:
+        authority.load_authority(folder)
+    elif (before or present) and not new_ca:
+        raise ParameterError(f"{folder} holds certificates of a CA that is not there; take another folder, or --new-ca")
+    whole = new_ca or (overwrite and not asked and not named)  # renew all
+    replace = overwrite or new_ca
+    for name in () if replace else named:
+        if name in present:
+            raise ParameterError(f"{folder / f'client-{name}.pem'} exists already; renew it with --overwrite")
+    kept = [] if asked and overwrite else before
+    serving = [*kept, *(name for name in asked if name not in kept)] or _HOSTS
+    make_server = whole or not before or (bool(asked) and (overwrite or serving != before))
+    clients = [*present, *(name for name in named if name not in present)] if whole else named
+    if not (clients or present):
+        clients = ["client"]
+
+    console = Console(soft_wrap=True, highlight=False)
+    output_folder(folder)
+    if fresh:
+        authority.make_authority(folder, overwrite=new_ca)
+        console.print(f"ca: new, valid until {authority.valid_until(folder, 'ca'):%Y-%m-%d}", markup=False)
+    if make_server:
+        authority.make_server(folder, serving, overwrite=bool(before) or replace)
+        until = authority.valid_until(folder, "server")
+        console.print(f"server: new, for {', '.join(serving)}, valid until {until:%Y-%m-%d}", markup=False)
+        if before:
+            console.print(f"  (was for {', '.join(before)}; start the server again with the new files)", markup=False)
+    for name in clients:
+        authority.make_client(folder, name, overwrite=replace)
+        until = authority.valid_until(folder, f"client-{name}")
+        console.print(f"client-{name}: new, valid until {until:%Y-%m-%d}", markup=False)
+    if not (fresh or make_server or clients):
+        console.print(f"nothing to do: the server's certificate is for {', '.join(before)}", markup=False)
+        return
+    console.print(f"Written to {folder}", markup=False)
     console.print(
         "A client needs ca.pem, client-<id>.pem and client-<id>.key; keep ca.key away from both.", style="yellow"
     )

@@ -6,22 +6,20 @@ import itertools
 
 import typer
 
-from hesplit_native.cli.options import PackingName
+from hesplit_native.choices import Packing
 
 
 def info_command(
     in_features: int = typer.Option(256, min=1),
     out_features: int = typer.Option(5, min=1),
     batch_size: int = typer.Option(4, min=1),
-    packing: PackingName | None = typer.Option(
-        None, help="Only this one; else both, flooded releases and sealed weights."
-    ),
+    packing: Packing | None = typer.Option(None, help="Only this one; else both, flooded releases and sealed weights."),
 ) -> None:
     """Show versions, CPU features, and the recommended parameters with the sizes and times of one step."""
     from rich.console import Console
-    from rich.table import Table
 
     from hesplit_native import _core
+    from hesplit_native.cli.terminal import print_columns
 
     console = Console()
     features = [name for name, there in _core.cpu_features().items() if there]
@@ -31,23 +29,17 @@ def info_command(
         f"{_core.num_threads()} threads",
         highlight=False,
     )
-    table = Table(title=f"One step of batch {batch_size}, {in_features} -> {out_features}", title_justify="left")
-    table.add_column("", no_wrap=True)
     shape = (in_features, out_features, batch_size)
     measured = []
-    if packing is not PackingName.slots:
+    if packing != "slots":
         measured.append(("blocks", _measure(*shape, "blocks", 0)))
     if packing is None:
-        measured.append(("flooded, key per step", _measure(*shape, "blocks", 1)))
-        measured.append(("flooded, key per run", _measure(*shape, "blocks", 1 << 20)))
+        measured.append(("flooded,\nkey per step", _measure(*shape, "blocks", 1)))
+        measured.append(("flooded,\nkey per run", _measure(*shape, "blocks", 1 << 20)))
         measured.append(("sealed", _measure_sealed(*shape)))
-    if packing is not PackingName.blocks:
+    if packing != "blocks":
         measured.append(("slots", _measure(*shape, "slots", 0)))
-    for name, _ in measured:
-        table.add_column(name, justify="right")
-    for key in measured[0][1]:
-        table.add_row(key, *(column[key] for _, column in measured))
-    console.print(table)
+    print_columns(console, measured, title=f"One step of batch {batch_size}, {in_features} -> {out_features}")
 
 
 def _measure(in_features: int, out_features: int, batch_size: int, packing: str, releases: int) -> dict[str, str]:
@@ -89,7 +81,8 @@ def _measure(in_features: int, out_features: int, batch_size: int, packing: str,
     return {
         "ring degree": str(params.ring_degree),
         "modulus (bits)": " + ".join(map(str, params.modulus_bits)),
-        "security": f"128 bits ({params.total_bits} <= {params.max_bits})",
+        "  in all, at most": f"{params.total_bits} <= {params.max_bits}",
+        "security": "128 bits",
         "scale": f"2^{np.log2(params.scale):g}",
         "error bound": f"{params.error_bound:g}",
         "seen here": f"{np.abs(y - x @ weight.T).max():.1e}",
@@ -97,7 +90,7 @@ def _measure(in_features: int, out_features: int, batch_size: int, packing: str,
         "public material, once": size(len(material)),
         "request": size(len(request)),
         "reply": size(len(reply)),
-        "gradients": size(4 * (out_features * (batch_size + in_features) + batch_size * in_features)) + " in the clear",
+        "gradients": size(4 * (out_features * (batch_size + in_features) + batch_size * in_features)) + ", in clear",
         "client": f"{encrypt + decrypt:.3f} ms",
         "server": f"{forward:.3f} ms",
     }
@@ -148,7 +141,8 @@ def _measure_sealed(in_features: int, out_features: int, batch_size: int) -> dic
     return {
         "ring degree": str(params.ring_degree),
         "modulus (bits)": " + ".join(map(str, params.modulus_bits)),
-        "security": f"128 bits ({params.total_bits} <= {params.max_bits})",
+        "  in all, at most": f"{params.total_bits} <= {params.max_bits}",
+        "security": "128 bits",
         "scale": f"2^{np.log2(params.scale):g}",
         "error bound": f"{params.error_bound:g}",
         "seen here": f"{np.abs(y - x @ weight.T).max():.1e}",
@@ -156,7 +150,7 @@ def _measure_sealed(in_features: int, out_features: int, batch_size: int) -> dic
         "public material, once": size(len(material)),
         "request": size(len(request)),
         "reply": size(len(reply)),
-        "gradients": size(len(update) + len(answer)) + " encrypted",
+        "gradients": size(len(update) + len(answer)) + ", sealed",
         "client": f"{median(client for client, _ in times):.3f} ms",
         "server": f"{median(server for _, server in times):.3f} ms",
     }

@@ -1,11 +1,12 @@
-"""What several commands share: choices and loading a data set. Importing this loads neither torch nor matplotlib."""
+"""What several commands share: loading a data set, threads, connections. Importing this loads neither torch nor matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from hesplit_native.choices import DatasetName, Split
 
 if TYPE_CHECKING:
     from hesplit_native.data.dataset import Dataset
@@ -13,30 +14,6 @@ if TYPE_CHECKING:
 
 
 Row = TypeVar("Row")
-
-
-class DatasetName(str, Enum):
-    """What is learnt from."""
-
-    synthetic = "synthetic"
-    mitbih = "mitbih"
-    synthetic12 = "synthetic12"
-    ptbxl = "ptbxl"
-
-
-class SplitName(str, Enum):
-    """How MIT-BIH is divided."""
-
-    paper = "paper"
-    unique = "unique"
-    patients = "patients"
-
-
-class PackingName(str, Enum):
-    """How ciphertexts are filled."""
-
-    blocks = "blocks"
-    slots = "slots"
 
 
 def with_words(text: str, rows: Sequence[Row], name: Callable[[Row], str], has: str) -> list[Row]:
@@ -50,22 +27,22 @@ def with_words(text: str, rows: Sequence[Row], name: Callable[[Row], str], has: 
     return chosen
 
 
-def load_dataset(name: DatasetName, data_dir: Path | None, split: SplitName) -> Dataset:
+def load_dataset(name: DatasetName, data_dir: Path | None, split: Split) -> Dataset:
     """The named data set, with a progress bar while records are read for the first time."""
     from rich.progress import track
 
     from hesplit_native.data import load_mitbih, load_ptbxl, synthetic_ecg, synthetic_ptbxl
 
-    if name is DatasetName.synthetic:
+    if name == "synthetic":
         return synthetic_ecg()
-    if name is DatasetName.synthetic12:
+    if name == "synthetic12":
         return synthetic_ptbxl()
-    if name is DatasetName.ptbxl:
+    if name == "ptbxl":
         return load_ptbxl(
             data_dir, progress=lambda items: track(items, description="Reading recordings", transient=True)
         )
     return load_mitbih(
-        data_dir, split=split.value, progress=lambda names: track(names, description="Reading records", transient=True)
+        data_dir, split=split, progress=lambda names: track(names, description="Reading records", transient=True)
     )
 
 

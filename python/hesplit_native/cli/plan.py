@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import re
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import typer
+
+from hesplit_native.choices import Flooding
 
 if TYPE_CHECKING:
     from hesplit_native.layer.planner import Plan
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-
-
-class FloodingName(str, Enum):
-    """How releases are flooded."""
-
-    off = "off"
-    step = "step"
-    run = "run"
 
 
 def bits_per_second(text: str) -> float:
@@ -37,38 +30,34 @@ def plan_command(
     out_features: int = typer.Argument(..., min=1, max=65536),
     batch_size: int = typer.Option(4, min=1, max=65536),
     link: str = typer.Option("1Gbit/s", help="Speed of the link between client and server."),
-    flooding: FloodingName = typer.Option(
-        FloodingName.off, help="Whether decryptions are released, and under which keys."
-    ),
+    flooding: Flooding = typer.Option("off", help="Whether decryptions are released, and under which keys."),
     error_bound: float | None = typer.Option(None, min=1e-9, help="Largest error of a logit."),
     activation_bound: float = typer.Option(64.0, min=1e-9, help="Largest activation."),
     weight_norm: float = typer.Option(16.0, min=1e-9, help="Largest l2 norm of a row of the weight."),
 ) -> None:
     """Choose ring degree, moduli, packing width, reply bits and threads for a layer and a link, and say why."""
     from rich.console import Console
-    from rich.table import Table
 
+    from hesplit_native.cli.terminal import print_columns
     from hesplit_native.layer.planner import plans
     from hesplit_native.training.report import size
 
     console = Console()
     speed = bits_per_second(link)
     found = plans(
-        in_features, out_features, batch_size, link=speed, flooding=flooding.value, error_bound=error_bound,
+        in_features, out_features, batch_size, link=speed, flooding=flooding, error_bound=error_bound,
         activation_bound=activation_bound, weight_norm=weight_norm,
     )  # fmt: skip
-    table = Table(
+    rows = _rows(found, [_measure(plan, in_features, out_features, batch_size, speed) for plan in found])
+    print_columns(
+        console,
+        [
+            (f"N = {plan.parameters.ring_degree}", {name: values[i] for name, values in rows})
+            for i, plan in enumerate(found)
+        ],
         title=f"One step of batch {batch_size}, {in_features} -> {out_features}, over {speed / 1e6:g} Mbit/s",
-        title_justify="left",
         caption="Milliseconds of one core at each side, weights new in every step: predicted, and measured here.",
-        caption_justify="left",
     )
-    table.add_column("", no_wrap=True)
-    for plan in found:
-        table.add_column(f"N = {plan.parameters.ring_degree}", justify="right")
-    for name, values in _rows(found, [_measure(plan, in_features, out_features, batch_size, speed) for plan in found]):
-        table.add_row(name, *values)
-    console.print(table)
     best = found[0]
     parts = {"the link": best.link_seconds, "the server": best.server_seconds, "the client": best.client_seconds}
     longest = max(parts, key=lambda part: parts[part])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hesplit_native.cli.options import DatasetName, PackingName, SplitName, load_dataset, set_threads
+from hesplit_native.choices import DatasetName, Packing, Split
+from hesplit_native.cli.options import load_dataset, set_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 def predict_command(
     model: Path = typer.Option(..., help="The model.safetensors of a run."),
     record: Path | None = typer.Option(None, help="A WFDB record with the lead MLII at 360 Hz and .atr annotations."),
-    dataset: DatasetName = typer.Option(DatasetName.synthetic, help="Whose test set to classify, without --record."),
+    dataset: DatasetName = typer.Option("synthetic", help="Whose test set to classify, without --record."),
     data_dir: Path | None = typer.Option(None, help="Directory of the MIT-BIH records."),
-    split: SplitName = typer.Option(SplitName.paper),
+    split: Split = typer.Option("paper"),
     encrypted: bool = typer.Option(True, "--encrypted/--plain", help="Compute the linear layer on ciphertexts or not."),
-    packing: PackingName = typer.Option(PackingName.blocks),
+    packing: Packing = typer.Option("blocks"),
     output: Path | None = typer.Option(None, help="CSV file for the predictions."),
     threads: int = typer.Option(1, min=1),
 ) -> None:
@@ -31,10 +32,13 @@ def predict_command(
     import torch
     from rich.console import Console
 
+    from hesplit_native.cli.paths import output_file
     from hesplit_native.errors import DataError
     from hesplit_native.training.model_file import activations, load_model
 
     set_threads(threads)
+    if output is not None:
+        output_file(output)
     trained = load_model(model)
     if trained.linear is None:
         raise DataError(
@@ -47,11 +51,11 @@ def predict_command(
         data = load_dataset(dataset, data_dir, split)
         x, y = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
     with torch.no_grad():
-        logits = trained.head(_logits(trained, activations(trained, x), packing.value if encrypted else None).float())
+        logits = trained.head(_logits(trained, activations(trained, x), packing if encrypted else None).float())
     predicted = logits.argmax(1)
     _print(Console(), trained.classes, predicted, y)
     if output is not None:
-        with output.open("w", newline="") as file:
+        with output.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(
                 ["beat", "sample", "predicted", "annotated", *(f"logit_{name}" for name in trained.classes)]

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import os
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from hesplit_native.choices import LipidsUnit, Table
 from hesplit_native.cli.options import with_words
 
 if TYPE_CHECKING:
     from hesplit_native.reproduce.tables import Row
-
-
-class TableName(str, Enum):
-    """Which paper's table."""
-
-    split_ways = "split-ways"
-    hesplit = "hesplit"
-    triad = "triad"
-
-
-class LipidsUnit(str, Enum):
-    """Units of a table of lipids."""
-
-    mmol = "mmol/L"
-    mg = "mg/dL"
 
 
 _TITLES = {
@@ -38,7 +23,7 @@ _TITLES = {
 
 
 def reproduce_command(
-    table: TableName = typer.Argument(..., help="Which paper's table."),
+    table: Table = typer.Argument(..., help="Which paper's table."),
     quick: bool = typer.Option(False, "--quick", help="A few batches of synthetic data: shows that all rows run."),
     rows: str | None = typer.Option(
         None, help="Only rows whose id contains one of these words (comma-separated); `list` lists."
@@ -56,7 +41,7 @@ def reproduce_command(
         "sex=Gender,age=AGE,tc=Chol,hdl=HDL,tg=TG,bmi=BMI,ldl=LDL",
         help="Which of that table's columns are what; all but ldl become features.",
     ),
-    lipids_unit: LipidsUnit = typer.Option(LipidsUnit.mmol, help="Of that table's lipids."),
+    lipids_unit: LipidsUnit = typer.Option("mmol/L", help="Of that table's lipids."),
     cifar10: Path | None = typer.Option(
         None, envvar="HESPLIT_CIFAR10", help="CIFAR-10 folder or .npz; else synthetic images."
     ),
@@ -66,30 +51,31 @@ def reproduce_command(
     """Regenerate a published table with our figures beside it. Interrupted, it goes on where it stopped."""
     from rich.console import Console
 
+    from hesplit_native.cli.paths import output_folder
     from hesplit_native.reproduce import page, runner, tables
 
     console = Console()
-    name: tables.Name = table.value
     data = ("mitbih", *(("ptbxl",) if ptbxl else ()))
     if seeds:
-        wanted = [row for item in (data if name == "hesplit" else ("mitbih",)) for row in tables.pairs(item, seeds)]
+        wanted = [row for item in (data if table == "hesplit" else ("mitbih",)) for row in tables.pairs(item, seeds)]
     else:
-        wanted = tables.rows(name, quick=quick, data=data, seed=seed)
+        wanted = tables.rows(table, quick=quick, data=data, seed=seed)
     if rows == "list":
         for row in wanted:
             console.print(f"{row.id:40} {row.section}: {row.title}", highlight=False, markup=False)
         return
     chosen = wanted
     if rows is not None:
-        chosen = with_words(rows, wanted, lambda row: row.id, f"of {name} has an id")
-    folder = output or Path("reproduce") / (name + ("-quick" if quick else "") + ("-seeds" if seeds else ""))
+        chosen = with_words(rows, wanted, lambda row: row.id, f"of {table} has an id")
+    folder = output or Path("reproduce") / (table + ("-quick" if quick else "") + ("-seeds" if seeds else ""))
+    output_folder(folder)
     sources = {"mitbih": mitdb, "ptbxl": ptbxl, "ldl": lipids, "cifar10": cifar10}
     texts = {key: str(path) if path else None for key, path in sources.items()}
-    texts |= {"ldl-columns": lipids_columns, "ldl-unit": lipids_unit.value}
+    texts |= {"ldl-columns": lipids_columns, "ldl-unit": lipids_unit}
     failed = _run(console, chosen, folder, texts, jobs)
-    title = _TITLES[name] + (": paired seeds of our recommended sets" if seeds else "")
+    title = _TITLES[table] + (": paired seeds of our recommended sets" if seeds else "")
     found = runner.results(wanted, folder)
-    written = page.write(folder, name, title, wanted, found, quick=quick)
+    written = page.write(folder, table, title, wanted, found, quick=quick)
     console.print(f"{len(found)} of {len(wanted)} rows. Written: {', '.join(map(str, written))}", highlight=False)
     if failed:
         raise typer.Exit(1)

@@ -28,6 +28,8 @@ def serve_command(
 
     from rich.console import Console
 
+    from hesplit_native.cli.paths import output_folder
+    from hesplit_native.cli.terminal import one_line
     from hesplit_native.protocols.server import Server
     from hesplit_native.transport import GrpcServer, Limits, ServerTls
 
@@ -35,13 +37,17 @@ def serve_command(
     set_threads(threads)
 
     def event(line: str) -> None:
-        console.print(line, highlight=False, markup=False)
+        console.print(one_line(line), highlight=False, markup=False, soft_wrap=True)
 
+    certificates = ServerTls.load(tls) if tls is not None else None
+    for folder in (output, checkpoints):
+        if folder is not None:
+            output_folder(folder)
     server = Server(checkpoints=checkpoints, output=output, on_event=event)
     transport = GrpcServer(
         f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         server.converse,
-        tls=ServerTls.load(tls) if tls is not None else None,
+        tls=certificates,
         insecure=insecure,
         limits=Limits(idle_seconds=timeout, max_clients=max_clients),
         on_event=event,

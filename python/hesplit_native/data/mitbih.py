@@ -12,17 +12,17 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from hesplit_native.choices import Split
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.data.npz import read_npz, write_cache
 from hesplit_native.data.records import MITBIH_RECORDS, Record, cache_directory, find_mitbih, read_record, record_files
 from hesplit_native.errors import DataError
 
-Split = Literal["paper", "unique", "patients"]
 Progress = Callable[[Iterable[str]], Iterable[str]]
 
 CLASSES = ("N", "L", "R", "A", "V")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from hesplit_native import _core
+from hesplit_native.choices import Overflow
 from hesplit_native.errors import ParameterError
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
 from hesplit_native.layer.parameters import GIGABIT, WEIGHT_NORM, Parameters, byte_nanoseconds
@@ -21,7 +22,6 @@ else:
 
 ArrayT = TypeVar("ArrayT", bound="Array")
 Buffer = bytes | bytearray | memoryview
-Overflow = Literal["clip", "raise"]
 Float = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from hesplit_native import _core
+from hesplit_native.choices import Packing, Security
 from hesplit_native.errors import ParameterError, RangeError
-
-Packing = Literal["blocks", "slots"]
-Security = Literal["standard", "paper"]
 
 # What trained networks on MIT-BIH stay within (docs/precision.md); a sample beyond is clipped and counted.
 ACTIVATION_BOUND = 64.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Literal
 
+from hesplit_native.choices import Flooding
 from hesplit_native.errors import ParameterError
 from hesplit_native.layer.parameters import (
     ACTIVATION_BOUND,
@@ -58,7 +58,7 @@ def plans(
     batch_size: int,
     *,
     link: float = GIGABIT,
-    flooding: Literal["off", "step", "run"] = "off",
+    flooding: Flooding = "off",
     error_bound: float | None = None,
     activation_bound: float = ACTIVATION_BOUND,
     weight_norm: float = WEIGHT_NORM,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+
+from hesplit_native.choices import Security
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class ParameterSet:
     ring_degree: int
     modulus_bits: tuple[int, ...]
     scale: float
-    security: Literal["standard", "paper"] = "standard"
+    security: Security = "standard"
 
 
 #: Split Ways, table 1, and HESplit's S1 and S2 (Split Without a Leak, experimental results).

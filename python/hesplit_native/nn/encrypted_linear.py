@@ -8,16 +8,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hesplit_native.choices import Overflow, ServerOptimizer
 from hesplit_native.errors import ParameterError
 from hesplit_native.layer.keys import SecretKey
-from hesplit_native.layer.linear import LinearClient, LinearServer, Overflow
+from hesplit_native.layer.linear import LinearClient, LinearServer
 from hesplit_native.layer.parameters import ACTIVATION_BOUND, Parameters
 from hesplit_native.protocols.guards import check_batch
 from hesplit_native.protocols.phases import Phases
 from hesplit_native.protocols.remote import remote_linear
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.splitways import SplitWaysClient
-from hesplit_native.protocols.terms import ServerOptimizer, Terms
+from hesplit_native.protocols.terms import Terms
 from hesplit_native.transport.channel import Channel
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from hesplit_native.training.defences import Defences, Defender
+from hesplit_native.training.config import Defences
+from hesplit_native.training.defences import Defender
 
 __all__ = ["Defences", "Defender"]

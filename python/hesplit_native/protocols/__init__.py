@@ -11,10 +11,11 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
+from hesplit_native.choices import Packing, ProtocolName
+
 if TYPE_CHECKING:
     from hesplit_native.protocols.halves import Halves
 
-Name = Literal["local", "vanilla", "plain", "splitways", "hesplit", "sealed"]
 #: What a server may see: activations a, labels, and the gradient dJ/dy at the logits.
 Seen = Literal["activations", "labels", "gradient"]
 
@@ -41,13 +42,13 @@ class Protocol:
         Ways of filling ciphertexts that it runs on.
     """
 
-    name: Name
+    name: ProtocolName
     seen: frozenset[Seen]
     encrypts: bool = False
     releases: int = 0
     client_holds_layer: bool = False
     accumulates: bool = False
-    packings: tuple[Literal["blocks", "slots"], ...] = ("blocks", "slots")
+    packings: tuple[Packing, ...] = ("blocks", "slots")
 
     @property
     def is_split(self) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hesplit_native.choices import Overflow
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
-from hesplit_native.layer.linear import LinearClient, Overflow, SealedClient
+from hesplit_native.layer.linear import LinearClient, SealedClient
 from hesplit_native.layer.parameters import WEIGHT_NORM, Parameters
 from hesplit_native.protocols.answers import Answers, ServerLayer
 from hesplit_native.protocols.layer import TrainedLayer

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from hesplit_native.choices import ServerOptimizer
 from hesplit_native.errors import ProtocolError, WireError
 from hesplit_native.protocols import PROTOCOLS
 from hesplit_native.seeding import seeded
-
-ServerOptimizer = Literal["adam", "sgd", "momentum"]
 
 # Larger layers and batches are refused before any memory is taken for them.
 MAX_FEATURES = 65536

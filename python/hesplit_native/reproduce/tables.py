@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from hesplit_native.choices import Table as Name
 from hesplit_native.reproduce.published import HESPLIT, HESPLIT_PLAIN, SPLIT_WAYS, Published
 from hesplit_native.training.config import RunConfig
 from hesplit_native.triad import TriadConfig
-
-Name = Literal["split-ways", "hesplit", "triad"]
 
 
 @dataclass(frozen=True)

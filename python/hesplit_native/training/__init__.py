@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-from hesplit_native.training.config import RunConfig
-from hesplit_native.training.defences import Defences
-from hesplit_native.training.result import EpochRecord, Observer, RunResult
-from hesplit_native.training.run import train, train_together
+from typing import TYPE_CHECKING
+
+from hesplit_native.training.config import Defences, RunConfig
+
+if TYPE_CHECKING:
+    from hesplit_native.training.result import EpochRecord, Observer, RunResult
+    from hesplit_native.training.run import train, train_together
 
 __all__ = ["Defences", "EpochRecord", "Observer", "RunConfig", "RunResult", "train", "train_together"]
+
+_WITH_TORCH = {
+    "EpochRecord": "result",
+    "Observer": "result",
+    "RunResult": "result",
+    "train": "run",
+    "train_together": "run",
+}
+
+
+def __getattr__(name: str) -> object:
+    # A configuration is made without torch, which takes seconds to load.
+    if name in _WITH_TORCH:
+        import importlib
+
+        return getattr(importlib.import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
 
+from hesplit_native.choices import Flooding, Mechanism, Model, Overflow, Packing, ProtocolName, Recipe, ServerOptimizer
 from hesplit_native.errors import ParameterError
-from hesplit_native.layer.linear import Overflow
-from hesplit_native.layer.parameters import Packing
 from hesplit_native.layer.published import PARAMETER_SETS
-from hesplit_native.protocols import PROTOCOLS, Name, Protocol
-from hesplit_native.protocols.terms import ServerOptimizer
-from hesplit_native.training.defences import Defences
-from hesplit_native.training.models import Model
-
-Recipe = Literal["default", "paper"]
-Flooding = Literal["step", "run", "off"]
+from hesplit_native.protocols import PROTOCOLS, Protocol
 
 # What activations and weights stay within on MIT-BIH (docs/precision.md): under plain gradient descent the server's weights hardly
 # grow, and the client's activations make up for it. Where noise or bytes follow the ranges they are as tight as what was seen.
 _WIDE = {"activation_bound": 64.0}
 _TIGHT = {"activation_bound": 32.0}
 _GRADIENT_DESCENT = {"activation_bound": 128.0, "weight_norm": 4.0}
+
+
+@dataclass(frozen=True)
+class Defences:
+    """What a client does to leak less; the default is nothing.
+
+    Every epsilon is that of one release of one sample, against replacing the sample by another; None: no noise.
+    `mechanism` says how activations are noised: ``"gaussian"`` clips a row to the l2 norm `activation_clip` and is (epsilon, delta)
+    private; ``"laplace"`` clips its l1 norm and is epsilon private; ``"values"`` is what Abuadbba et al. do: every value is clipped
+    to +-`activation_clip` and noised on its own, epsilon private for one value, but only d * epsilon for a row of d.
+    dJ/dy is clipped to rows of norm `gradient_clip` / batch size: l1 and Laplace noise under ``"laplace"``, else l2 and Gaussian
+    noise.
+    Labels are changed once, before training, to others with probability k / (e^label_epsilon + k), k being the number of others
+    (randomised response). `decorrelation` is the weight in the loss of the batch's distance correlation between signals and
+    activations (NoPeek, Vepakomma et al. 2020).
+    """
+
+    mechanism: Mechanism = "values"
+    activation_epsilon: float | None = None
+    activation_clip: float = 1.0
+    gradient_epsilon: float | None = None
+    gradient_clip: float = 1.0
+    label_epsilon: float | None = None
+    delta: float = 1e-5
+    decorrelation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mechanism not in ("gaussian", "laplace", "values"):
+            raise ParameterError(f"mechanism must be gaussian, laplace or values, got {self.mechanism!r}")
+        for name in ("activation_epsilon", "gradient_epsilon", "label_epsilon"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ParameterError(f"{name} must be positive, got {value}")
+        if not 0 < self.delta < 1 or not self.activation_clip > 0 or not self.gradient_clip > 0:
+            raise ParameterError("delta must be between 0 and 1, and clips positive")
+        if not 0 <= self.decorrelation < math.inf:
+            raise ParameterError(f"decorrelation must not be negative, got {self.decorrelation}")
+
+    @property
+    def private(self) -> bool:
+        """Whether anything is noised."""
+        return (self.activation_epsilon, self.gradient_epsilon, self.label_epsilon) != (None, None, None)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any defence."""
+        return self.private or self.decorrelation > 0
 
 
 @dataclass(frozen=True)
@@ -38,7 +78,7 @@ class RunConfig:
     refused, and an epoch's last batch is left out when it is that small.
     """
 
-    protocol: Name = "splitways"
+    protocol: ProtocolName = "splitways"
     packing: Packing = "blocks"
     model: Model = "m1"
     convolutions: int = 2
@@ -64,6 +104,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ParameterError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ParameterError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.seed < 0:
             raise ParameterError(f"seed must not be negative, got {self.seed}")
         if self.parameter_set is not None and self.parameter_set not in PARAMETER_SETS:

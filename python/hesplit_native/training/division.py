@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
+from hesplit_native.choices import Division
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError
-
-Division = Literal["even", "patients"]
 
 
 def divide(dataset: Dataset, participants: int, division: Division, seed: int) -> list[npt.NDArray[np.int64]]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from hesplit_native.choices import Model
 from hesplit_native.errors import ParameterError
 from hesplit_native.seeding import seeded
-
-Model = Literal["m1", "m2", "base"]
 
 _HIDDEN = 128
 

@@ -17,13 +17,14 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hesplit_native.choices import Division, Mode
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import DataError, HESplitError, ParameterError, RangeError
 from hesplit_native.layer.keys import SecretKey
@@ -33,13 +34,11 @@ from hesplit_native.protocols.session import RolledBack, Session, resumable
 from hesplit_native.training.checkpoints import ClientCheckpoints, Progress, Snapshot
 from hesplit_native.training.client import Client, choose_parameters
 from hesplit_native.training.config import RunConfig
-from hesplit_native.training.division import Division, divide
+from hesplit_native.training.division import divide
 from hesplit_native.training.models import Architecture, architecture
 from hesplit_native.training.result import EpochRecord, Observer, RunResult
 from hesplit_native.transport.channel import Channel, ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
-
-Mode = Literal["turns", "parallel"]
 
 EVALUATION_ROWS = (
     2048  # as many as coefficients at N = 2048: one feature per ciphertext, whose layer is a matrix product

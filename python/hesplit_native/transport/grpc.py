@@ -21,8 +21,9 @@ from typing import Any
 import grpc
 
 from hesplit_native.errors import ConnectionLost, HESplitError, ParameterError, ProtocolError, WireError
-from hesplit_native.transport.certificates import ClientTls, ServerTls
+from hesplit_native.transport.certificates import ClientTls, ServerTls, check_client_id
 from hesplit_native.transport.channel import PREFIX_BYTES, ClientInfo
+from hesplit_native.transport.hosts import normal_host
 from hesplit_native.transport.in_process import Conversation
 
 #: No message of this package is longer (rotation keys of the slot packing are the longest).
@@ -55,11 +56,11 @@ def _options(max_message: int) -> list[tuple[str, int]]:
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """Host and port of `"host:port"` (`"[::1]:7000"` for IPv6); `ParameterError` otherwise."""
+    """Host, in one spelling, and port of `"host:port"` (`"[::1]:7000"` for IPv6); `ParameterError` otherwise."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ParameterError(f"expected an address as host:port, for example localhost:7000, got {address!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return normal_host(host), int(port)
 
 
 def _is_loopback(host: str) -> bool:
@@ -176,16 +177,17 @@ def connect(
     tls
         Certificates for mutual TLS; None: no TLS, which takes an address of this machine or ``insecure``.
     client_id
-        Who this client says it is; under TLS the name in its certificate counts instead.
+        Who this client says it is, 1 to 64 letters, digits and ``. _ -``; under TLS the name in its certificate counts instead.
 
     Raises
     ------
     ParameterError
-        The address is not of that form, or of another machine without TLS.
+        The address is not of that form, or of another machine without TLS; a client id that is none.
     ConnectionLost
         Nobody answers there, or TLS fails.
     """
     host, port = parse_address(address)
+    check_client_id(client_id)
     _check_security(host, tls, insecure)
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if tls is None:
@@ -356,13 +358,16 @@ class GrpcServer:
     def _client(self, context: Any) -> ClientInfo:
         peer = str(context.peer())
         if self._tls:
-            names = context.auth_context().get("x509_common_name", [])
-            if not names:
-                context.abort(grpc.StatusCode.UNAUTHENTICATED, "the client's certificate names no client")
-            return ClientInfo(names[0].decode("utf-8", "replace"), True, peer)
-        values = dict(context.invocation_metadata())
-        claimed = str(values.get(_CLIENT_ID, "anonymous"))[:64]
-        return ClientInfo(claimed if claimed.isprintable() else "anonymous", False, peer)
+            names = [name.decode("utf-8", "replace") for name in context.auth_context().get("x509_common_name", [])]
+        else:
+            names = [str(dict(context.invocation_metadata()).get(_CLIENT_ID, "anonymous"))]
+        try:
+            return ClientInfo(check_client_id(names[0] if len(names) == 1 else ""), self._tls, peer)
+        except ParameterError as error:
+            self._on_event(f"{peer}: refused: {error}")
+            source = "the client's certificate must have one common name" if self._tls else "the client must have an id"
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{source} by this rule: {error}")
+            raise
 
     def _converse(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         client = self._client(context)

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from hesplit_native.choices import LipidsUnit as Unit
 from hesplit_native.data.tables import (
     Fault,
     TextTable,
@@ -31,7 +32,6 @@ from hesplit_native.data.tables import (
 from hesplit_native.errors import DataError, ParameterError
 from hesplit_native.triad.clinical import LIPIDS, PLAUSIBLE, beyond_people, is_sex_unknown, looks_like, sex_values
 
-Unit = Literal["mg/dL", "mmol/L"]
 Table = npt.NDArray[np.float64]
 
 _TEST_SHARE = 0.2

@@ -1,0 +1,34 @@
+"""The words that a run's options may be: configurations, functions and the command line share them. Importing this loads nothing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+DatasetName = Literal["synthetic", "mitbih", "synthetic12", "ptbxl"]
+#: Divisions of MIT-BIH.
+Split = Literal["paper", "unique", "patients"]
+
+#: Who computes what, and what is encrypted.
+ProtocolName = Literal["local", "vanilla", "plain", "splitways", "hesplit", "sealed"]
+Model = Literal["m1", "m2", "base"]
+Recipe = Literal["default", "paper"]
+ServerOptimizer = Literal["adam", "sgd", "momentum"]
+
+#: How ciphertexts are filled.
+Packing = Literal["blocks", "slots"]
+Security = Literal["standard", "paper"]
+#: Under which keys decryptions are released with noise: a fresh one per step, one per run; off: without noise.
+Flooding = Literal["step", "run", "off"]
+#: What happens to activations beyond the agreed ranges.
+Overflow = Literal["clip", "raise"]
+#: Noise on activations.
+Mechanism = Literal["gaussian", "laplace", "values"]
+
+#: How several participants train together.
+Mode = Literal["turns", "parallel"]
+#: How training data is divided among participants.
+Division = Literal["even", "patients"]
+
+#: The papers' tables.
+Table = Literal["split-ways", "hesplit", "triad"]
+LipidsUnit = Literal["mg/dL", "mmol/L"]
