@@ -14,7 +14,7 @@ from hesplit_native.data.dataset import Dataset
 from hesplit_native.privacy import metrics
 from hesplit_native.privacy.attacks import activations, features, forged, hijack, inversion, keys, labels, traffic
 from hesplit_native.privacy.transcript import Recording, record
-from hesplit_native.training.config import Defences
+from hesplit_native.training.config import Defences, RunConfig
 from hesplit_native.training.defences import Defender
 
 #: Called with what is being done, steps done and steps in all.
