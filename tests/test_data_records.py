@@ -13,7 +13,7 @@ import pytest
 import hesplit_native as hn
 from hesplit_native.data.mitbih import load_mitbih, record_beats
 from hesplit_native.data.records import MITBIH_RECORDS, cache_directory, find_mitbih, read_record, record_files
-from hesplit_native.data.wfdb_files import read_leads
+from hesplit_native.data.wfdb_files import read_leads, signal_files
 
 SAMPLES = 7200
 PEAKS = np.arange(300, 7000, 300)
@@ -199,9 +199,11 @@ def test_several_signal_files(tmp_path):
     (tmp_path / "r.hea").write_text("\n".join(["r 2 360 7200", *specifications, "# two devices"]) + "\n")
     shutil.copy(tmp_path / "one.atr", tmp_path / "r.atr")
     np.testing.assert_allclose(read_record(tmp_path, "r", any_storage=True).signal, two[:, 0], atol=0.001)
-    np.testing.assert_allclose(read_leads(tmp_path / "r", ("MLII", "V1"), 360), np.c_[two, one], atol=0.001)
+    np.testing.assert_allclose(
+        read_leads(tmp_path / "r", signal_files(tmp_path / "r")[0], ("MLII", "V1"), 360), np.c_[two, one], atol=0.001
+    )
     (tmp_path / "two.dat").unlink()
-    with pytest.raises(hn.DataError, match=r"two\.dat is missing \(named in .*r\.hea\)"):
+    with pytest.raises(hn.DataError, match=r"two\.dat is missing, though .*r\.hea names it"):
         read_record(tmp_path, "r", any_storage=True)
 
 

@@ -7,9 +7,11 @@ That leaves the papers' 21,430 of the 21,799 recordings. Fold 10 is the test set
 from __future__ import annotations
 
 import ast
-import csv
 import hashlib
 import os
+import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hesplit_native.data.dataset import Dataset
-from hesplit_native.data.npz import read_npz
+from hesplit_native.data.npz import read_npz, write_cache
 from hesplit_native.data.records import cache_directory
+from hesplit_native.data.tables import Fault, read_table, settle
+from hesplit_native.data.wfdb_files import read_leads, signal_files
 from hesplit_native.errors import DataError
 
 CLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
@@ -38,6 +42,9 @@ def load_ptbxl(
     data_dir: str | os.PathLike[str] | None = None, *, cache_dir: Path | None = None, progress: Progress | None = None
 ) -> Dataset:
     """Recordings float32 [n, 12, 1000] at 100 Hz, each with its leads centred and the whole scaled to unit deviation.
+
+    Leads are found by their names. Recordings with invalid samples, and rows of ``ptbxl_database.csv`` that cannot be read or repeat
+    another, are left out with a warning that counts them; of unreadable rows at most one in fifty.
 
     Parameters
     ----------
@@ -92,8 +99,7 @@ def _normalise(millivolts: Signals) -> Signals:
 
 
 def _read_folder(folder: Path, cache_dir: Path, progress: Progress | None) -> tuple[Signals, Labels, Labels, Labels]:
-    superclass = _superclasses(folder / "scp_statements.csv")
-    rows = _read_database(folder / "ptbxl_database.csv", superclass)
+    rows = _read_database(folder)
     digest = hashlib.sha256(f"recipe {_RECIPE}".encode())
     for name in ("ptbxl_database.csv", "scp_statements.csv"):
         digest.update((folder / name).read_bytes())
@@ -108,51 +114,51 @@ def _read_folder(folder: Path, cache_dir: Path, progress: Progress | None) -> tu
     signals = _read_cache(cache, len(rows))
     if signals is None:
         signals = np.stack([_read_recording(folder, row[0]) for row in (progress or list)(rows)])
-        _write_cache(cache, signals)
+        write_cache(cache, signal=signals)
     numbers = np.array([row[1:] for row in rows], np.int64)
+    whole = np.array([np.isfinite(signal).all() for signal in signals])
+    if not whole.all():
+        first = rows[int(np.argmin(whole))][0]
+        words = (
+            f"{np.sum(~whole)} of {len(rows)} recordings are left out, they hold invalid samples; the first is {first}"
+        )
+        if not whole.any():
+            raise DataError(f"{folder}: {words}")
+        warnings.warn(f"{folder}: {words}", stacklevel=3)
+        signals, numbers = signals[whole], numbers[whole]
     return signals, numbers[:, 0], numbers[:, 1], numbers[:, 2]
 
 
-def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError(f"{path} lacks the column {missing[0]!r}")
-            return list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
-def _superclasses(path: Path) -> dict[str, int]:
-    """The superclass of each diagnostic statement."""
-    rows = _table(path, ("", "diagnostic", "diagnostic_class"))
-    found = {
-        row[""]: CLASSES.index(row["diagnostic_class"])
-        for row in rows
-        if row["diagnostic"] in ("1", "1.0") and row["diagnostic_class"] in CLASSES
-    }
-    if not found:
-        raise DataError(f"{path} names no diagnostic statements")
-    return found
-
-
-def _read_database(path: Path, superclass: dict[str, int]) -> list[tuple[str, int, int, int]]:
+def _read_database(folder: Path) -> list[tuple[str, int, int, int]]:
     """File name, label, fold and patient of every recording with a diagnostic statement."""
-    rows = []
-    for number, row in enumerate(_table(path, ("scp_codes", "strat_fold", "filename_lr", "patient_id")), 2):
+    path = folder / "ptbxl_database.csv"
+    columns = ("scp_codes", "strat_fold", "filename_lr", "patient_id")
+    table = read_table(path, columns)
+    faults = list(table.faults)
+    recordings: dict[str, tuple[list[str], int, int]] = {}
+    repeated = 0
+    for line, *cells in zip(table.lines, *map(table.column, columns), strict=True):
         try:
-            codes = ast.literal_eval(row["scp_codes"])
-            label = next((superclass[code] for code in codes if code in superclass), None)
-            fold, patient = int(row["strat_fold"]), int(float(row["patient_id"]))
-            if not isinstance(codes, dict) or not 1 <= fold <= 10:
-                raise ValueError("expected a dictionary of codes and a fold from 1 to 10")
+            codes, fold, patient = _codes(cells[0]), _whole(cells[1], "strat_fold"), _whole(cells[3], "patient_id")
+            name = _file_name(cells[2])
+            if not 1 <= fold <= 10:
+                raise ValueError(f"the fold {fold} is not in 1..10")
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise DataError(f"{path}, line {number}: {error}") from error
-        name = row["filename_lr"]
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DataError(f"{path}, line {number}: the file name {name!r} does not lie in the data set's folder")
+            faults.append(Fault("unreadable", f"line {line}: {error or type(error).__name__}"))
+            continue
+        repeated += name in recordings
+        recordings.setdefault(name, (codes, fold, patient))
+    dropped = settle(path, faults, len(table.rows) + len(table.faults)) + Counter(repeated=repeated)
+    if dropped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+        first = f"; the first: {faults[0].words}" if faults else ""
+        warnings.warn(f"{path}: rows left out: {counts}{first}", stacklevel=4)
+    superclass = _superclasses(
+        folder / "scp_statements.csv", {code for codes, _, _ in recordings.values() for code in codes}
+    )
+    rows = []
+    for name, (codes, fold, patient) in recordings.items():
+        label = next((superclass[code] for code in codes if code in superclass), None)
         if label is not None:
             rows.append((name, label, fold, patient))
     if not rows:
@@ -160,25 +166,69 @@ def _read_database(path: Path, superclass: dict[str, int]) -> list[tuple[str, in
     return rows
 
 
-def _read_recording(folder: Path, name: str) -> Signals:
-    import wfdb
+def _codes(cell: str) -> list[str]:
+    """The SCP codes of a recording in their order, from the dictionary that the cell writes, whatever its quotes have become."""
+    value = ast.literal_eval(cell.translate(dict.fromkeys(map(ord, "‘’‚“”„"), "'")))
+    if isinstance(value, str):
+        value = ast.literal_eval(value)
+    if not isinstance(value, dict) or not all(isinstance(code, str) for code in value):
+        raise ValueError("scp_codes is no dictionary of codes")
+    return [code.strip() for code in value]
 
+
+def _whole(cell: str, column: str) -> int:
+    """A whole number, which pandas and spreadsheets like to write as 10.0 or 10,0."""
+    found = re.fullmatch(r"([0-9]{1,15})(?:[.,]0?)?", cell)
+    if not found:
+        raise ValueError(f"{column} is {cell!r}, expected a whole number")
+    return int(found[1])
+
+
+def _file_name(cell: str) -> str:
+    name = re.sub(r"\.(hea|dat)$", "", cell.replace("\\", "/"))
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"the file name {name!r} does not lie in the data set's folder")
+    return name
+
+
+def _superclasses(path: Path, used: set[str]) -> dict[str, int]:
+    """The superclass of each diagnostic statement.
+
+    The column of codes has no name, or what a spreadsheet or pandas made of that: it is the one that holds most of the used codes,
+    each once.
+    """
+    table = read_table(path, ("diagnostic", "diagnostic_class"))
+    settle(path, table.faults, len(table.rows) + len(table.faults))
+    hits = []
+    for name, *cells in zip(table.header, *table.rows, strict=True):
+        codes = [cell for cell in cells if cell]
+        once = len(set(codes)) == len(codes) and name.lower() != "diagnostic_class"  # a code, NORM, is a class as well
+        hits.append(len(used.intersection(codes)) if once else 0)
+    if 2 * max(hits) < len(used) or not used:
+        raise DataError(f"{path} has no column with the codes of statements that ptbxl_database.csv uses")
+    codes = [row[int(np.argmax(hits))] for row in table.rows]
+    unknown = used.difference(codes)
+    if unknown:
+        warnings.warn(f"{path} lacks the codes {', '.join(sorted(unknown))}, which count as no diagnosis", stacklevel=5)
+    kinds = zip(codes, table.column("diagnostic"), table.column("diagnostic_class"), strict=True)
+    found = {
+        code: CLASSES.index(superclass)
+        for code, diagnostic, superclass in kinds
+        if re.fullmatch(r"1([.,]0?)?|true", diagnostic, re.IGNORECASE) and superclass in CLASSES
+    }
+    if not found:
+        raise DataError(f"{path} names no diagnostic statements")
+    return found
+
+
+def _read_recording(folder: Path, name: str) -> Signals:
     path = folder / name
-    try:
-        record = wfdb.rdrecord(str(path))
-    except Exception as error:
-        raise DataError(f"{path} cannot be read: {error or type(error).__name__}") from error
-    signal = record.p_signal
-    if record.fs != SAMPLING_RATE or signal is None or signal.shape != (SAMPLES, len(LEADS)):
-        shape = None if signal is None else list(signal.shape)
+    header, _ = signal_files(path)
+    if header.fs != SAMPLING_RATE or header.sig_len != SAMPLES:
         raise DataError(
-            f"{path} is no recording of PTB-XL: {shape} at {record.fs} Hz, expected [{SAMPLES}, {len(LEADS)}] at {SAMPLING_RATE} Hz"
+            f"{path} is no recording of PTB-XL: {header.sig_len} samples at {header.fs} Hz, expected {SAMPLES} at {SAMPLING_RATE} Hz"
         )
-    if [lead.upper() for lead in record.sig_name] != list(LEADS) or set(record.units) != {"mV"}:
-        raise DataError(f"{path} has other leads or units than PTB-XL: {record.sig_name} in {set(record.units)}")
-    if not np.isfinite(signal).all():
-        raise DataError(f"{path} holds invalid samples")
-    return np.ascontiguousarray(signal.T, dtype=np.float32)
+    return np.ascontiguousarray(read_leads(path, header, LEADS, SAMPLING_RATE).T, dtype=np.float32)
 
 
 def _read_cache(path: Path, count: int) -> Signals | None:
@@ -187,18 +237,6 @@ def _read_cache(path: Path, count: int) -> Signals | None:
     except DataError:
         return None
     return signals if signals.shape == (count, len(LEADS), SAMPLES) and signals.dtype == np.float32 else None
-
-
-def _write_cache(path: Path, signals: Signals) -> None:
-    """Atomic; a cache that cannot be written costs time, not results."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, signal=signals)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
 
 
 # The subset in one file
@@ -213,9 +251,12 @@ def _read_subset(path: Path) -> tuple[Signals, Labels, Labels]:
     if label.shape != (count,) or fold.shape != (count,) or label.dtype.kind not in "iu" or fold.dtype.kind not in "iu":
         raise DataError(f"{path}: expected label and strat_fold as integers [{count}]")
     names = [str(name) for name in data["classes"]]
-    if sorted(names) != sorted(CLASSES) or [str(lead).upper() for lead in data["leads"]] != list(LEADS):
+    leads = [str(lead).upper() for lead in data["leads"]]
+    if sorted(names) != sorted(CLASSES) or sorted(leads) != sorted(LEADS):
         raise DataError(f"{path}: expected the classes {', '.join(CLASSES)} and the leads {', '.join(LEADS)}")
     if label.min() < 0 or label.max() >= len(CLASSES) or fold.min() < 1 or fold.max() > 10:
         raise DataError(f"{path}: a label or a fold is out of range")
     order = np.array([CLASSES.index(name) for name in names], np.int64)
-    return signal.astype(np.float32) / np.float32(1000), order[label], fold.astype(np.int64)
+    # Contiguous: sums over another layout would round differently.
+    ordered = np.ascontiguousarray(signal[:, [leads.index(lead) for lead in LEADS]])
+    return ordered.astype(np.float32) / np.float32(1000), order[label], fold.astype(np.int64)

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +136,8 @@ def record_files(directory: Path, name: str) -> list[Path]:
         Naming the file that is missing or truncated, or saying what else the header describes.
     """
     base = directory / name
-    signals = _mitbih_signal_files(base)
+    header, signals = signal_files(base)
+    _check_storage(base, header, signals)
     return [base.with_name(f"{name}.hea"), _annotations(base), *signals]
 
 
@@ -160,21 +162,23 @@ def read_record(directory: Path, name: str, *, annotations: bool = True, any_sto
     if name.endswith(_SUFFIXES) and not (directory / f"{name}.hea").is_file():
         name = name.rpartition(".")[0]
     base = directory / name
+    header, files = signal_files(base)
     if not any_storage:
-        _mitbih_signal_files(base)
-    marks = _annotations(base) if annotations else None
-    signal = read_leads(base, (LEAD,), SAMPLING_RATE)[:, 0]
+        _check_storage(base, header, files)
+    if annotations:
+        _annotations(base)
+    signal = read_leads(base, header, (LEAD,), SAMPLING_RATE)[:, 0]
     finite = signal[np.isfinite(signal)]
     if not len(finite) or finite.max() <= finite.min():
         raise DataError(f"{base}.hea: the lead {LEAD} holds no usable signal")
-    if marks is None:
+    if not annotations:
         return Record(name, signal, np.zeros(0, np.int64), ())
     samples, symbols = _read_annotations(base, len(signal))
     return Record(name, signal, samples, symbols)
 
 
-def _mitbih_signal_files(base: Path) -> list[Path]:
-    header, files = signal_files(base)
+def _check_storage(base: Path, header: Any, files: list[Path]) -> None:
+    """Refuse a record that is not stored as those of MIT-BIH are."""
     if header.fs != SAMPLING_RATE or not header.n_sig:
         raise DataError(
             f"{base}.hea is not an MIT-BIH record: {header.n_sig} signals at {header.fs} Hz, expected {SAMPLING_RATE} Hz"
@@ -186,7 +190,6 @@ def _mitbih_signal_files(base: Path) -> list[Path]:
             f"{base}.hea is not an MIT-BIH record: {len(files)} signal files in format {', '.join(sorted(set(header.fmt)))}, "
             "expected one in format 212"
         )
-    return files
 
 
 def _annotations(base: Path) -> Path:

@@ -46,7 +46,7 @@ def signal_files(base: Path) -> tuple[Any, list[Path]]:
     files = [base.with_name(name) for name in names]
     for name, file in zip(names, files, strict=True):
         if not file.is_file():
-            raise DataError(f"{file} is missing (named in {path})")
+            raise DataError(f"{file} is missing, though {path} names it")
         _check_size(file, header, [i for i, other in enumerate(header.file_name) if other == name])
     return header, files
 
@@ -63,11 +63,11 @@ def _check_size(file: Path, header: Any, signals: list[int]) -> None:
         raise DataError(f"{file} is truncated: {size} bytes, expected {expected}; download it again")
 
 
-def read_leads(base: Path, leads: tuple[str, ...], sampling_rate: int) -> npt.NDArray[np.float64]:
+def read_leads(base: Path, header: Any, leads: tuple[str, ...], sampling_rate: int) -> npt.NDArray[np.float64]:
     """Leads of a record by name, float64 [samples, leads] in millivolts; NaN where samples are invalid or a segment is empty.
 
-    Names are compared without case and spaces. Of a record of several segments each is searched for the leads by itself: the
-    order of leads may differ between them.
+    The header is what `signal_files` gave. Names are compared without case and spaces. Of a record of several segments each is
+    searched for the leads by itself: their order may differ.
 
     Raises
     ------
