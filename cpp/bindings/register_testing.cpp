@@ -137,19 +137,19 @@ class KernelDoor {
     }
     Residues multiply(std::uint64_t prime, const Residues& a, const Residues& b) const {
         Residues out(a.size());
-        kernels_.multiply(Prime::make(prime), a.data(), b.data(), out.mutable_data(), size(a));
+        modulo(prime).multiply(Prime::make(prime), a.data(), b.data(), out.mutable_data(), size(a));
         return out;
     }
     Residues dot(std::uint64_t prime, const Residues& a, const Residues& b) const {
         Residues out(a.shape(1));
         const auto left = rows(a), right = rows(b);
-        kernels_.dot(Prime::make(prime), {left.data(), 0}, {right.data(), 0}, left.size(), out.mutable_data(),
+        modulo(prime).dot(Prime::make(prime), {left.data(), 0}, {right.data(), 0}, left.size(), out.mutable_data(),
                      size(out));
         return out;
     }
     std::uint64_t inner(std::uint64_t prime, const Residues& a, const Residues& b) const {
         const auto left = rows(a), right = rows(b);
-        return kernels_.inner(Prime::make(prime), left.data(), right.data(), left.size(),
+        return modulo(prime).inner(Prime::make(prime), left.data(), right.data(), left.size(),
                               static_cast<std::size_t>(a.shape(1)));
     }
     Residues combine(std::uint64_t prime, const Residues& a, const Residues& scalars) const {
@@ -159,39 +159,39 @@ class KernelDoor {
         for (py::ssize_t o = 0; o < out.shape(0); ++o) {
             to.push_back(out.mutable_data(o));
         }
-        kernels_.combine(Prime::make(prime), {in.data(), 0}, in.size(), scalars.data(), to.size(), to.data(),
+        modulo(prime).combine(Prime::make(prime), {in.data(), 0}, in.size(), scalars.data(), to.size(), to.data(),
                          static_cast<std::size_t>(a.shape(1)));
         return out;
     }
     Residues add(std::uint64_t prime, const Residues& a, const Residues& b) const {
         Residues out = copy(a);
-        kernels_.add(prime, out.mutable_data(), b.data(), size(a));
+        modulo(prime).add(prime, out.mutable_data(), b.data(), size(a));
         return out;
     }
     Residues subtract_from(std::uint64_t prime, const Residues& a, const Residues& b) const {
         Residues out = copy(a);
-        kernels_.subtract_from(prime, out.mutable_data(), b.data(), size(a));
+        modulo(prime).subtract_from(prime, out.mutable_data(), b.data(), size(a));
         return out;
     }
     Residues negate(std::uint64_t prime, const Residues& a) const {
         Residues out(a.size());
-        kernels_.negate(prime, a.data(), out.mutable_data(), size(a));
+        modulo(prime).negate(prime, a.data(), out.mutable_data(), size(a));
         return out;
     }
     Residues add_small(std::uint64_t prime, const Residues& a, const py::array_t<std::int8_t>& small_values) const {
         Residues out = copy(a);
-        kernels_.add_small(prime, out.mutable_data(), small_values.data(), size(a));
+        modulo(prime).add_small(prime, out.mutable_data(), small_values.data(), size(a));
         return out;
     }
     Residues lift(std::uint64_t prime, const py::array_t<std::int64_t>& values) const {
         Residues out(values.size());
-        kernels_.lift(Prime::make(prime), values.data(), out.mutable_data(), size(out));
+        modulo(prime).lift(Prime::make(prime), values.data(), out.mutable_data(), size(out));
         return out;
     }
     Residues add_fraction(std::uint64_t prime, std::uint64_t factor, const Residues& a,
                           const Residues& fractions) const {
         Residues out = copy(fractions);
-        kernels_.add_fraction(Prime::make(prime), factor, a.data(), out.mutable_data(), size(a));
+        modulo(prime).add_fraction(Prime::make(prime), factor, a.data(), out.mutable_data(), size(a));
         return out;
     }
     Residues ternary_dot(const py::array_t<std::int8_t>& secret, const Residues& windows) const {
@@ -241,6 +241,7 @@ class KernelDoor {
     }
 
   private:
+    ModularKernels modulo(std::uint64_t prime) const { return kernels_.modulo(Prime::make(prime).bits); }
     static std::size_t size(const Residues& a) { return static_cast<std::size_t>(a.size()); }
     static Residues copy(const Residues& a) { return Residues(a.size(), a.data()); }
     static std::vector<const std::uint64_t*> rows(const Residues& a) {

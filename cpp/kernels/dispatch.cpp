@@ -1,10 +1,12 @@
-#include "kernels/kernels.h"
-
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "base/error.h"
+#include "kernels/kernels.h"
+#include "kernels/tables.h"
 
 namespace hesplit {
 
@@ -13,37 +15,63 @@ namespace {
 __extension__ typedef unsigned __int128 Wide;
 
 struct Variant {
-    const Kernels* kernels;
+    Kernels kernels;
     bool available;
 };
 
+ModularKernels modulo_scalar(int) {
+    return {kScalarTransforms, kScalarProducts, kScalarSums, kScalarConversions};
+}
+
+#ifdef HESPLIT_X86_KERNELS
+ModularKernels modulo_avx2(int prime_bits) {
+    return {prime_bits <= kVectorPrimeBits ? kAvx2Transforms : kScalarTransforms,
+            prime_bits <= kAvx2ProductBits ? kAvx2Products : kScalarProducts, kAvx2Sums, kScalarConversions};
+}
+
+ModularKernels modulo_avx512ifma(int prime_bits) {
+    if (prime_bits > kVectorPrimeBits) {
+        return {kScalarTransforms, kScalarProducts, kAvx512IfmaSums, kScalarConversions};
+    }
+    return {kAvx512IfmaTransforms,
+            prime_bits <= kAvx512IfmaNarrowBits ? kAvx512IfmaNarrowProducts : kAvx512IfmaProducts, kAvx512IfmaSums,
+            kAvx512IfmaConversions};
+}
+
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+bool has_avx512ifma() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512ifma") && __builtin_cpu_supports("avx512vbmi");
+}
+#endif
+
 // Best first.
-const Variant* variants(std::size_t& count) {
+View<const Variant> variants() {
 #ifdef HESPLIT_X86_KERNELS
     static const bool initialised = (__builtin_cpu_init(), true);
     (void)initialised;
-    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-                               __builtin_cpu_supports("avx512ifma") && __builtin_cpu_supports("avx512vbmi");
-    static const Variant all[] = {{&kAvx512IfmaKernels, avx512}, {&kAvx2Kernels, avx2}, {&kScalarKernels, true}};
-#else
-    static const Variant all[] = {{&kScalarKernels, true}};
 #endif
-    count = sizeof(all) / sizeof(all[0]);
-    return all;
+    static const Variant all[] = {
+#ifdef HESPLIT_X86_KERNELS
+        {{kAvx512IfmaWordProducts, kAvx512IfmaStreams, kAvx512IfmaBitPacking, "avx512ifma", modulo_avx512ifma},
+         has_avx512ifma()},
+        {{kAvx2WordProducts, kAvx2Streams, kScalarBitPacking, "avx2", modulo_avx2}, has_avx2()},
+#endif
+        {{kScalarWordProducts, kScalarStreams, kScalarBitPacking, "scalar", modulo_scalar}, true},
+    };
+    return {all, std::size(all)};
 }
 
 const Kernels& choose() {
     if (const char* name = std::getenv("HESPLIT_CPU"); name != nullptr && *name != '\0') {
         return kernels(name);
     }
-    std::size_t count = 0;
-    const Variant* variant = variants(count);
-    while (!variant->available) {
-        ++variant;
-    }
-    return *variant->kernels;
+    const View<const Variant> all = variants();
+    return std::find_if(all.begin(), all.end(), [](const Variant& variant) { return variant.available; })->kernels;
 }
 
 }  // namespace
@@ -72,28 +100,24 @@ Prime Prime::make(std::uint64_t value) {
 }
 
 const Kernels& kernels(const char* name) {
-    std::size_t count = 0;
-    const Variant* all = variants(count);
-    std::string usable;
-    for (std::size_t i = 0; i < count; ++i) {
-        if (std::strcmp(all[i].kernels->name, name) == 0) {
-            if (!all[i].available) {
+    std::string known;
+    for (const Variant& variant : variants()) {
+        if (std::strcmp(variant.kernels.name, name) == 0) {
+            if (!variant.available) {
                 throw ParameterError(std::string("this processor cannot run the ") + name + " kernels");
             }
-            return *all[i].kernels;
+            return variant.kernels;
         }
-        usable += (i ? ", " : "") + std::string(all[i].kernels->name);
+        known += (known.empty() ? "" : ", ") + std::string(variant.kernels.name);
     }
-    throw ParameterError(std::string("no kernels called '") + name + "' (HESPLIT_CPU); this build has " + usable);
+    throw ParameterError(std::string("no kernels called '") + name + "' (HESPLIT_CPU); this build has " + known);
 }
 
 std::vector<std::string> usable_kernels() {
-    std::size_t count = 0;
-    const Variant* all = variants(count);
     std::vector<std::string> names;
-    for (std::size_t i = 0; i < count; ++i) {
-        if (all[i].available) {
-            names.emplace_back(all[i].kernels->name);
+    for (const Variant& variant : variants()) {
+        if (variant.available) {
+            names.emplace_back(variant.kernels.name);
         }
     }
     return names;

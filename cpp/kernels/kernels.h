@@ -1,7 +1,8 @@
 // The inner loops on residues, once per instruction set: portable C++, AVX2 with FMA, AVX-512 with IFMA.
 //
 // All variants compute the same integers, bit for bit. Which one runs is chosen once per process: the best that the
-// processor has, or what the environment variable HESPLIT_CPU names (scalar, avx2, avx512ifma).
+// processor has, or what the environment variable HESPLIT_CPU names (scalar, avx2, avx512ifma). What the loops modulo
+// a prime can do depends on the prime's size as well; that choice is made once per prime, by Kernels::modulo.
 //
 // Residues are 64-bit words below their prime on entry and on return; what a function allows in between ("lazy"
 // values) is stated at its implementation. No function branches on, or addresses memory by, the values it works on.
@@ -16,9 +17,12 @@
 
 namespace hesplit {
 
-// Largest primes of the vector kernels; larger ones (published sets have 60 bits) take the portable code.
+// Largest primes of vectorised transforms; larger ones (published sets have 60 bits) take the portable code.
 inline constexpr int kVectorPrimeBits = 50;
 inline constexpr int kMaxPrimeBits = 60;
+
+// Sums of products are reduced at the latest after 2^kLazyBits of them, earlier where they have less room.
+inline constexpr int kLazyBits = 10;
 
 // A prime with the constants of its reductions.
 struct Prime {
@@ -44,65 +48,82 @@ struct NttTable {
     std::uint64_t *roots = nullptr, *quotients = nullptr, *inverse_roots = nullptr, *inverse_quotients = nullptr;
 };
 
-// Pointers to rows of residues: row r of polynomial j starts at polys[j] + offset.
+// Pointers to runs of residues: run j starts at polys[j] + offset.
 struct Rows {
     const std::uint64_t* const* polys = nullptr;
     std::size_t offset = 0;
 
-    const std::uint64_t* operator[](std::size_t j) const { return polys[j] + offset; }
+    // Never a function of its own: the copies that files make for other instruction sets would bear one name (see
+    // shared/products.h).
+    [[gnu::always_inline]] const std::uint64_t* operator[](std::size_t j) const { return polys[j] + offset; }
 };
 
-struct Kernels {
-    const char* name;
-
+struct Transforms {
     // Turns roots (plain residues) into what this variant's transforms read.
     void (*prepare)(NttTable& table);
-    // Negacyclic number-theoretic transform, in place; output in bit-reversed order.
+    // Negacyclic number-theoretic transform, in place; output in bit-reversed order. The degree is at least 32.
     void (*forward)(const NttTable& table, std::uint64_t* residues);
     void (*inverse)(const NttTable& table, std::uint64_t* residues);
-
-    // out[i] = a[i] * b[i]; out may be a or b. n is a multiple of 16 here and below.
+    // out[i] = a[i] * b[i]; out may be a or b. n is a multiple of 16 here and, where nothing else is said, below.
     void (*multiply)(const Prime& q, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n);
-    // out[i] = sum_j a[j][i] * b[j][i], reduced once per 2^kLazyTerms products.
+};
+
+struct Products {
+    // out[i] = sum_j a[j][i] * b[j][i].
     void (*dot)(const Prime& q, Rows a, Rows b, std::size_t terms, std::uint64_t* out, std::size_t n);
     // sum_{j, i} a[j][i] * b[j][i] over `segments` runs of n residues each; n is a multiple of 8.
     std::uint64_t (*inner)(const Prime& q, const std::uint64_t* const* a, const std::uint64_t* const* b,
                            std::size_t segments, std::size_t n);
-    // A matrix product: out[o][i] = sum_j scalars[o * terms + j] * a[j][i] for `outputs` rows of out.
+    // A matrix product: out[o][i] = sum_j scalars[o * terms + j] * a[j][i] for `outputs` runs of n residues.
     void (*combine)(const Prime& q, Rows a, std::size_t terms, const std::uint64_t* scalars, std::size_t outputs,
                     std::uint64_t* const* out, std::size_t n);
+};
 
+// For primes of any size.
+struct Sums {
     void (*add)(std::uint64_t q, std::uint64_t* a, const std::uint64_t* b, std::size_t n);            // a += b
     void (*subtract_from)(std::uint64_t q, std::uint64_t* a, const std::uint64_t* b, std::size_t n);  // a = b - a
     void (*negate)(std::uint64_t q, const std::uint64_t* a, std::uint64_t* out, std::size_t n);       // out may be a
     // a += small, for |small| <= 127.
     void (*add_small)(std::uint64_t q, std::uint64_t* a, const std::int8_t* small, std::size_t n);
+};
+
+struct Conversions {
     // The residues of signed integers below 2^62.
     void (*lift)(const Prime& q, const std::int64_t* values, std::uint64_t* out, std::size_t n);
-
     // Adds t / q modulo 1 as a fraction of 2^64 to fractions[i], for t = a[i] * factor mod q; cut off, by less than
     // 2^-63.
     void (*add_fraction)(const Prime& q, std::uint64_t factor, const std::uint64_t* a, std::uint64_t* fractions,
                          std::size_t n);
+};
 
-    // out[p] = sum_i s[i] * windows[p][i] modulo 2^64 for a ternary s in two masks: sign is all ones where s is
-    // negative, nonzero where it is not 0. Constant time. n is a multiple of 8.
+// What works modulo a prime.
+struct ModularKernels : Transforms, Products, Sums, Conversions {};
+
+// Products modulo 2^64. Constant time. n is a multiple of 8.
+struct WordProducts {
+    // out[p] = sum_i s[i] * windows[p][i] for a ternary s in two masks: sign is all ones where s is negative, nonzero
+    // where it is not 0.
     void (*ternary_dot)(const std::uint64_t* sign, const std::uint64_t* nonzero, const std::uint64_t* const* windows,
                         std::size_t count, std::uint64_t* out, std::size_t n);
-
-    // out[p] = sum_i a[i] * windows[p][i] modulo 2^64. Constant time. n is a multiple of 8.
+    // out[p] = sum_i a[i] * windows[p][i].
     void (*word_dot)(const std::uint64_t* a, const std::uint64_t* const* windows, std::size_t count, std::uint64_t* out,
                      std::size_t n);
+};
 
+struct Streams {
     // Key stream of RFC 8439 from the block counter in state[12] on; `blocks` of 64 bytes.
     void (*chacha20)(const std::uint32_t state[16], std::uint8_t* out, std::size_t blocks);
     // Centred binomial noise from 6 bytes of coins each: out[i] = popcount of the low 21 of 48 bits minus that of the
     // next 21. Reads 6 n bytes; n is a multiple of 8.
     void (*noise)(const std::uint8_t* coins, std::int8_t* out, std::size_t n);
-    // Keeps those of n masked words (32-bit if `narrow`, else 64-bit) that are below q; returns how many. May write n.
+    // Keeps those of n masked words (32-bit if `narrow`, else 64-bit) that are below q; returns how many. May write n,
+    // which may be any number. What is kept is public.
     std::size_t (*accept)(const std::uint8_t* words, bool narrow, std::uint64_t mask, std::uint64_t q,
                           std::uint64_t* out, std::size_t n);
+};
 
+struct BitPacking {
     // n values below 2^bits to n * bits / 8 bytes, lowest bits first, and back. 8 <= bits <= 62; n is a multiple of 8.
     // The portable code takes any n and 1 <= bits <= 62, and fills the last byte up with zeros.
     void (*pack)(const std::uint64_t* values, int bits, std::uint8_t* out, std::size_t n);
@@ -110,8 +131,11 @@ struct Kernels {
     std::uint64_t (*unpack)(const std::uint8_t* in, int bits, std::uint64_t* values, std::size_t n);
 };
 
-// Products of two residues that a sum may hold before it must be reduced.
-inline constexpr int kLazyTerms = 10;
+struct Kernels : WordProducts, Streams, BitPacking {
+    const char* name;
+    // The fastest functions for primes of so many bits.
+    ModularKernels (*modulo)(int prime_bits);
+};
 
 // What this process uses. Throws ParameterError when HESPLIT_CPU names what there is not.
 const Kernels& kernels();
@@ -119,11 +143,5 @@ const Kernels& kernels();
 const Kernels& kernels(const char* name);
 // The names of what this processor can run, best first.
 std::vector<std::string> usable_kernels();
-
-extern const Kernels kScalarKernels;
-#ifdef HESPLIT_X86_KERNELS
-extern const Kernels kAvx2Kernels;
-extern const Kernels kAvx512IfmaKernels;
-#endif
 
 }  // namespace hesplit

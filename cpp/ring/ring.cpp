@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "kernels/tables.h"
 
 namespace hesplit {
 
@@ -49,7 +50,7 @@ NttTable make_table(std::size_t degree, const seal::Modulus& modulus, const Kern
         throw ParameterError("prime " + std::to_string(modulus.value()) + " does not fit ring degree " +
                              std::to_string(degree));
     }
-    kernels.prepare(table);
+    kernels.modulo(table.prime.bits).prepare(table);
     return table;
 }
 
@@ -60,6 +61,7 @@ Ring::Ring(std::size_t degree, const std::vector<std::uint64_t>& primes, const K
     for (std::size_t row = 0; row < primes.size(); ++row) {
         moduli_.emplace_back(primes[row]);
         tables_.push_back(make_table(degree, moduli_.back(), kernels, roots_[row], unity_.emplace_back()));
+        modular_.push_back(kernels.modulo(tables_.back().prime.bits));
         modulus_value_ *= static_cast<double>(primes[row]);
     }
     for (std::size_t row = 0; row < prime_count(); ++row) {
@@ -78,11 +80,11 @@ Ring::Ring(std::size_t degree, const std::vector<std::uint64_t>& primes, const K
 }
 
 void Ring::to_ntt_row(std::uint64_t* residues, std::size_t row) const {
-    kernels_->forward(tables_[row], residues);
+    modular_[row].forward(tables_[row], residues);
 }
 
 void Ring::to_coefficients_row(std::uint64_t* residues, std::size_t row) const {
-    kernels_->inverse(tables_[row], residues);
+    modular_[row].inverse(tables_[row], residues);
 }
 
 void Ring::to_ntt(std::uint64_t* poly) const {
@@ -100,35 +102,43 @@ void Ring::to_coefficients(std::uint64_t* poly) const {
 void Ring::multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out) const {
     for (std::size_t row = 0; row < prime_count(); ++row) {
         const std::size_t at = row * degree_;
-        kernels_->multiply(tables_[row].prime, a + at, b + at, out + at, degree_);
+        modular_[row].multiply(tables_[row].prime, a + at, b + at, out + at, degree_);
     }
 }
 
 void Ring::dot(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::uint64_t* out) const {
     for (std::size_t row = 0; row < prime_count(); ++row) {
-        const std::size_t at = row * degree_;
-        kernels_->dot(tables_[row].prime, {a.data, at}, {b.data, at}, a.size, out + at, degree_);
+        dot_row(a, b, row, row * degree_, out + row * degree_);
     }
 }
 
 void Ring::dot_row(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t row,
                    std::uint64_t* out) const {
-    kernels_->dot(tables_[row].prime, {a.data, 0}, {b.data, 0}, a.size, out, degree_);
+    dot_row(a, b, row, 0, out);
+}
+
+void Ring::dot_row(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t row,
+                   std::size_t offset, std::uint64_t* out) const {
+    if (a.size == 1) {
+        modular_[row].multiply(tables_[row].prime, a[0] + offset, b[0] + offset, out, degree_);
+    } else {
+        modular_[row].dot(tables_[row].prime, {a.data, offset}, {b.data, offset}, a.size, out, degree_);
+    }
 }
 
 std::uint64_t Ring::inner(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t n,
                           std::size_t row) const {
-    return kernels_->inner(tables_[row].prime, a.data, b.data, a.size, n);
+    return modular_[row].inner(tables_[row].prime, a.data, b.data, a.size, n);
 }
 
 void Ring::combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars, View<std::uint64_t* const> out,
                    std::size_t n, std::size_t row) const {
-    kernels_->combine(tables_[row].prime, {a.data, 0}, a.size, scalars, out.size, out.data, n);
+    modular_[row].combine(tables_[row].prime, {a.data, 0}, a.size, scalars, out.size, out.data, n);
 }
 
 void Ring::scale_row(View<std::uint64_t> a, std::uint64_t factor, std::size_t row) const {
     const std::uint64_t* in = a.data;
-    kernels_->combine(tables_[row].prime, {&in, 0}, 1, &factor, 1, &a.data, a.size);
+    modular_[row].combine(tables_[row].prime, {&in, 0}, 1, &factor, 1, &a.data, a.size);
 }
 
 void Ring::multiply_power_of_two(std::uint64_t* a, int shift) const {
@@ -138,7 +148,7 @@ void Ring::multiply_power_of_two(std::uint64_t* a, int shift) const {
 }
 
 void Ring::add_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const {
-    kernels_->add(prime(row), a, b, degree_);
+    modular_[row].add(prime(row), a, b, degree_);
 }
 
 void Ring::add(std::uint64_t* a, const std::uint64_t* b) const {
@@ -148,7 +158,7 @@ void Ring::add(std::uint64_t* a, const std::uint64_t* b) const {
 }
 
 void Ring::subtract_from_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const {
-    kernels_->subtract_from(prime(row), a, b, degree_);
+    modular_[row].subtract_from(prime(row), a, b, degree_);
 }
 
 void Ring::subtract_from(std::uint64_t* a, const std::uint64_t* b) const {
@@ -164,7 +174,7 @@ void Ring::negate(std::uint64_t* a) const {
 }
 
 void Ring::negate_row(const std::uint64_t* a, std::size_t row, std::uint64_t* out) const {
-    kernels_->negate(prime(row), a, out, degree_);
+    modular_[row].negate(prime(row), a, out, degree_);
 }
 
 std::uint64_t Ring::product(std::uint64_t a, std::uint64_t b, std::size_t row) const {
@@ -177,7 +187,7 @@ std::uint64_t Ring::power(std::uint64_t base, std::uint64_t exponent, std::size_
 
 std::uint64_t Ring::residue(std::int64_t value, std::size_t row) const {
     std::uint64_t out = 0;
-    kScalarKernels.lift(tables_[row].prime, &value, &out, 1);
+    kScalarConversions.lift(tables_[row].prime, &value, &out, 1);
     return out;
 }
 
@@ -201,7 +211,7 @@ void Ring::lift(View<const std::int8_t> coefficients, std::uint64_t* poly) const
 }
 
 void Ring::lift_row(View<const std::int64_t> coefficients, std::size_t row, std::uint64_t* residues) const {
-    kernels_->lift(tables_[row].prime, coefficients.data, residues, coefficients.size);
+    modular_[row].lift(tables_[row].prime, coefficients.data, residues, coefficients.size);
 }
 
 void Ring::lift(View<const std::int64_t> coefficients, std::uint64_t* poly) const {
@@ -212,7 +222,7 @@ void Ring::lift(View<const std::int64_t> coefficients, std::uint64_t* poly) cons
 
 void Ring::add_small(View<const std::int8_t> coefficients, std::uint64_t* poly) const {
     for (std::size_t row = 0; row < prime_count(); ++row) {
-        kernels_->add_small(prime(row), poly + row * degree_, coefficients.data, degree_);
+        modular_[row].add_small(prime(row), poly + row * degree_, coefficients.data, degree_);
     }
 }
 
@@ -225,7 +235,7 @@ void Ring::compose(const std::uint64_t* poly, std::uint64_t* integers) const {
     Buffer<std::uint64_t> first(degree_), quotient(degree_);
     const std::uint64_t q0 = prime(0);
     std::copy_n(poly, degree_, first.data());
-    kernels_->lift(tables_[1].prime, reinterpret_cast<const std::int64_t*>(first.data()), quotient.data(), degree_);
+    modular_[1].lift(tables_[1].prime, reinterpret_cast<const std::int64_t*>(first.data()), quotient.data(), degree_);
     subtract_from_row(quotient.data(), poly + degree_, 1);
     scale_row({quotient.data(), degree_}, inverse_cofactors_[1], 1);
     for (std::size_t i = 0; i < degree_; ++i) {
@@ -239,8 +249,8 @@ void Ring::decompose(const std::uint64_t* integers, std::uint64_t* poly) const {
         return;
     }
     const auto* values = reinterpret_cast<const std::int64_t*>(integers);  // below 2^61
-    kernels_->lift(tables_[1].prime, values, poly + degree_, degree_);
-    kernels_->lift(tables_[0].prime, values, poly, degree_);
+    modular_[1].lift(tables_[1].prime, values, poly + degree_, degree_);
+    modular_[0].lift(tables_[0].prime, values, poly, degree_);
 }
 
 namespace {
@@ -258,7 +268,7 @@ void round_fractions(std::uint64_t* fractions, std::size_t count, int bits) {
 void Ring::switch_to_bits(const std::uint64_t* coefficients, std::size_t count, int bits, std::uint64_t* out) const {
     std::fill_n(out, count, 0);
     for (std::size_t row = 0; row < prime_count(); ++row) {
-        kernels_->add_fraction(tables_[row].prime, inverse_cofactors_[row], coefficients + row * count, out, count);
+        modular_[row].add_fraction(tables_[row].prime, inverse_cofactors_[row], coefficients + row * count, out, count);
     }
     round_fractions(out, count, bits);
 }

@@ -93,8 +93,13 @@ class Ring {
     void decompose(const std::uint64_t* integers, std::uint64_t* poly) const;
 
   private:
+    // The residues in question begin at `offset` of each a[j] and b[j].
+    void dot_row(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t row,
+                 std::size_t offset, std::uint64_t* out) const;
+
     std::size_t degree_;
     const Kernels* kernels_;
+    std::vector<ModularKernels> modular_;       // what suits each prime
     std::vector<Buffer<std::uint64_t>> roots_;  // what the tables point to
     std::vector<NttTable> tables_;
     std::vector<seal::Modulus> moduli_;

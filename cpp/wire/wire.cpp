@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "kernels/kernels.h"
+#include "kernels/tables.h"
 
 namespace hesplit {
 
@@ -88,14 +89,14 @@ void pack_bits(View<const std::uint64_t> values, int bits, std::uint8_t* out) {
     // Eight values fill whole bytes; up to seven are left.
     const std::size_t whole = bits < 8 ? 0 : values.size / 8 * 8;
     kernels().pack(values.data, bits, out, whole);
-    kScalarKernels.pack(values.data + whole, bits, out + packed_bytes(whole, bits), values.size - whole);
+    kScalarBitPacking.pack(values.data + whole, bits, out + packed_bytes(whole, bits), values.size - whole);
 }
 
 void unpack_bits(const std::uint8_t* in, View<std::uint64_t> values, int bits, std::uint64_t limit) {
     const std::size_t whole = bits < 8 ? 0 : values.size / 8 * 8, rest = values.size - whole;
     const std::uint8_t* tail = in + packed_bytes(whole, bits);
     const std::uint64_t largest = std::max(kernels().unpack(in, bits, values.data, whole),
-                                           kScalarKernels.unpack(tail, bits, values.data + whole, rest));
+                                           kScalarBitPacking.unpack(tail, bits, values.data + whole, rest));
     const std::size_t used = rest * static_cast<std::size_t>(bits) % 8;
     if (used != 0 && tail[packed_bytes(rest, bits) - 1] >> used != 0) {
         throw WireError("a packed run of numbers does not end in zero bits");

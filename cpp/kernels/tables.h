@@ -1,0 +1,33 @@
+// What each variant's files export to dispatch.cpp. A variant has what pays there and borrows the rest from others.
+#pragma once
+
+#include "kernels/kernels.h"
+
+namespace hesplit {
+
+extern const Transforms kScalarTransforms;  // every prime
+extern const Products kScalarProducts;
+extern const Sums kScalarSums;
+extern const Conversions kScalarConversions;
+extern const WordProducts kScalarWordProducts;
+extern const Streams kScalarStreams;
+extern const BitPacking kScalarBitPacking;
+
+extern const Transforms kAvx2Transforms;  // primes of up to kVectorPrimeBits bits
+extern const Products kAvx2Products;      // primes of up to kAvx2ProductBits bits: a word holds two products
+extern const Sums kAvx2Sums;
+extern const WordProducts kAvx2WordProducts;
+extern const Streams kAvx2Streams;
+inline constexpr int kAvx2ProductBits = 31;
+
+extern const Transforms kAvx512IfmaTransforms;  // primes of up to kVectorPrimeBits bits, as the next two
+extern const Products kAvx512IfmaProducts;
+extern const Conversions kAvx512IfmaConversions;
+extern const Products kAvx512IfmaNarrowProducts;  // primes of up to kAvx512IfmaNarrowBits bits: products below 2^52
+extern const Sums kAvx512IfmaSums;
+extern const WordProducts kAvx512IfmaWordProducts;
+extern const Streams kAvx512IfmaStreams;
+extern const BitPacking kAvx512IfmaBitPacking;
+inline constexpr int kAvx512IfmaNarrowBits = 26;
+
+}  // namespace hesplit
