@@ -51,7 +51,7 @@ class Planner {
             ring_ = std::make_unique<Ring>(parameters.ring_degree(), parameters.primes());
             codec_ = std::make_unique<RequestCodec>(*ring_, dropped_bits(*ring_));
             blocks_ = plan_blocks(ring_->degree(), features, outputs, samples,
-                                  {ring_->rows(), codec_->bits_per_coefficient(), kTypicalReplyBits, byte_ns});
+                                  {ring_->prime_count(), codec_->bits_per_coefficient(), kTypicalReplyBits, byte_ns});
             norms_.group_l2 = weight_norm * std::sqrt(static_cast<double>(blocks_.per_product()));
         } else {
             slot_ring_ = std::make_unique<SlotRing>(parameters);
@@ -131,7 +131,7 @@ class Planner {
         result["request_bytes"] = groups * inputs * codec_->bytes();
         result["reply_bytes"] = groups * products * packed_bytes(coefficients, found.reply_bits);
         if (ring_) {
-            const BlockMedium medium{ring_->rows(), codec_->bits_per_coefficient(),
+            const BlockMedium medium{ring_->prime_count(), codec_->bits_per_coefficient(),
                                      static_cast<double>(found.reply_bits), byte_ns_};
             const BlockCost cost = block_cost(blocks_, medium, samples_);
             result["client_seconds"] = cost.client * 1e-9;

@@ -16,8 +16,8 @@ SlotRing::SlotRing(const Parameters& parameters)
     : embedding_(parameters.ring_degree()),
       data_(parameters.ring_degree(), parameters.data_primes()),
       key_(parameters.ring_degree(), parameters.primes()) {
-    const std::uint64_t special = key_.prime(key_.rows() - 1);
-    for (std::size_t row = 0; row < data_.rows(); ++row) {
+    const std::uint64_t special = key_.prime(key_.prime_count() - 1);
+    for (std::size_t row = 0; row < data_.prime_count(); ++row) {
         const seal::Modulus modulus(data_.prime(row));
         std::uint64_t inverse = 0;
         if (!seal::util::try_invert_uint_mod(special % modulus.value(), modulus, inverse)) {
@@ -91,8 +91,8 @@ void SlotRing::make_rotation_key(const SecretKey& secret, int step, const Encryp
     key_.to_ntt(rotated_ntt.data());
 
     const SecretBuffer<std::uint64_t> secret_ntt = secret_in_ring(secret, key_);
-    const std::uint64_t special = key_.prime(key_.rows() - 1);
-    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+    const std::uint64_t special = key_.prime(key_.prime_count() - 1);
+    for (std::size_t digit = 0; digit < data_.prime_count(); ++digit) {
         std::uint64_t* out = c0 + digit * key_.size();
         encrypt_zero(key_, secret_ntt, randomness, index + static_cast<std::uint32_t>(digit), out);
         key_.to_ntt(out);
@@ -121,9 +121,9 @@ RotationKey SlotRing::load_rotation_key(int step, const Seed& seed, std::uint32_
     key.c0.resize(rotation_key_size());
     key.c1.resize(rotation_key_size());
     Buffer<std::uint64_t> expanded(key_.size());
-    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+    for (std::size_t digit = 0; digit < data_.prime_count(); ++digit) {
         expand_uniform(key_, seed, index + static_cast<std::uint32_t>(digit), expanded.data());
-        for (std::size_t row = 0; row < key_.rows(); ++row) {
+        for (std::size_t row = 0; row < key_.prime_count(); ++row) {
             const std::size_t at = digit * key_.size() + row * n;
             for (std::size_t i = 0; i < n; ++i) {
                 key.c0[at + key.permutation[i]] = c0[at + i];
@@ -157,7 +157,7 @@ Buffer<std::int64_t> SlotRing::centred_digits(const SlotCiphertext& in) const {
     const std::size_t n = data_.degree();
     Buffer<std::int64_t> centred(data_.size());
     Buffer<std::uint64_t> coefficients(n);
-    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+    for (std::size_t digit = 0; digit < data_.prime_count(); ++digit) {
         std::copy_n(in.c1.data() + digit * n, n, coefficients.data());
         data_.to_coefficients_row(coefficients.data(), digit);
         centre(coefficients.data(), data_.prime(digit), n, centred.data() + digit * n);
@@ -181,11 +181,11 @@ void SlotRing::switch_row(const SlotCiphertext& in, View<const std::uint64_t* co
     const std::size_t n = key_.degree();
     Buffer<std::uint64_t> product(n);
     for (const auto& [part, to] : {std::pair{&key.c0, &out.k0}, std::pair{&key.c1, &out.k1}}) {
-        const auto rows = pointers(part->data() + row * n, data_.rows(), key_.size());
+        const auto rows = pointers(part->data() + row * n, data_.prime_count(), key_.size());
         key_.dot_row(digits, {rows.data(), rows.size()}, row, product.data());
         permute(key.permutation, product.data(), to->data() + row * n);
     }
-    if (row < data_.rows()) {
+    if (row < data_.prime_count()) {
         permute(key.permutation, in.c0.data() + row * n, out.c0.data() + row * n);
     }
 }
@@ -197,9 +197,9 @@ SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const RotationKey&
                            Buffer<std::uint64_t>(data_.size())};
     // Row by row, so that the digits stay in the cache.
     Buffer<std::uint64_t> digits(data_.size());
-    const auto rows = pointers<std::uint64_t>(digits.data(), data_.rows(), n);
-    for (std::size_t row = 0; row < key_.rows(); ++row) {
-        for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
+    const auto rows = pointers<std::uint64_t>(digits.data(), data_.prime_count(), n);
+    for (std::size_t row = 0; row < key_.prime_count(); ++row) {
+        for (std::size_t digit = 0; digit < data_.prime_count(); ++digit) {
             digit_row(in, centred, digit, row, digits.data() + digit * n);
         }
         switch_row(in, {rows.data(), rows.size()}, key, row, out);
@@ -209,9 +209,9 @@ SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const RotationKey&
 
 Buffer<std::uint64_t> SlotRing::decompose(const SlotCiphertext& in) const {
     const Buffer<std::int64_t> centred = centred_digits(in);
-    Buffer<std::uint64_t> digits(data_.rows() * key_.size());
-    for (std::size_t digit = 0; digit < data_.rows(); ++digit) {
-        for (std::size_t row = 0; row < key_.rows(); ++row) {
+    Buffer<std::uint64_t> digits(data_.prime_count() * key_.size());
+    for (std::size_t digit = 0; digit < data_.prime_count(); ++digit) {
+        for (std::size_t row = 0; row < key_.prime_count(); ++row) {
             digit_row(in, centred, digit, row, digits.data() + digit * key_.size() + row * key_.degree());
         }
     }
@@ -222,8 +222,8 @@ SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const Buffer<std::
                                     const RotationKey& key) const {
     SwitchedCiphertext out{Buffer<std::uint64_t>(key_.size()), Buffer<std::uint64_t>(key_.size()),
                            Buffer<std::uint64_t>(data_.size())};
-    for (std::size_t row = 0; row < key_.rows(); ++row) {
-        const auto rows = pointers(digits.data() + row * key_.degree(), data_.rows(), key_.size());
+    for (std::size_t row = 0; row < key_.prime_count(); ++row) {
+        const auto rows = pointers(digits.data() + row * key_.degree(), data_.prime_count(), key_.size());
         switch_row(in, {rows.data(), rows.size()}, key, row, out);
     }
     return out;
@@ -232,14 +232,14 @@ SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const Buffer<std::
 void SlotRing::add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const {
     // (x - centred remainder) / special, for each data prime; the remainder is the special row.
     const std::size_t n = data_.degree();
-    const std::size_t special = data_.rows();
+    const std::size_t special = data_.prime_count();
     Buffer<std::int64_t> centred(n);
     Buffer<std::uint64_t> remainder(n);
     for (Buffer<std::uint64_t>* part : {&in.k0, &in.k1}) {
         Buffer<std::uint64_t>& sum = part == &in.k0 ? out.c0 : out.c1;
         key_.to_coefficients_row(part->data() + special * n, special);
         centre(part->data() + special * n, key_.prime(special), n, centred.data());
-        for (std::size_t row = 0; row < data_.rows(); ++row) {
+        for (std::size_t row = 0; row < data_.prime_count(); ++row) {
             data_.lift_row({centred.data(), n}, row, remainder.data());
             data_.to_ntt_row(remainder.data(), row);
             data_.subtract_from_row(remainder.data(), part->data() + row * n, row);
@@ -271,9 +271,9 @@ void SlotRing::add_divided(std::vector<SwitchedCiphertext>& terms, SlotCiphertex
 
 double SlotRing::rotation_deviation() const {
     const auto n = static_cast<double>(data_.degree());
-    const auto special = static_cast<double>(key_.prime(key_.rows() - 1));
+    const auto special = static_cast<double>(key_.prime(key_.prime_count() - 1));
     double variance = 0;
-    for (std::size_t row = 0; row < data_.rows(); ++row) {
+    for (std::size_t row = 0; row < data_.prime_count(); ++row) {
         const double ratio = static_cast<double>(data_.prime(row)) / special;
         variance += n / 12 * kNoiseVariance * ratio * ratio;
     }

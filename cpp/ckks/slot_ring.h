@@ -57,16 +57,16 @@ class SlotRing {
     std::vector<double> decode(View<const std::int64_t> coefficients, double scale) const;
 
     // One rotation key: for each data prime a pair over the key ring, in NTT form; c1 is expanded from the seed.
-    // `index` numbers the ciphertexts under one seed; a key uses data().rows() numbers from it.
+    // `index` numbers the ciphertexts under one seed; a key uses data().prime_count() numbers from it.
     void make_rotation_key(const SecretKey& secret, int step, const EncryptionRandomness& randomness,
                            std::uint32_t index, std::uint64_t* c0) const;
-    std::size_t rotation_key_size() const { return data_.rows() * key_.size(); }  // residues of the c0 parts
+    std::size_t rotation_key_size() const { return data_.prime_count() * key_.size(); }  // residues of the c0 parts
     RotationKey load_rotation_key(int step, const Seed& seed, std::uint32_t index, const std::uint64_t* c0) const;
 
     // Rotates slots to the left: slot i takes the value of slot i + step.
     SwitchedCiphertext rotate(const SlotCiphertext& in, const RotationKey& key) const;
     // The same for several rotations of one ciphertext, whose digits they share: c1's, one polynomial over the key ring
-    // for each data prime, each centred: [data().rows(), key().size()].
+    // for each data prime, each centred: [data().prime_count(), key().size()].
     Buffer<std::uint64_t> decompose(const SlotCiphertext& in) const;
     SwitchedCiphertext rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
                               const RotationKey& key) const;
@@ -80,7 +80,7 @@ class SlotRing {
 
   private:
     std::uint64_t galois_element(int step) const;
-    // c1's digits as integers, one of each data prime: [data().rows(), degree].
+    // c1's digits as integers, one of each data prime: [data().prime_count(), degree].
     Buffer<std::int64_t> centred_digits(const SlotCiphertext& in) const;
     // One of these digits in one row of the key ring, in NTT form.
     void digit_row(const SlotCiphertext& in, const Buffer<std::int64_t>& centred, std::size_t digit, std::size_t row,

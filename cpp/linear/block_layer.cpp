@@ -18,7 +18,7 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
       bias_(bias) {
     const std::size_t products = layout_.products();
     const std::size_t inputs = layout_.inputs();
-    if (prefers_strands(layout_, ring.rows())) {
+    if (prefers_strands(layout_, ring.prime_count())) {
         const std::size_t padded = StrandWeights::padded_features(layout_);
         strands_ = std::make_unique<const StrandWeights>(ring, layout_, encode_rows(1, layout_.features, padded));
         return;
@@ -37,7 +37,7 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
 
 Buffer<std::uint64_t> BlockWeights::encode_rows(std::size_t inputs, std::size_t width, std::size_t padded) const {
     const std::size_t features = layout_.features, outputs = layout_.outputs;
-    Buffer<std::uint64_t> all(ring_.rows() * outputs * inputs * padded);
+    Buffer<std::uint64_t> all(ring_.prime_count() * outputs * inputs * padded);
     parallel_for(outputs, [&](std::size_t o) {
         const std::size_t size = inputs * padded;
         Buffer<std::int64_t> integers((size + 15) / 16 * 16, 0);
@@ -45,7 +45,7 @@ Buffer<std::uint64_t> BlockWeights::encode_rows(std::size_t inputs, std::size_t 
         for (std::size_t i = 0; i < features; ++i) {
             integers[i / width * padded + i % width] = std::llrint(weight_[o * features + i] * scaling_.weight_scale);
         }
-        for (std::size_t row = 0; row < ring_.rows(); ++row) {
+        for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
             ring_.lift_row({integers.data(), integers.size()}, row, residues.data());
             if (scaling_.weight_shift > 0) {
                 ring_.scale_row({residues.data(), residues.size()},
@@ -77,8 +77,9 @@ void BlockWeights::encode(std::size_t p, std::uint64_t* polys) const {
 // As place_weight, with the residues that encode_rows made: rounded and reduced once instead of twice.
 void BlockWeights::encode_residues(std::size_t p, std::uint64_t* polys) const {
     const std::size_t n = ring_.degree(), inputs = layout_.inputs(), padded = padded_width();
-    for (std::size_t index = 0; index < inputs * ring_.rows(); ++index) {
-        const std::size_t j = index / ring_.rows(), row = index % ring_.rows(), used = layout_.features_of(j);
+    for (std::size_t index = 0; index < inputs * ring_.prime_count(); ++index) {
+        const std::size_t j = index / ring_.prime_count(), row = index % ring_.prime_count(),
+                          used = layout_.features_of(j);
         const std::uint64_t q = ring_.prime(row);
         std::uint64_t* out = polys + index * n;
         std::fill_n(out, n, std::uint64_t{0});
@@ -107,7 +108,7 @@ void BlockWeights::add_bias(std::size_t p, std::size_t samples, std::uint64_t* o
     }
     for (std::size_t u = 0; u < layout_.outputs_of(p); ++u) {
         const double value = std::nearbyint(bias_[p * layout_.per_product() + u] * scaling_.product_scale);
-        for (std::size_t row = 0; row < ring_.rows(); ++row) {
+        for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
             const std::uint64_t q = ring_.prime(row);
             const std::uint64_t residue = ring_.residue(value, row);
             std::uint64_t* run = outputs + row * padded_outputs() + u * samples;
@@ -133,11 +134,11 @@ Buffer<std::uint64_t> BlockWeights::prepare_c0(Buffer<std::uint64_t> c0) const {
         return c0;
     }
     // (-c0, c0), so that multiplying by x^-i is reading further along; and zeros, so that runs may end late.
-    Buffer<std::uint64_t> windows(count * ring_.rows() * window());
-    parallel_for(count * ring_.rows(), [&](std::size_t index) {
+    Buffer<std::uint64_t> windows(count * ring_.prime_count() * window());
+    parallel_for(count * ring_.prime_count(), [&](std::size_t index) {
         const std::uint64_t* from = c0.data() + index * n;
         std::uint64_t* out = windows.data() + index * window();
-        ring_.negate_row(from, index % ring_.rows(), out);
+        ring_.negate_row(from, index % ring_.prime_count(), out);
         std::copy_n(from, n, out + n);
         std::fill_n(out + 2 * n, 8, std::uint64_t{0});
     });
@@ -151,7 +152,7 @@ void BlockWeights::direct_outputs(const Buffer<std::uint64_t>& windows, std::siz
     const std::size_t n = ring_.degree(), padded = padded_width(), count = layout_.outputs_of(p);
     const std::size_t inputs = layout_.inputs();
     std::vector<const std::uint64_t*> runs(count * inputs), weights(runs.size());
-    for (std::size_t row = 0; row < ring_.rows(); ++row) {
+    for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
         const std::uint64_t* first =
             residues_.data() + (row * layout_.outputs + p * layout_.per_product()) * inputs * padded;
         for (std::size_t u = 0; u < weights.size(); ++u) {
@@ -163,7 +164,7 @@ void BlockWeights::direct_outputs(const Buffer<std::uint64_t>& windows, std::siz
                     const std::size_t at =
                         n + (u * layout_.rows + s) * layout_.width - v * layout_.rows * layout_.width;
                     for (std::size_t j = 0; j < inputs; ++j) {
-                        runs[v * inputs + j] = windows.data() + (j * ring_.rows() + row) * window() + at;
+                        runs[v * inputs + j] = windows.data() + (j * ring_.prime_count() + row) * window() + at;
                     }
                 }
                 outputs[row * padded_outputs() + u * samples + s] =
@@ -197,7 +198,7 @@ void BlockWeights::products(const Buffer<std::uint64_t>& c1, std::size_t first, 
 
 void BlockWeights::outputs(const Buffer<std::uint64_t>& prepared, std::size_t first, std::size_t count,
                            std::size_t samples, std::uint64_t* out) const {
-    const std::size_t stride = ring_.rows() * padded_outputs();
+    const std::size_t stride = ring_.prime_count() * padded_outputs();
     if (strands_) {
         strands_->outputs(prepared, first, count, samples, out, stride, padded_outputs());
     }
@@ -208,7 +209,7 @@ void BlockWeights::outputs(const Buffer<std::uint64_t>& prepared, std::size_t fi
             multiply(prepared, first + i, product.data());
             ring_.to_coefficients(product.data());
             const std::vector<std::uint32_t> positions = output_positions(layout_, first + i, samples);
-            for (std::size_t row = 0; row < ring_.rows(); ++row) {
+            for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
                 for (std::size_t k = 0; k < positions.size(); ++k) {
                     to[row * padded_outputs() + k] = product[row * ring_.degree() + positions[k]];
                 }

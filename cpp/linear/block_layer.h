@@ -38,7 +38,7 @@ class BlockWeights {
     // c1 of products first, ..., first + count - 1 of a group: [count, ring size] in coefficient form.
     void products(const Buffer<std::uint64_t>& c1, std::size_t first, std::size_t count, std::uint64_t* out) const;
     // The outputs among the coefficients of their c0, with bias, for a group of `samples`, in the order of
-    // output_positions: [count, rows of the ring, padded_outputs()] residues. `prepared` is made by prepare_c0().
+    // output_positions: [count, primes, padded_outputs()] residues. `prepared` is made by prepare_c0().
     void outputs(const Buffer<std::uint64_t>& prepared, std::size_t first, std::size_t count, std::size_t samples,
                  std::uint64_t* out) const;
     // Outputs of one product, rounded up to what Ring::switch_to_bits takes.

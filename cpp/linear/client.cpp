@@ -91,7 +91,7 @@ std::string LinearClient::public_material() const {
     }
     std::size_t key_bytes = 0;
     if (slot_ring_) {
-        key_bytes = ring_.rows() * RequestCodec(slot_ring_->key(), 0).bytes();
+        key_bytes = ring_.prime_count() * RequestCodec(slot_ring_->key(), 0).bytes();
     }
     const std::size_t body = 2 + parameters.size() + 9 + (steps.empty() ? 0 : 32 + steps.size() * key_bytes);
     // Without a key id of its own the server takes requests under any key.
@@ -110,9 +110,9 @@ std::string LinearClient::public_material() const {
         parallel_for(steps.size(), [&](std::size_t k) {
             Buffer<std::uint64_t> c0(slot_ring_->rotation_key_size());
             Buffer<std::uint64_t> scratch;
-            slot_ring_->make_rotation_key(*key->key, steps[k], randomness, static_cast<std::uint32_t>(k * ring_.rows()),
-                                          c0.data());
-            for (std::size_t digit = 0; digit < ring_.rows(); ++digit) {
+            slot_ring_->make_rotation_key(*key->key, steps[k], randomness,
+                                          static_cast<std::uint32_t>(k * ring_.prime_count()), c0.data());
+            for (std::size_t digit = 0; digit < ring_.prime_count(); ++digit) {
                 codec.pack(c0.data() + digit * slot_ring_->key().size(), out + k * key_bytes + digit * codec.bytes(),
                            scratch);
             }
@@ -132,8 +132,9 @@ BatchShape LinearClient::plan(std::size_t samples) const {
         shape.rows = static_cast<std::uint32_t>(slots_.rows());
         return shape;
     }
-    const BlockLayout layout = plan_blocks(ring_.degree(), features_, outputs_, samples,
-                                           {ring_.rows(), codec_.bits_per_coefficient(), kTypicalReplyBits, byte_ns_});
+    const BlockLayout layout =
+        plan_blocks(ring_.degree(), features_, outputs_, samples,
+                    {ring_.prime_count(), codec_.bits_per_coefficient(), kTypicalReplyBits, byte_ns_});
     shape.rows = static_cast<std::uint32_t>(layout.rows);
     shape.width = static_cast<std::uint32_t>(layout.width);
     return shape;

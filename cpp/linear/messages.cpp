@@ -40,7 +40,7 @@ std::vector<GradientRun> weight_gradient_runs(const SlotLayout& layout, std::siz
 
 RequestCodec::RequestCodec(const Ring& ring, int dropped) : ring_(ring), dropped_(dropped) {
     const std::uint64_t half = (std::uint64_t{1} << dropped_) >> 1;
-    for (std::size_t row = 0; row < ring_.rows(); ++row) {
+    for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
         if (row == 0 || !ring_.composable()) {
             runs_.push_back({ring_.prime(row), 0, 0});
         } else {

@@ -132,13 +132,14 @@ double flood_deviation(std::uint32_t releases, std::size_t released, double nois
 
 double released_noise(const Ring& ring, double plaintext_l1, int bits) {
     const double unit = ring.modulus_value() / std::ldexp(1.0, bits);
-    return request_noise_bound(ring) * plaintext_l1 / unit + reply_rounding_bound(ring.degree(), ring.rows(), bits);
+    return request_noise_bound(ring) * plaintext_l1 / unit +
+           reply_rounding_bound(ring.degree(), ring.prime_count(), bits);
 }
 
 int flooded_bits(const Ring& ring, double plaintext_l1) {
     int bits = 1;
     while (bits < kMaxBlockReplyBits &&
-           reply_rounding_bound(ring.degree(), ring.rows(), bits) >
+           reply_rounding_bound(ring.degree(), ring.prime_count(), bits) >
                0.5 * request_noise_bound(ring) * plaintext_l1 / (ring.modulus_value() / std::ldexp(1.0, bits))) {
         ++bits;
     }

@@ -114,7 +114,7 @@ void LinearServer::load_rotation_keys(WireReader& reader) {
         return;
     }
     const RequestCodec codec(slot_ring_->key(), 0);
-    const std::size_t parts = ring_->rows();
+    const std::size_t parts = ring_->prime_count();
     reader.require_remaining(32 + steps.size() * parts * codec.bytes());
     Seed seed;
     const View<const std::uint8_t> seed_bytes = reader.raw(seed.size());
@@ -329,12 +329,13 @@ std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) cons
         parallel_for((products + at_once - 1) / at_once, [&](std::size_t task) {
             const std::size_t first = task * at_once;
             const std::size_t count = std::min(at_once, products - first);
-            Buffer<std::uint64_t> outputs(count * ring_->rows() * padded, 0), switched(padded);
+            Buffer<std::uint64_t> outputs(count * ring_->prime_count() * padded, 0), switched(padded);
             weights.outputs(prepared, first, count, samples, outputs.data());
             for (std::size_t i = 0; i < count; ++i) {
                 const std::size_t index = group * products + first + i;
                 const std::size_t used = layout.outputs_of(first + i) * samples;
-                ring_->switch_to_bits(outputs.data() + i * ring_->rows() * padded, padded, bits, switched.data());
+                ring_->switch_to_bits(outputs.data() + i * ring_->prime_count() * padded, padded, bits,
+                                      switched.data());
                 pack_bits({switched.data(), used}, bits, out + offsets[index]);
                 const std::vector<std::uint8_t>& run = half->runs[index];
                 std::copy(run.begin(), run.end(), out + offsets[index] + packed_bytes(used, bits));
@@ -356,7 +357,7 @@ LinearServer::Products LinearServer::look(View<const std::uint8_t> request) cons
     found.shape = job.shape;
     found.reply_bits = weights.scaling().reply_bits;
     found.reply_scale = weights.scaling().reply_scale;
-    for (std::size_t row = 0; row < ring_->rows(); ++row) {
+    for (std::size_t row = 0; row < ring_->prime_count(); ++row) {
         found.primes.push_back(ring_->prime(row));
     }
     Buffer<std::uint64_t> c0(inputs * size), c1(inputs * size);
@@ -375,11 +376,11 @@ LinearServer::Products LinearServer::look(View<const std::uint8_t> request) cons
     const Buffer<std::uint64_t> from = weights.prepare_c0(std::move(c0));
     for (std::size_t p = 0; p < layout.products(); ++p) {
         const std::size_t used = layout.outputs_of(p) * job.shape.samples;
-        Buffer<std::uint64_t> product(size), outputs(ring_->rows() * padded, 0);
+        Buffer<std::uint64_t> product(size), outputs(ring_->prime_count() * padded, 0);
         weights.products(prepared.empty() ? c1 : prepared, p, 1, product.data());
         weights.outputs(from, p, 1, job.shape.samples, outputs.data());
         Product one{{}, {product.begin(), product.end()}};
-        for (std::size_t row = 0; row < ring_->rows(); ++row) {
+        for (std::size_t row = 0; row < ring_->prime_count(); ++row) {
             const std::uint64_t* run = outputs.data() + row * padded;
             one.c0.insert(one.c0.end(), run, run + used);
         }

@@ -42,7 +42,7 @@ class LinearServer {
     std::string forward(View<const std::uint8_t> request, std::size_t* samples = nullptr,
                         std::shared_ptr<const Kept>* kept = nullptr) const;
 
-    // Residues, [rows of the ring, coefficients]: c1 whole, c0 whole in requests; in products before their modulus is
+    // Residues, [primes, coefficients]: c1 whole, c0 whole in requests; in products before their modulus is
     // switched to 2^bits only what is an output, in the order of output_positions.
     struct Product {
         std::vector<std::uint64_t> c0, c1;

@@ -10,10 +10,10 @@ StrandWeights::StrandWeights(const Ring& ring, const BlockLayout& layout, const 
     : ring_(ring), layout_(layout) {
     const std::size_t c = strands(), products = layout_.products(), features = layout_.features;
     const std::size_t padded = padded_features(layout_);
-    powers_.resize(ring_.rows() * c * c);
+    powers_.resize(ring_.prime_count() * c * c);
     inverse_.resize(powers_.size());
-    wrap_.resize(ring_.rows() * c);
-    for (std::size_t row = 0; row < ring_.rows(); ++row) {
+    wrap_.resize(ring_.prime_count() * c);
+    for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
         // z_t = root^(m (2t + 1)) for a root of x^N + 1; root^(2N) = 1.
         const std::uint64_t scale = ring_.power(c, ring_.prime(row) - 2, row);
         for (std::size_t t = 0; t < c; ++t) {
@@ -27,13 +27,13 @@ StrandWeights::StrandWeights(const Ring& ring, const BlockLayout& layout, const 
             wrap_[row * c + t] = ring_.power(ring_.root(row), 2 * ring_.degree() - exponent, row);
         }
     }
-    values_.resize(ring_.rows() * c * products * features);
+    values_.resize(ring_.prime_count() * c * products * features);
     parallel_for(products, [&](std::size_t p) {
         const std::size_t terms = layout_.outputs_of(p);
         Buffer<std::uint64_t> made(c * padded), scalars(c * terms);
         std::vector<const std::uint64_t*> from(terms);
         std::vector<std::uint64_t*> to(c);
-        for (std::size_t row = 0; row < ring_.rows(); ++row) {
+        for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
             for (std::size_t u = 0; u < terms; ++u) {
                 from[u] = residues.data() + (row * layout_.outputs + p * layout_.per_product() + u) * padded;
             }
@@ -51,11 +51,11 @@ StrandWeights::StrandWeights(const Ring& ring, const BlockLayout& layout, const 
 
 Buffer<std::uint64_t> StrandWeights::prepare_c1(const Buffer<std::uint64_t>& c1) const {
     const std::size_t c = strands(), m = block(), inputs = layout_.inputs();
-    Buffer<std::uint64_t> prepared(ring_.rows() * c * inputs * window());
+    Buffer<std::uint64_t> prepared(ring_.prime_count() * c * inputs * window());
     parallel_for(inputs, [&](std::size_t j) {
         Buffer<std::uint64_t> coefficients(ring_.degree());
         std::vector<std::uint64_t*> to(c);
-        for (std::size_t row = 0; row < ring_.rows(); ++row) {
+        for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
             std::copy_n(c1.data() + j * ring_.size() + row * ring_.degree(), ring_.degree(), coefficients.data());
             ring_.to_coefficients_row(coefficients.data(), row);
             for (std::size_t t = 0; t < c; ++t) {
@@ -73,15 +73,15 @@ Buffer<std::uint64_t> StrandWeights::prepare_c1(const Buffer<std::uint64_t>& c1)
 
 Buffer<std::uint64_t> StrandWeights::prepare_c0(Buffer<std::uint64_t> c0) const {
     const std::size_t c = strands(), m = block(), k = layout_.width, n = padded_rows();
-    if (ring_.rows() == 1 && n == ring_.degree()) {
+    if (ring_.prime_count() == 1 && n == ring_.degree()) {
         return c0;
     }
-    Buffer<std::uint64_t> prepared(ring_.rows() * c * layout_.features * n);
+    Buffer<std::uint64_t> prepared(ring_.prime_count() * c * layout_.features * n);
     parallel_for(layout_.inputs(), [&](std::size_t j) {
         const std::size_t used = layout_.features_of(j);
         Buffer<std::uint64_t> gathered(c * n, 0);
         std::vector<std::uint64_t*> to(c);
-        for (std::size_t row = 0; row < ring_.rows(); ++row) {
+        for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
             const std::uint64_t* poly = c0.data() + j * ring_.size() + row * ring_.degree();
             // Only coefficients s * k of a product are outputs, and s * k + i < m: no window wraps around.
             for (std::size_t i = 0; i < used; ++i) {
@@ -104,7 +104,7 @@ void StrandWeights::products(const Buffer<std::uint64_t>& prepared, std::size_t 
     Buffer<std::uint64_t> made(c == 1 ? 0 : count * ring_.degree());  // one strand is the whole
     std::vector<const std::uint64_t*> from(features);
     std::vector<std::uint64_t*> to(count);
-    for (std::size_t row = 0; row < ring_.rows(); ++row) {
+    for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
         for (std::size_t t = 0; t < c; ++t) {
             for (std::size_t f = 0; f < features; ++f) {
                 from[f] = prepared.data() + ((row * c + t) * inputs + f / layout_.width) * window() + f % layout_.width;
@@ -128,7 +128,7 @@ void StrandWeights::outputs(const Buffer<std::uint64_t>& prepared, std::size_t f
     Buffer<std::uint64_t> made(count * c * n), joined(c * n);
     std::vector<const std::uint64_t*> from(features);
     std::vector<std::uint64_t*> to(count);
-    for (std::size_t row = 0; row < ring_.rows(); ++row) {
+    for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
         for (std::size_t t = 0; t < c; ++t) {
             for (std::size_t f = 0; f < features; ++f) {
                 from[f] = prepared.data() + ((row * c + t) * features + f) * n;

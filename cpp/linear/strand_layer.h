@@ -22,7 +22,7 @@ namespace hesplit {
 
 class StrandWeights {
   public:
-    // `residues` of the rounded weights: [rows of the ring, outputs, padded_features(layout)], zero beyond d.
+    // `residues` of the rounded weights: [primes, outputs, padded_features(layout)], zero beyond d.
     StrandWeights(const Ring& ring, const BlockLayout& layout, const Buffer<std::uint64_t>& residues);
 
     static std::size_t padded_features(const BlockLayout& layout) { return (layout.features + 15) / 16 * 16; }
@@ -58,10 +58,10 @@ class StrandWeights {
 
     const Ring& ring_;
     BlockLayout layout_;
-    Buffer<std::uint64_t> powers_;   // [rows of the ring, C, C]: z^u
-    Buffer<std::uint64_t> inverse_;  // [rows of the ring, C, C]: z^-u / C, by u, then z
-    Buffer<std::uint64_t> wrap_;     // [rows of the ring, C]: 1 / z
-    Buffer<std::uint64_t> values_;   // V: [rows of the ring, C, products, features]
+    Buffer<std::uint64_t> powers_;   // [primes, C, C]: z^u
+    Buffer<std::uint64_t> inverse_;  // [primes, C, C]: z^-u / C, by u, then z
+    Buffer<std::uint64_t> wrap_;     // [primes, C]: 1 / z
+    Buffer<std::uint64_t> values_;   // V: [primes, C, products, features]
 };
 
 }  // namespace hesplit

@@ -62,9 +62,9 @@ Ring::Ring(std::size_t degree, const std::vector<std::uint64_t>& primes, const K
         tables_.push_back(make_table(degree, moduli_.back(), kernels, roots_[row], unity_.emplace_back()));
         modulus_value_ *= static_cast<double>(primes[row]);
     }
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         std::uint64_t cofactor = 1;
-        for (std::size_t other = 0; other < rows(); ++other) {
+        for (std::size_t other = 0; other < prime_count(); ++other) {
             if (other != row) {
                 cofactor = seal::util::multiply_uint_mod(cofactor, prime(other) % prime(row), moduli_[row]);
             }
@@ -86,26 +86,26 @@ void Ring::to_coefficients_row(std::uint64_t* residues, std::size_t row) const {
 }
 
 void Ring::to_ntt(std::uint64_t* poly) const {
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         to_ntt_row(poly + row * degree_, row);
     }
 }
 
 void Ring::to_coefficients(std::uint64_t* poly) const {
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         to_coefficients_row(poly + row * degree_, row);
     }
 }
 
 void Ring::multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out) const {
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         const std::size_t at = row * degree_;
         kernels_->multiply(tables_[row].prime, a + at, b + at, out + at, degree_);
     }
 }
 
 void Ring::dot(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::uint64_t* out) const {
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         const std::size_t at = row * degree_;
         kernels_->dot(tables_[row].prime, {a.data, at}, {b.data, at}, a.size, out + at, degree_);
     }
@@ -132,7 +132,7 @@ void Ring::scale_row(View<std::uint64_t> a, std::uint64_t factor, std::size_t ro
 }
 
 void Ring::multiply_power_of_two(std::uint64_t* a, int shift) const {
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         scale_row({a + row * degree_, degree_}, residue(std::ldexp(1.0, shift), row), row);
     }
 }
@@ -142,7 +142,7 @@ void Ring::add_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) co
 }
 
 void Ring::add(std::uint64_t* a, const std::uint64_t* b) const {
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         add_row(a + row * degree_, b + row * degree_, row);
     }
 }
@@ -152,13 +152,13 @@ void Ring::subtract_from_row(std::uint64_t* a, const std::uint64_t* b, std::size
 }
 
 void Ring::subtract_from(std::uint64_t* a, const std::uint64_t* b) const {
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         subtract_from_row(a + row * degree_, b + row * degree_, row);
     }
 }
 
 void Ring::negate(std::uint64_t* a) const {
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         negate_row(a + row * degree_, row, a + row * degree_);
     }
 }
@@ -205,19 +205,19 @@ void Ring::lift_row(View<const std::int64_t> coefficients, std::size_t row, std:
 }
 
 void Ring::lift(View<const std::int64_t> coefficients, std::uint64_t* poly) const {
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         lift_row(coefficients, row, poly + row * degree_);
     }
 }
 
 void Ring::add_small(View<const std::int8_t> coefficients, std::uint64_t* poly) const {
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         kernels_->add_small(prime(row), poly + row * degree_, coefficients.data, degree_);
     }
 }
 
 void Ring::compose(const std::uint64_t* poly, std::uint64_t* integers) const {
-    if (rows() == 1) {
+    if (prime_count() == 1) {
         std::copy_n(poly, degree_, integers);
         return;
     }
@@ -234,7 +234,7 @@ void Ring::compose(const std::uint64_t* poly, std::uint64_t* integers) const {
 }
 
 void Ring::decompose(const std::uint64_t* integers, std::uint64_t* poly) const {
-    if (rows() == 1) {
+    if (prime_count() == 1) {
         std::copy_n(integers, degree_, poly);
         return;
     }
@@ -257,7 +257,7 @@ void round_fractions(std::uint64_t* fractions, std::size_t count, int bits) {
 
 void Ring::switch_to_bits(const std::uint64_t* coefficients, std::size_t count, int bits, std::uint64_t* out) const {
     std::fill_n(out, count, 0);
-    for (std::size_t row = 0; row < rows(); ++row) {
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         kernels_->add_fraction(tables_[row].prime, inverse_cofactors_[row], coefficients + row * count, out, count);
     }
     round_fractions(out, count, bits);
@@ -266,8 +266,8 @@ void Ring::switch_to_bits(const std::uint64_t* coefficients, std::size_t count, 
 void Ring::switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits,
                           std::uint64_t* out) const {
     const std::size_t count = (positions.size + 15) / 16 * 16;
-    Buffer<std::uint64_t> gathered(rows() * count, 0), switched(count);
-    for (std::size_t row = 0; row < rows(); ++row) {
+    Buffer<std::uint64_t> gathered(prime_count() * count, 0), switched(count);
+    for (std::size_t row = 0; row < prime_count(); ++row) {
         for (std::size_t i = 0; i < positions.size; ++i) {
             gathered[row * count + i] = coefficients[row * degree_ + positions[i]];
         }

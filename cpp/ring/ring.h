@@ -1,7 +1,8 @@
 // The ring R_q = Z_q[x]/(x^N + 1) with q a product of primes (residue number system).
 //
-// A polynomial is `rows() * degree()` residues, one row per prime, each row below its prime. "coefficients" and "NTT
-// form" say which representation a function takes; nothing is tracked at run time. The loops are in kernels/kernels.h.
+// A polynomial is `prime_count() * degree()` residues, one row per prime, each row below its prime. "coefficients" and
+// "NTT form" say which representation a function takes; nothing is tracked at run time. The loops are in
+// kernels/kernels.h.
 #pragma once
 
 #include <seal/modulus.h>
@@ -21,7 +22,7 @@ class Ring {
     Ring(std::size_t degree, const std::vector<std::uint64_t>& primes, const Kernels& kernels = hesplit::kernels());
 
     std::size_t degree() const { return degree_; }
-    std::size_t rows() const { return tables_.size(); }
+    std::size_t prime_count() const { return tables_.size(); }
     std::size_t size() const { return degree_ * tables_.size(); }  // residues of a polynomial
     std::uint64_t prime(std::size_t row) const { return tables_[row].prime.value; }
     const Kernels& kernels() const { return *kernels_; }
@@ -75,7 +76,7 @@ class Ring {
     std::uint64_t root(std::size_t row) const { return unity_[row]; }
 
     // out[i] = round(2^bits * v / q) mod 2^bits for `count` coefficients v, whose residues are `count` apart; 1 <= bits
-    // <= 62; count is a multiple of 16. Off by at most 1/2 + rows() * 2^(bits-63) from the exact quotient.
+    // <= 62; count is a multiple of 16. Off by at most 1/2 + prime_count() * 2^(bits-63) from the exact quotient.
     void switch_to_bits(const std::uint64_t* coefficients, std::size_t count, int bits, std::uint64_t* out) const;
     // The same for the coefficients of a polynomial at `positions`, and for all of them.
     void switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits,
@@ -85,7 +86,7 @@ class Ring {
     }
 
     // With one or two primes and q below 2^61 a coefficient fits a word.
-    bool composable() const { return rows() <= 2 && modulus_value_ < 0x1p61; }
+    bool composable() const { return prime_count() <= 2 && modulus_value_ < 0x1p61; }
     // The coefficients as integers in [0, q), by the Chinese remainder theorem; and back. Composable rings only.
     // Constant time. `integers` may be `poly`.
     void compose(const std::uint64_t* poly, std::uint64_t* integers) const;

@@ -85,7 +85,7 @@ SecretBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& rin
 }
 
 void expand_uniform(const Ring& ring, const Seed& seed, std::uint32_t index, std::uint64_t* c1) {
-    for (std::size_t row = 0; row < ring.rows(); ++row) {
+    for (std::size_t row = 0; row < ring.prime_count(); ++row) {
         ChaCha20 stream(seed.data(), Domain::uniform, index, static_cast<std::uint32_t>(row));
         sample_uniform(stream, ring.prime(row), c1 + row * ring.degree(), ring.degree());
     }
@@ -332,8 +332,8 @@ double degree_2_rounding_deviation(std::size_t ring_degree) {
     return std::sqrt((3 * nonzero * nonzero + nonzero + 1) / 12);
 }
 
-double reply_rounding_bound(std::size_t ring_degree, std::size_t rows, int bits) {
-    const double each = 0.5 + static_cast<double>(rows) * std::ldexp(1.0, bits - 63);
+double reply_rounding_bound(std::size_t ring_degree, std::size_t primes, int bits) {
+    const double each = 0.5 + static_cast<double>(primes) * std::ldexp(1.0, bits - 63);
     return (static_cast<double>(ring_degree) + 1) * each;
 }
 

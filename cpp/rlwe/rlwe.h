@@ -130,6 +130,6 @@ double reply_rounding_deviation(std::size_t ring_degree);
 double degree_2_rounding_deviation(std::size_t ring_degree);
 
 // The worst case of a degree-1 reply's rounding, in the same units, for any ternary secret.
-double reply_rounding_bound(std::size_t ring_degree, std::size_t rows, int bits);
+double reply_rounding_bound(std::size_t ring_degree, std::size_t primes, int bits);
 
 }  // namespace hesplit
