@@ -98,7 +98,7 @@ py::dict look(const LinearServer& server, const py::buffer& object) {
     py::dict result;
     result["inputs"] = pairs(found.inputs);
     result["products"] = pairs(found.products);
-    result["rows"] = found.shape.rows;
+    result["rows"] = found.shape.group_size;
     result["width"] = found.shape.width;
     result["reply_bits"] = found.reply_bits;
     result["reply_scale"] = found.reply_scale;

@@ -7,14 +7,14 @@
 
 #include <algorithm>
 
+#include "base/parallel.h"
 #include "bindings/bindings.h"
 #include "ckks/embedding.h"
 #include "kernels/kernels.h"
-#include "base/parallel.h"
+#include "linear/client.h"
 #include "ring/prng.h"
 #include "ring/ring.h"
-#include "wire/wire.h"
-#include "linear/client.h"
+#include "wire/format.h"
 
 namespace py = pybind11;
 
