@@ -32,7 +32,7 @@ py::dict as_dict(const InspectedMessage& message) {
     }
     py::dict result;
     result["samples"] = message.shape.samples;
-    result["rows"] = message.shape.rows;
+    result["rows"] = message.shape.group_size;
     result["width"] = message.shape.width;
     result["primes"] = message.primes;
     result["bits"] = message.bits;

@@ -1,7 +1,7 @@
 #include <memory>
 
 #include "bindings/bindings.h"
-#include "rlwe/rlwe.h"
+#include "rlwe/secret_key.h"
 
 namespace py = pybind11;
 

@@ -4,13 +4,13 @@
 #include <memory>
 
 #include "bindings/bindings.h"
-#include "rlwe/parameters.h"
-#include "ring/ring.h"
 #include "ckks/slot_ring.h"
 #include "linear/client.h"
 #include "linear/messages.h"
 #include "linear/precision.h"
 #include "linear/sealed.h"
+#include "ring/ring.h"
+#include "rlwe/parameters.h"
 
 namespace py = pybind11;
 
@@ -49,13 +49,13 @@ class Planner {
         norms_.reach = choice_.activation_norm * weight_norm;
         if (parameters.packing() == Packing::blocks) {
             ring_ = std::make_unique<Ring>(parameters.ring_degree(), parameters.primes());
-            codec_ = std::make_unique<RequestCodec>(*ring_, dropped_bits(*ring_));
+            codec_ = std::make_unique<PolynomialCodec>(*ring_, dropped_bits(*ring_));
             blocks_ = plan_blocks(ring_->degree(), features, outputs, samples,
                                   {ring_->prime_count(), codec_->bits_per_coefficient(), kTypicalReplyBits, byte_ns});
             norms_.group_l2 = weight_norm * std::sqrt(static_cast<double>(blocks_.per_product()));
         } else {
             slot_ring_ = std::make_unique<SlotRing>(parameters);
-            codec_ = std::make_unique<RequestCodec>(slot_ring_->data(), dropped_bits(slot_ring_->data()));
+            codec_ = std::make_unique<PolynomialCodec>(slot_ring_->data(), dropped_bits(slot_ring_->data()));
             slots_ = plan_slots(slot_ring_->slots(), features, outputs, choice_.batch_size, allow_babies(*slot_ring_),
                                 false);
         }
@@ -108,7 +108,7 @@ class Planner {
     py::dict describe() const {
         const Scaling found = scaling(choice_.scale);
         py::dict result, layout;
-        const std::size_t rows = ring_ ? blocks_.rows : slots_.rows();
+        const std::size_t rows = ring_ ? blocks_.group_size : slots_.group_size();
         const std::size_t inputs = ring_ ? blocks_.inputs() : slots_.inputs();
         const std::size_t products = ring_ ? blocks_.products() : slots_.products();
         const std::size_t groups = (samples_ + rows - 1) / rows;
@@ -149,7 +149,7 @@ class Planner {
     WeightNorms norms_;
     std::unique_ptr<Ring> ring_;
     std::unique_ptr<SlotRing> slot_ring_;
-    std::unique_ptr<RequestCodec> codec_;
+    std::unique_ptr<PolynomialCodec> codec_;
     BlockLayout blocks_;
     SlotLayout slots_;
 };
@@ -168,7 +168,7 @@ double best_scale(const Parameters& parameters, std::size_t features, std::size_
 py::object estimate_sealed(const Parameters& parameters, std::size_t features, std::size_t outputs,
                            double weight_norm) {
     const Ring ring(parameters.ring_degree(), parameters.primes());
-    const RequestCodec codec(ring, dropped_bits(ring));
+    const PolynomialCodec codec(ring, dropped_bits(ring));
     const ParameterChoice& choice = parameters.choice();
     const BlockLayout layout =
         plan_sealed(choice, features + 1, outputs, codec.bits_per_coefficient(), kTypicalReplyBits);
@@ -178,12 +178,12 @@ py::object estimate_sealed(const Parameters& parameters, std::size_t features, s
     } catch (const RangeError&) {
         return py::none();
     }
-    const std::size_t groups = (choice.batch_size + layout.rows - 1) / layout.rows;
+    const std::size_t groups = (choice.batch_size + layout.group_size - 1) / layout.group_size;
     const std::size_t inputs = layout.inputs(), products = layout.products();
     py::dict result;
     result["error"] = scaling.error;
     result["reply_bits"] = scaling.logit_bits;
-    result["rows"] = layout.rows;
+    result["rows"] = layout.group_size;
     result["width"] = layout.width;
     result["inputs"] = inputs;
     result["products"] = products;

@@ -2,10 +2,10 @@
 #include <pybind11/stl.h>
 #include <seal/util/config.h>
 
-#include "bindings/bindings.h"
 #include "base/ahead.h"
-#include "kernels/kernels.h"
 #include "base/parallel.h"
+#include "bindings/bindings.h"
+#include "kernels/kernels.h"
 
 namespace py = pybind11;
 

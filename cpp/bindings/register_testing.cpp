@@ -7,14 +7,14 @@
 
 #include <algorithm>
 
+#include "base/parallel.h"
 #include "bindings/bindings.h"
 #include "ckks/embedding.h"
 #include "kernels/kernels.h"
-#include "base/parallel.h"
+#include "linear/client.h"
 #include "ring/prng.h"
 #include "ring/ring.h"
-#include "wire/wire.h"
-#include "linear/client.h"
+#include "wire/format.h"
 
 namespace py = pybind11;
 
@@ -144,13 +144,13 @@ class KernelDoor {
         Residues out(a.shape(1));
         const auto left = rows(a), right = rows(b);
         modulo(prime).dot(Prime::make(prime), {left.data(), 0}, {right.data(), 0}, left.size(), out.mutable_data(),
-                     size(out));
+                          size(out));
         return out;
     }
     std::uint64_t inner(std::uint64_t prime, const Residues& a, const Residues& b) const {
         const auto left = rows(a), right = rows(b);
         return modulo(prime).inner(Prime::make(prime), left.data(), right.data(), left.size(),
-                              static_cast<std::size_t>(a.shape(1)));
+                                   static_cast<std::size_t>(a.shape(1)));
     }
     Residues combine(std::uint64_t prime, const Residues& a, const Residues& scalars) const {
         Residues out({scalars.shape(0), a.shape(1)});
@@ -160,7 +160,7 @@ class KernelDoor {
             to.push_back(out.mutable_data(o));
         }
         modulo(prime).combine(Prime::make(prime), {in.data(), 0}, in.size(), scalars.data(), to.size(), to.data(),
-                         static_cast<std::size_t>(a.shape(1)));
+                              static_cast<std::size_t>(a.shape(1)));
         return out;
     }
     Residues add(std::uint64_t prime, const Residues& a, const Residues& b) const {

@@ -14,9 +14,11 @@
 #include <vector>
 
 #include "kernels/kernels.h"
-#include "rlwe/rlwe.h"
-#include "linear/messages.h"
 #include "linear/precision.h"
+#include "rlwe/decryption.h"
+#include "rlwe/encryption.h"
+#include "rlwe/secret_key.h"
+#include "wire/codec.h"
 
 using namespace hesplit;
 
@@ -41,7 +43,7 @@ void check_encryption(const SecretKey& key, const Ring& ring) {
     ring.lift(View<const std::int64_t>{message.data(), message.size()}, c0.data());
     encrypt_zero(ring, secret, randomness, 0, zero.data());
     ring.add(c0.data(), zero.data());
-    const RequestCodec codec(ring, dropped_bits(ring));
+    const PolynomialCodec codec(ring, dropped_bits(ring));
     std::vector<std::uint8_t> bytes(codec.bytes());
     codec.pack(c0.data(), bytes.data(), scratch);
     reveal(bytes);
@@ -92,8 +94,8 @@ int main() {
     choice.scale = 1 << 20;
     choice.activation_bound = choice.activation_norm = choice.error_bound = 1;
     const std::shared_ptr<const SecretKey> key = SecretKey::generate(Parameters(choice));
-    const View<const std::int8_t> coefficients = key->coefficients();
-    VALGRIND_MAKE_MEM_UNDEFINED(coefficients.data, coefficients.size);
+    key->use_coefficients(
+        [](View<const std::int8_t> secret) { VALGRIND_MAKE_MEM_UNDEFINED(secret.data, secret.size); });
 
     for (const std::vector<int>& sizes : {std::vector<int>{26, 27}, {50}, {40, 41}, {60}}) {
         std::vector<std::uint64_t> primes;

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "base/error.h"
+#include "rlwe/decryption.h"
 
 namespace hesplit {
 
@@ -81,11 +82,13 @@ void SlotRing::make_rotation_key(const SecretKey& secret, int step, const Encryp
     const std::size_t n = key_.degree();
     const std::uint64_t element = galois_element(step);
     SecretBuffer<std::int8_t> rotated(n);
-    for (std::size_t i = 0; i < n; ++i) {
-        const std::size_t exponent = (i * element) % (2 * n);
-        const std::int8_t s = secret.coefficients()[i];
-        rotated[exponent % n] = exponent < n ? s : static_cast<std::int8_t>(-s);
-    }
+    secret.use_coefficients([&](View<const std::int8_t> coefficients) {
+        for (std::size_t i = 0; i < n; ++i) {
+            const std::size_t exponent = (i * element) % (2 * n);
+            const std::int8_t s = coefficients[i];
+            rotated[exponent % n] = exponent < n ? s : static_cast<std::int8_t>(-s);
+        }
+    });
     SecretBuffer<std::uint64_t> rotated_ntt(key_.size());
     key_.lift(View<const std::int8_t>{rotated.data(), n}, rotated_ntt.data());
     key_.to_ntt(rotated_ntt.data());

@@ -13,9 +13,10 @@
 
 #include "base/buffer.h"
 #include "ckks/embedding.h"
-#include "rlwe/parameters.h"
 #include "ring/ring.h"
-#include "rlwe/rlwe.h"
+#include "rlwe/encryption.h"
+#include "rlwe/parameters.h"
+#include "rlwe/secret_key.h"
 
 namespace hesplit {
 

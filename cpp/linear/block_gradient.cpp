@@ -9,14 +9,14 @@ namespace hesplit {
 BlockGradient::BlockGradient(const Ring& ring, const BlockLayout& layout, View<const double> gradient, double scale)
     : ring_(ring), layout_(layout) {
     const std::size_t samples = gradient.size / layout.outputs;
-    groups_ = (samples + layout.rows - 1) / layout.rows;
+    groups_ = (samples + layout.group_size - 1) / layout.group_size;
     encoded_.resize(layout.products() * groups_);
     parallel_for(encoded_.size(), [&](std::size_t index) {
         const std::size_t p = index / groups_;
-        const std::size_t first = (index % groups_) * layout_.rows;
+        const std::size_t first = (index % groups_) * layout_.group_size;
         Buffer<std::int64_t> coefficients(ring_.degree());
         place_gradient_for_weight(layout_, gradient.data + first * layout_.outputs,
-                                  std::min(layout_.rows, samples - first), p, scale,
+                                  std::min(layout_.group_size, samples - first), p, scale,
                                   {coefficients.data(), coefficients.size()});
         encoded_[index].resize(ring_.size());
         ring_.lift(View<const std::int64_t>{coefficients.data(), coefficients.size()}, encoded_[index].data());

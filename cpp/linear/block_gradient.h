@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "ring/ring.h"
 #include "packing/blocks.h"
+#include "ring/ring.h"
 
 namespace hesplit {
 

@@ -12,10 +12,10 @@
 #include <memory>
 #include <vector>
 
-#include "ring/ring.h"
 #include "linear/precision.h"
 #include "linear/strand_layer.h"
 #include "packing/blocks.h"
+#include "ring/ring.h"
 
 namespace hesplit {
 
@@ -42,7 +42,7 @@ class BlockWeights {
     void outputs(const Buffer<std::uint64_t>& prepared, std::size_t first, std::size_t count, std::size_t samples,
                  std::uint64_t* out) const;
     // Outputs of one product, rounded up to what Ring::switch_to_bits takes.
-    std::size_t padded_outputs() const { return (layout_.per_product() * layout_.rows + 15) / 16 * 16; }
+    std::size_t padded_outputs() const { return (layout_.per_product() * layout_.group_size + 15) / 16 * 16; }
 
   private:
     // Direct inner products cost about one multiplication per output and coefficient of c0; a transform as much as 20.

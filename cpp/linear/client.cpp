@@ -19,7 +19,7 @@ constexpr std::size_t kMaxOutstanding = 4096;
 }  // namespace
 
 BlockLayout block_layout(const Ring& ring, std::size_t features, std::size_t outputs, const BatchShape& shape) {
-    return BlockLayout{ring.degree(), features, outputs, shape.rows, shape.width};
+    return BlockLayout{ring.degree(), features, outputs, shape.group_size, shape.width};
 }
 
 ClientKey::ClientKey(std::shared_ptr<const SecretKey> secret_key, const Ring& ring, const Ring& auxiliary)
@@ -91,7 +91,7 @@ std::string LinearClient::public_material() const {
     }
     std::size_t key_bytes = 0;
     if (slot_ring_) {
-        key_bytes = ring_.prime_count() * RequestCodec(slot_ring_->key(), 0).bytes();
+        key_bytes = ring_.prime_count() * PolynomialCodec(slot_ring_->key(), 0).bytes();
     }
     const std::size_t body = 2 + parameters.size() + 9 + (steps.empty() ? 0 : 32 + steps.size() * key_bytes);
     // Without a key id of its own the server takes requests under any key.
@@ -106,7 +106,7 @@ std::string LinearClient::public_material() const {
         const EncryptionRandomness randomness = EncryptionRandomness::fresh();
         writer.raw({randomness.seed.data(), randomness.seed.size()});
         std::uint8_t* out = writer.reserve(steps.size() * key_bytes);
-        const RequestCodec codec(slot_ring_->key(), 0);
+        const PolynomialCodec codec(slot_ring_->key(), 0);
         parallel_for(steps.size(), [&](std::size_t k) {
             Buffer<std::uint64_t> c0(slot_ring_->rotation_key_size());
             Buffer<std::uint64_t> scratch;
@@ -129,13 +129,13 @@ BatchShape LinearClient::plan(std::size_t samples) const {
     BatchShape shape;
     shape.samples = static_cast<std::uint32_t>(samples);
     if (slot_ring_) {
-        shape.rows = static_cast<std::uint32_t>(slots_.rows());
+        shape.group_size = static_cast<std::uint32_t>(slots_.group_size());
         return shape;
     }
     const BlockLayout layout =
         plan_blocks(ring_.degree(), features_, outputs_, samples,
                     {ring_.prime_count(), codec_.bits_per_coefficient(), kTypicalReplyBits, byte_ns_});
-    shape.rows = static_cast<std::uint32_t>(layout.rows);
+    shape.group_size = static_cast<std::uint32_t>(layout.group_size);
     shape.width = static_cast<std::uint32_t>(layout.width);
     return shape;
 }
@@ -147,8 +147,8 @@ std::size_t LinearClient::inputs(const BatchShape& shape) const {
 void LinearClient::encode(const BatchShape& shape, const void* x, bool is_float, std::size_t group, std::size_t input,
                           std::uint64_t* message) const {
     const double scale = parameters_.choice().scale;
-    const std::size_t first = group * shape.rows * features_;
-    const std::size_t count = shape.rows_of(group);
+    const std::size_t first = group * shape.group_size * features_;
+    const std::size_t count = shape.samples_of(group);
     const auto* x32 = static_cast<const float*>(x) + first;
     const auto* x64 = static_cast<const double*>(x) + first;
     if (slot_ring_) {
@@ -169,7 +169,7 @@ void LinearClient::encode(const BatchShape& shape, const void* x, bool is_float,
 }
 
 std::shared_ptr<LinearClient::Prepared> LinearClient::begin(const BatchShape& shape) const {
-    return std::make_shared<Prepared>(Prepared{shape, fresh_keys_ ? nullptr : current_key(), Zeros::begin()});
+    return std::make_shared<Prepared>(Prepared{shape, fresh_keys_ ? nullptr : current_key(), ZeroEncryptions::begin()});
 }
 
 void LinearClient::complete(Prepared& prepared) const {
@@ -224,7 +224,7 @@ LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, boo
     }
 
     const std::shared_ptr<Prepared> prepared = take_prepared(shape);
-    const Zeros& zeros = prepared->zeros;
+    const ZeroEncryptions& zeros = prepared->zeros;
     Seed announced{};
     {
         // The seed of the next request is announced in this one, and its zeros are made ahead.
@@ -344,7 +344,7 @@ double LinearClient::decrypt(View<const std::uint8_t> bytes, Purpose purpose, bo
         } else {
             const BlockLayout layout = block_layout(ring_, features_, outputs_, reply.shape);
             for (std::size_t p = 0; p < layout.products(); ++p) {
-                total += c1_bytes + packed_bytes(layout.outputs_of(p) * reply.shape.rows_of(group), reply.bits);
+                total += c1_bytes + packed_bytes(layout.outputs_of(p) * reply.shape.samples_of(group), reply.bits);
             }
         }
     }
@@ -375,7 +375,7 @@ double LinearClient::release(const Reply& reply, double* y) const {
     const std::size_t released = reply.shape.samples * outputs_;
     const double deviation =
         flood_deviation(parameters_.choice().releases, released, released_noise(ring_, l1, reply.bits));
-    const SecretBuffer<std::int64_t> noise = flood(deviation, released);
+    const SecretBuffer<std::int64_t> noise = flooding_noise(deviation, released);
     for (std::size_t i = 0; i < released; ++i) {
         y[i] += static_cast<double>(noise[i]) / reply.scale;
     }
@@ -384,10 +384,10 @@ double LinearClient::release(const Reply& reply, double* y) const {
 
 void LinearClient::decrypt_group(const Reply& reply, std::size_t group, double* y) const {
     const std::size_t n = ring_.degree();
-    const std::size_t count = reply.shape.rows_of(group);
+    const std::size_t count = reply.shape.samples_of(group);
     const std::uint64_t limit = std::uint64_t{1} << reply.bits;
     const double largest = std::ldexp(0.999, reply.bits - 1);
-    double* rows = y + group * reply.shape.rows * outputs_;
+    double* rows = y + group * reply.shape.group_size * outputs_;
     const std::uint8_t* in = reply.payload.data + reply.group_offset[group];
 
     const BlockLayout layout = slot_ring_ ? BlockLayout{} : block_layout(ring_, features_, outputs_, reply.shape);

@@ -10,12 +10,14 @@
 #include <vector>
 
 #include "base/ahead.h"
-#include "rlwe/parameters.h"
-#include "rlwe/rlwe.h"
 #include "ckks/slot_ring.h"
 #include "linear/messages.h"
 #include "packing/blocks.h"
 #include "packing/slots.h"
+#include "rlwe/decryption.h"
+#include "rlwe/encryption.h"
+#include "rlwe/parameters.h"
+#include "rlwe/secret_key.h"
 
 namespace hesplit {
 
@@ -83,7 +85,7 @@ class LinearClient {
     struct Prepared {
         BatchShape shape;
         std::shared_ptr<ClientKey> key;
-        Zeros zeros;
+        ZeroEncryptions zeros;
     };
     struct Reply;
     std::shared_ptr<Prepared> begin(const BatchShape& shape) const;
@@ -113,7 +115,7 @@ class LinearClient {
     std::unique_ptr<Ring> own_ring_;  // blocks only
     const Ring& ring_;
     Ring auxiliary_;
-    RequestCodec codec_;
+    PolynomialCodec codec_;
 
     mutable std::mutex mutex_;
     mutable std::shared_ptr<ClientKey> key_;  // null once destroyed

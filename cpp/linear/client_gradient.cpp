@@ -68,7 +68,7 @@ std::string LinearClient::open_weight_gradient(View<const std::uint8_t> bytes, V
     SecretBuffer<std::int64_t> noise(coefficients, 0);
     if (parameters_.choice().releases > 0) {
         count_release(*entry.key);
-        noise = flood(gradient_flood(shape, gradient, bits, scale), coefficients);
+        noise = flooding_noise(gradient_flood(shape, gradient, bits, scale), coefficients);
     }
     WireWriter writer({MessageType::opened_gradient, parameters_.hash(), reader.header().key, reader.header().message},
                       out_bytes);

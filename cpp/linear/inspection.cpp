@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "linear/block_layer.h"
 #include "linear/precision.h"
-#include "rlwe/rlwe.h"
+#include "rlwe/encryption.h"
 
 namespace hesplit {
 
@@ -73,7 +73,7 @@ Inputs read_inputs(const LinearServer& server, const Ring& ring, View<const std:
     inputs.shape = head.shape;
     inputs.layout = one_group_of(server, head.shape);
     const std::size_t count = inputs.layout.inputs();
-    const RequestCodec codec(ring, dropped_bits(ring));
+    const PolynomialCodec codec(ring, dropped_bits(ring));
     reader.require_remaining(count * codec.bytes());
     inputs.c0.resize(count * ring.size());
     inputs.c1.resize(count * ring.size());

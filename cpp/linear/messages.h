@@ -1,4 +1,4 @@
-// The bodies of the messages between LinearClient and LinearServer (framing: wire/wire.h).
+// The bodies of the messages between LinearClient and LinearServer (framing: wire/format.h).
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 #include "packing/blocks.h"
 #include "packing/slots.h"
 #include "ring/ring.h"
-#include "wire/wire.h"
+#include "wire/format.h"
 
 namespace hesplit {
 
@@ -20,16 +20,18 @@ inline constexpr std::size_t kMaxSamples = 65536;
 // The bits per coefficient of a reply, for planning, before any weights are known.
 inline constexpr double kTypicalReplyBits = 30;
 
-// How a batch is laid out. `rows` samples form a group; the last group may be short.
+// How a batch is laid out. `group_size` samples form a group; the last group may be short.
 struct BatchShape {
     std::uint32_t samples = 0;
-    std::uint32_t rows = 0;
+    std::uint32_t group_size = 0;
     std::uint32_t width = 0;  // blocks: k; slots: 0
 
-    std::size_t groups() const { return (std::size_t{samples} + rows - 1) / rows; }
-    std::size_t rows_of(std::size_t group) const { return std::min<std::size_t>(rows, samples - group * rows); }
+    std::size_t groups() const { return (std::size_t{samples} + group_size - 1) / group_size; }
+    std::size_t samples_of(std::size_t group) const {
+        return std::min<std::size_t>(group_size, samples - group * group_size);
+    }
     bool operator==(const BatchShape& other) const {
-        return samples == other.samples && rows == other.rows && width == other.width;
+        return samples == other.samples && group_size == other.group_size && width == other.width;
     }
 };
 
@@ -68,30 +70,6 @@ struct GradientRun {
 
 std::vector<GradientRun> weight_gradient_runs(const BlockLayout& layout);
 std::vector<GradientRun> weight_gradient_runs(const SlotLayout& layout, std::size_t degree);
-
-// c0 of a request, in coefficient form: as integers below q where q is small (by the Chinese remainder theorem), else
-// as residues; each rounded to a multiple of 2^dropped and bit-packed run by run.
-class RequestCodec {
-  public:
-    RequestCodec(const Ring& ring, int dropped);
-
-    std::size_t bytes() const { return bytes_; }  // of one ciphertext
-    double bits_per_coefficient() const;
-    void pack(const std::uint64_t* c0, std::uint8_t* out, Buffer<std::uint64_t>& scratch) const;
-    void unpack(const std::uint8_t* in, std::uint64_t* c0) const;  // throws WireError
-
-  private:
-    struct Run {
-        std::uint64_t modulus = 0;
-        std::uint64_t limit = 0;  // rounded numbers are below it
-        int bits = 0;
-    };
-
-    const Ring& ring_;
-    int dropped_;
-    std::vector<Run> runs_;  // one, or one for each prime
-    std::size_t bytes_ = 0;
-};
 
 // What a sealed request's body starts with, before the ciphertexts: shape and seed.
 inline constexpr std::size_t kSealedRequestPrefix = kShapeBytes + 32;

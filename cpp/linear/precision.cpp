@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "rlwe/decryption.h"
 
 namespace hesplit {
 
@@ -15,7 +16,7 @@ namespace {
 // edge that the client takes for a wrap-around (0.999 of the range).
 constexpr double kSlack = 1.002;
 
-// A coefficient of a product with c1 must not wrap around in the client's auxiliary ring (rlwe/rlwe.cpp).
+// A coefficient of a product with c1 must not wrap around in the client's auxiliary ring (rlwe/decryption.cpp).
 constexpr int kMaxSlotReplyBits = 44;
 constexpr int kMaxBlockReplyBits = 62;
 
@@ -124,11 +125,6 @@ double request_noise_bound(const Ring& ring) {
 }
 
 }  // namespace
-
-double flood_deviation(std::uint32_t releases, std::size_t released, double noise) {
-    constexpr double kHalfSecurityBits = 15;  // s / 2
-    return std::sqrt(12.0 * releases) * std::ldexp(noise, kHalfSecurityBits) * std::sqrt(static_cast<double>(released));
-}
 
 double released_noise(const Ring& ring, double plaintext_l1, int bits) {
     const double unit = ring.modulus_value() / std::ldexp(1.0, bits);

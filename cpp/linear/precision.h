@@ -5,10 +5,11 @@
 #include <cstddef>
 
 #include "base/buffer.h"
-#include "rlwe/parameters.h"
 #include "ckks/slot_ring.h"
 #include "packing/blocks.h"
 #include "packing/slots.h"
+#include "rlwe/flooding.h"
+#include "rlwe/parameters.h"
 
 namespace hesplit {
 
@@ -57,11 +58,7 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
                     const SlotLayout& layout);
 
-// Noise flooding of released decryptions (Li, Micciancio, Schultz, Sorrell 2022; docs/security.md), in units of a
-// reply's last bit. `noise` bounds the noise of every released coefficient in the worst case.
-
-// sqrt(12 tau) * 2^(s/2) * B with s = 30 and the l2 bound B = noise * sqrt(released).
-double flood_deviation(std::uint32_t releases, std::size_t released, double noise);
+// What the flooding of released decryptions has to hide (rlwe/flooding.h), in units of a reply's last bit.
 
 // A bound on the noise of every coefficient of a product of fresh ciphertexts with plaintexts whose l1 norms (in units
 // of the plaintexts' scale) sum to `plaintext_l1`, after its modulus was switched to `bits`.

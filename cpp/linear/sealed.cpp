@@ -15,13 +15,13 @@ BlockLayout plan_sealed(const ParameterChoice& choice, std::size_t features, std
     double best_cost = std::numeric_limits<double>::infinity();
     BlockLayout candidate = best;
     for (std::size_t groups = 1; groups <= choice.batch_size; ++groups) {
-        candidate.rows = (choice.batch_size + groups - 1) / groups;
-        if ((choice.batch_size + candidate.rows - 1) / candidate.rows != groups) {
+        candidate.group_size = (choice.batch_size + groups - 1) / groups;
+        if ((choice.batch_size + candidate.group_size - 1) / candidate.group_size != groups) {
             continue;
         }
         for (std::size_t inputs = 1; inputs <= features; ++inputs) {
             candidate.width = (features + inputs - 1) / inputs;
-            if (candidate.rows * candidate.width > candidate.degree || candidate.inputs() != inputs) {
+            if (candidate.group_size * candidate.width > candidate.degree || candidate.inputs() != inputs) {
                 continue;
             }
             const auto g = static_cast<double>(groups);
@@ -46,7 +46,7 @@ SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, cons
     const double v = request_noise_variance(ring);
     const double norm = std::sqrt(choice.activation_norm * choice.activation_norm + 1);  // with the bias' 1
     const auto n = static_cast<double>(ring.degree());
-    const auto rows = static_cast<double>(layout.rows);
+    const auto rows = static_cast<double>(layout.group_size);
     const auto per_product = static_cast<double>(layout.per_product());
     const double noise_of_weights = std::sqrt(v * (1.0 + choice.updates));
 

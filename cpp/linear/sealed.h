@@ -13,10 +13,12 @@
 #include <vector>
 
 #include "base/ahead.h"
-#include "rlwe/parameters.h"
-#include "rlwe/rlwe.h"
 #include "linear/messages.h"
 #include "packing/blocks.h"
+#include "rlwe/decryption.h"
+#include "rlwe/encryption.h"
+#include "rlwe/parameters.h"
+#include "rlwe/secret_key.h"
 
 namespace hesplit {
 
@@ -83,13 +85,14 @@ class SealedClient {
     struct Opened;
     std::vector<std::int64_t> with_bias(View<const double> weight, View<const double> bias) const;
     std::string encrypt_all(MessageType type, const BatchShape& shape, std::size_t prefix_bytes,
-                            const std::vector<Buffer<std::int64_t>>& messages, const Id& id, const Zeros& zeros) const;
+                            const std::vector<Buffer<std::int64_t>>& messages, const Id& id,
+                            const ZeroEncryptions& zeros) const;
     std::vector<Buffer<std::int64_t>> weight_messages(const std::vector<std::int64_t>& integers) const;
     BatchShape shape_of(std::size_t samples) const;
     Id remember(const Outstanding& entry) const;
     Outstanding take(const Header& header, bool input_gradient) const;
     std::shared_ptr<const SecretBuffer<std::uint64_t>> secret() const;
-    Zeros take_zeros(Zeros& ahead, std::size_t count) const;
+    ZeroEncryptions take_zeros(ZeroEncryptions& ahead, std::size_t count) const;
     void prepare_next_step() const;
     void open(View<const std::uint8_t> reply, bool input_gradient, double* out) const;
 
@@ -97,7 +100,7 @@ class SealedClient {
     Parameters parameters_;
     Ring ring_;
     Ring auxiliary_;
-    RequestCodec codec_;
+    PolynomialCodec codec_;
     BlockLayout layout_;
     SealedScaling scaling_;
     std::vector<std::int64_t> sealed_;  // the integers that the server's ciphertexts hold
@@ -111,7 +114,7 @@ class SealedClient {
     // For the next step, as many as the last one took; guarded by ahead_mutex_, or written by the job. Last, so that a
     // job ends before the rest.
     mutable std::mutex ahead_mutex_;
-    mutable Zeros next_request_, next_update_;
+    mutable ZeroEncryptions next_request_, next_update_;
     mutable std::size_t request_count_ = 0, update_count_ = 0;
     mutable Ahead ahead_;
 };
@@ -154,7 +157,7 @@ class SealedServer {
     SealedBits bits_;
     std::size_t max_samples_;
     std::unique_ptr<Ring> ring_;
-    std::unique_ptr<RequestCodec> codec_;
+    std::unique_ptr<PolynomialCodec> codec_;
 
     mutable std::mutex mutex_;
     std::shared_ptr<const Weights> weights_;

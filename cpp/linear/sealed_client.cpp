@@ -54,7 +54,7 @@ void SealedClient::destroy() const {
     {
         const std::lock_guard<std::mutex> lock(ahead_mutex_);
         ahead_.wait();
-        next_request_ = next_update_ = Zeros();
+        next_request_ = next_update_ = ZeroEncryptions();
     }
     const std::lock_guard<std::mutex> lock(mutex_);
     outstanding_.clear();
@@ -95,13 +95,13 @@ BatchShape SealedClient::shape_of(std::size_t samples) const {
         throw ParameterError("a request holds 1 to " + std::to_string(kMaxSamples) + " samples, got " +
                              std::to_string(samples));
     }
-    return {static_cast<std::uint32_t>(samples), static_cast<std::uint32_t>(layout_.rows),
+    return {static_cast<std::uint32_t>(samples), static_cast<std::uint32_t>(layout_.group_size),
             static_cast<std::uint32_t>(layout_.width)};
 }
 
 // What was made ahead if it fits, else made now. It is never used twice.
-Zeros SealedClient::take_zeros(Zeros& ahead, std::size_t count) const {
-    Zeros zeros;
+ZeroEncryptions SealedClient::take_zeros(ZeroEncryptions& ahead, std::size_t count) const {
+    ZeroEncryptions zeros;
     {
         const std::lock_guard<std::mutex> lock(ahead_mutex_);
         ahead_.wait();
@@ -109,7 +109,7 @@ Zeros SealedClient::take_zeros(Zeros& ahead, std::size_t count) const {
     }
     const auto secret = this->secret();
     if (!zeros.usable(count)) {
-        zeros = Zeros::begin();
+        zeros = ZeroEncryptions::begin();
         zeros.fill(ring_, *secret, count);
     }
     return zeros;
@@ -119,9 +119,9 @@ void SealedClient::prepare_next_step() const {
     const std::lock_guard<std::mutex> lock(ahead_mutex_);
     if (request_count_ != 0 && ahead_.pays()) {
         ahead_.start([this, secret = secret()] {
-            next_request_ = Zeros::begin();
+            next_request_ = ZeroEncryptions::begin();
             next_request_.fill(ring_, *secret, request_count_);
-            next_update_ = Zeros::begin();
+            next_update_ = ZeroEncryptions::begin();
             next_update_.fill(ring_, *secret, update_count_);
         });
     }
@@ -130,7 +130,7 @@ void SealedClient::prepare_next_step() const {
 // [header, shape, seed, ciphertexts]: `prefix_bytes` are left at the front for the caller to fill.
 std::string SealedClient::encrypt_all(MessageType type, const BatchShape& shape, std::size_t prefix_bytes,
                                       const std::vector<Buffer<std::int64_t>>& messages, const Id& id,
-                                      const Zeros& zeros) const {
+                                      const ZeroEncryptions& zeros) const {
     WireWriter writer({type, parameters_.hash(), key_->id(), id},
                       prefix_bytes + kSealedRequestPrefix + messages.size() * codec_.bytes());
     if (prefix_bytes != 0) {
@@ -195,9 +195,9 @@ std::string SealedClient::seal(View<const double> weight, View<const double> bia
     updates_ = 0;
     const std::size_t prefix = 2 + parameters_.bytes().size() + 8 + 2;
     const std::vector<Buffer<std::int64_t>> messages = weight_messages(sealed_);
-    Zeros zeros = Zeros::begin();
+    ZeroEncryptions zeros = ZeroEncryptions::begin();
     zeros.fill(ring_, *secret(), messages.size());
-    return encrypt_all(MessageType::sealed_weight, shape_of(layout_.rows), prefix, messages, random_id(), zeros);
+    return encrypt_all(MessageType::sealed_weight, shape_of(layout_.group_size), prefix, messages, random_id(), zeros);
 }
 
 std::string SealedClient::encrypt(View<const double> x) const {
@@ -216,12 +216,12 @@ std::string SealedClient::encrypt(View<const double> x) const {
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t j = 0; j < layout_.inputs(); ++j) {
             messages.emplace_back(ring_.degree());
-            place_input(layout_, rows.data() + group * layout_.rows * layout_.features, shape.rows_of(group), j,
-                        parameters_.choice().scale, {messages.back().data(), ring_.degree()});
+            place_input(layout_, rows.data() + group * layout_.group_size * layout_.features, shape.samples_of(group),
+                        j, parameters_.choice().scale, {messages.back().data(), ring_.degree()});
         }
     }
     const Outstanding entry{shape, false, parameters_.choice().scale * scaling_.weight_scale};
-    const Zeros zeros = take_zeros(next_request_, messages.size());
+    const ZeroEncryptions zeros = take_zeros(next_request_, messages.size());
     return encrypt_all(MessageType::sealed_request, shape, 0, messages, remember(entry), zeros);
 }
 
@@ -263,8 +263,9 @@ std::string SealedClient::update(View<const double> gradient, View<const double>
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t p = 0; p < layout_.products(); ++p) {
             messages.emplace_back(ring_.degree());
-            place_gradient_for_input(layout_, gradient.data + group * layout_.rows * outputs(), shape.rows_of(group), p,
-                                     gradient_scale, {messages.back().data(), ring_.degree()});
+            place_gradient_for_input(layout_, gradient.data + group * layout_.group_size * outputs(),
+                                     shape.samples_of(group), p, gradient_scale,
+                                     {messages.back().data(), ring_.degree()});
         }
     }
     const std::vector<std::int64_t> next = with_bias(weight, bias);
@@ -274,7 +275,7 @@ std::string SealedClient::update(View<const double> gradient, View<const double>
         messages.push_back(std::move(message));
     }
     const Outstanding entry{shape, true, gradient_scale * scaling_.weight_scale};
-    const Zeros zeros = take_zeros(next_update_, messages.size());
+    const ZeroEncryptions zeros = take_zeros(next_update_, messages.size());
     std::string bytes = encrypt_all(MessageType::sealed_update, shape, 0, messages, remember(entry), zeros);
     sealed_ = next;
     ++updates_;
@@ -320,8 +321,8 @@ void SealedClient::open(View<const std::uint8_t> bytes, bool input_gradient, dou
     const std::size_t poly_bytes = packed_bytes(n, bits);
     const std::size_t runs = input_gradient ? layout_.inputs() : layout_.products();
     const auto positions_of = [&](std::size_t group, std::size_t run) {
-        return input_gradient ? input_gradient_positions(layout_, run, shape.rows_of(group))
-                              : output_positions(layout_, run, shape.rows_of(group));
+        return input_gradient ? input_gradient_positions(layout_, run, shape.samples_of(group))
+                              : output_positions(layout_, run, shape.samples_of(group));
     };
     std::vector<std::size_t> offsets;
     std::size_t total = 0;
@@ -348,7 +349,7 @@ void SealedClient::open(View<const std::uint8_t> bytes, bool input_gradient, dou
         SecretBuffer<std::int64_t> values(positions.size());
         phase_->phase({c1.data(), n}, {c2.data(), n}, {c0.data(), c0.size()}, {positions.data(), positions.size()},
                       bits, values.data());
-        const std::size_t first = group * layout_.rows, count = shape.rows_of(group);
+        const std::size_t first = group * layout_.group_size, count = shape.samples_of(group);
         for (std::size_t i = 0; i < values.size(); ++i) {
             double* to = nullptr;
             if (input_gradient) {

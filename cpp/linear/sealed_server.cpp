@@ -121,7 +121,7 @@ SealedServer::SealedServer(WireReader reader, std::size_t max_samples)
                         std::to_string(outputs));
     }
     ring_ = std::make_unique<Ring>(parameters_.ring_degree(), parameters_.primes());
-    codec_ = std::make_unique<RequestCodec>(*ring_, dropped_bits(*ring_));
+    codec_ = std::make_unique<PolynomialCodec>(*ring_, dropped_bits(*ring_));
     layout_ =
         plan_sealed(parameters_.choice(), features + 1, outputs, codec_->bits_per_coefficient(), kTypicalReplyBits);
     bits_ = {reader.u8(), reader.u8()};
@@ -160,8 +160,8 @@ std::shared_ptr<const SealedServer::Weights> SealedServer::weights() const {
 }
 
 void SealedServer::check_shape(const BatchShape& shape) const {
-    if (shape.rows != layout_.rows || shape.width != layout_.width || shape.samples < 1 ||
-        shape.samples > std::max<std::size_t>(max_samples_, layout_.rows)) {
+    if (shape.group_size != layout_.group_size || shape.width != layout_.width || shape.samples < 1 ||
+        shape.samples > std::max<std::size_t>(max_samples_, layout_.group_size)) {
         throw WireError("a sealed message of " + std::to_string(shape.samples) +
                         " samples or of another layout; this server takes up to " + std::to_string(max_samples_));
     }
@@ -204,7 +204,7 @@ std::string SealedServer::forward(View<const std::uint8_t> request) const {
     std::vector<std::vector<std::uint32_t>> positions;
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t p = 0; p < products; ++p) {
-            positions.push_back(output_positions(layout_, p, shape.rows_of(group)));
+            positions.push_back(output_positions(layout_, p, shape.samples_of(group)));
         }
     }
     const Reply reply(*ring_, reader.header(), shape, bits, std::move(positions));
@@ -239,7 +239,7 @@ std::string SealedServer::update(View<const std::uint8_t> update) {
     std::vector<std::vector<std::uint32_t>> positions;
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t j = 0; j < inputs; ++j) {
-            positions.push_back(input_gradient_positions(layout_, j, shape.rows_of(group)));
+            positions.push_back(input_gradient_positions(layout_, j, shape.samples_of(group)));
         }
     }
     const Reply reply(*ring_, reader.header(), shape, bits_.input_gradient, std::move(positions));
@@ -275,7 +275,7 @@ std::string SealedServer::update(View<const std::uint8_t> update) {
 std::string SealedServer::saved() const {
     const std::shared_ptr<const Weights> weights = this->weights();
     const std::vector<std::uint8_t> parameters = parameters_.bytes();
-    const RequestCodec exact(*ring_, 0);
+    const PolynomialCodec exact(*ring_, 0);
     const std::size_t count = layout_.products() * layout_.inputs();
     WireWriter writer({MessageType::sealed_state, parameters_.hash(), key_id_, Id{}},
                       2 + parameters.size() + 8 + 2 + 4 + 2 * count * exact.bytes());
@@ -296,7 +296,7 @@ std::string SealedServer::saved() const {
 }
 
 std::shared_ptr<const SealedServer::Weights> SealedServer::read_state(WireReader& reader) const {
-    const RequestCodec exact(*ring_, 0);
+    const PolynomialCodec exact(*ring_, 0);
     const std::size_t count = layout_.products() * layout_.inputs();
     auto state = std::make_shared<Weights>();
     state->updates = reader.u32();

@@ -32,7 +32,7 @@ struct LinearServer::Weights {
         if (blocks.size() >= kMaxLayouts) {
             blocks.clear();
         }
-        std::shared_ptr<const BlockWeights>& entry = blocks[{shape.rows, shape.width}];
+        std::shared_ptr<const BlockWeights>& entry = blocks[{shape.group_size, shape.width}];
         if (!entry) {
             entry = std::make_shared<const BlockWeights>(parameters, ring, layout, weight_view(), bias_view());
         }
@@ -101,7 +101,7 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples)
         load_rotation_keys(reader);
     }
     reader.require_remaining(0);
-    codec_ = std::make_unique<RequestCodec>(*ring_, dropped_bits(*ring_));
+    codec_ = std::make_unique<PolynomialCodec>(*ring_, dropped_bits(*ring_));
 }
 
 LinearServer::~LinearServer() = default;
@@ -111,7 +111,7 @@ void LinearServer::load_rotation_keys(WireReader& reader) {
     if (steps.empty()) {
         return;
     }
-    const RequestCodec codec(slot_ring_->key(), 0);
+    const PolynomialCodec codec(slot_ring_->key(), 0);
     const std::size_t parts = ring_->prime_count();
     reader.require_remaining(32 + steps.size() * parts * codec.bytes());
     Seed seed;
@@ -174,7 +174,7 @@ LinearServer::ForwardJob LinearServer::read(View<const std::uint8_t> request) co
     }
     std::size_t inputs = 0;
     if (slot_ring_) {
-        if (shape.rows != slots_.rows() || shape.width != 0) {
+        if (shape.group_size != slots_.group_size() || shape.width != 0) {
             throw WireError("a request with another slot layout");
         }
         inputs = slots_.inputs();
@@ -212,7 +212,7 @@ std::string LinearServer::forward(View<const std::uint8_t> request, std::size_t*
 std::shared_ptr<LinearServer::Half> LinearServer::make_half(const std::shared_ptr<Weights>& weights,
                                                             const BatchShape& shape, const Seed& seed,
                                                             bool keep_inputs) const {
-    const BlockLayout layout{ring_->degree(), features_, outputs_, shape.rows, shape.width};
+    const BlockLayout layout{ring_->degree(), features_, outputs_, shape.group_size, shape.width};
     auto half = std::make_shared<Half>();
     half->seed = seed;
     half->shape = shape;
@@ -259,7 +259,7 @@ void LinearServer::work_ahead(const std::shared_ptr<Weights>& weights) const {
         return;
     }
     const BatchShape shape = announced_shape_;
-    const BlockLayout layout{ring_->degree(), features_, outputs_, shape.rows, shape.width};
+    const BlockLayout layout{ring_->degree(), features_, outputs_, shape.group_size, shape.width};
     if (shape.groups() * (layout.inputs() + layout.products()) * ring_->size() > kMaxResidues) {
         return;
     }
@@ -288,7 +288,7 @@ std::shared_ptr<LinearServer::Half> LinearServer::take_half(const ForwardJob& jo
 }
 
 std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) const {
-    const BlockLayout layout{ring_->degree(), features_, outputs_, job.shape.rows, job.shape.width};
+    const BlockLayout layout{ring_->degree(), features_, outputs_, job.shape.group_size, job.shape.width};
     const std::shared_ptr<Half> half = take_half(job, kept != nullptr);
     const BlockWeights& weights = *half->weights;
     const int bits = weights.scaling().reply_bits;
@@ -300,7 +300,7 @@ std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) cons
     for (std::size_t group = 0; group < job.shape.groups(); ++group) {
         for (std::size_t p = 0; p < products; ++p) {
             offsets.push_back(total);
-            total += packed_bytes(layout.outputs_of(p) * job.shape.rows_of(group), bits) +
+            total += packed_bytes(layout.outputs_of(p) * job.shape.samples_of(group), bits) +
                      packed_bytes(ring_->degree(), bits);
         }
     }
@@ -318,7 +318,7 @@ std::string LinearServer::forward_blocks(const ForwardJob& job, Kept* kept) cons
             kept->blocks.push_back({inputs, std::move(in_ntt), std::move(half->c1[group])});
         }
         const Buffer<std::uint64_t> prepared = weights.prepare_c0(std::move(c0));
-        const std::size_t samples = job.shape.rows_of(group);
+        const std::size_t samples = job.shape.samples_of(group);
         parallel_for((products + at_once - 1) / at_once, [&](std::size_t task) {
             const std::size_t first = task * at_once;
             const std::size_t count = std::min(at_once, products - first);

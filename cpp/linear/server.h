@@ -9,12 +9,12 @@
 #include <vector>
 
 #include "base/ahead.h"
-#include "rlwe/parameters.h"
 #include "ckks/slot_ring.h"
 #include "linear/messages.h"
 #include "linear/precision.h"
 #include "packing/blocks.h"
 #include "packing/slots.h"
+#include "rlwe/parameters.h"
 
 namespace hesplit {
 
@@ -76,7 +76,7 @@ class LinearServer {
     RotationKeys rotation_keys_;
     std::unique_ptr<Ring> own_ring_;  // blocks only
     const Ring* ring_ = nullptr;
-    std::unique_ptr<RequestCodec> codec_;
+    std::unique_ptr<PolynomialCodec> codec_;
 
     mutable std::mutex mutex_;
     std::shared_ptr<Weights> weights_;

@@ -76,7 +76,7 @@ std::string LinearServer::weight_gradient(const Kept& kept, View<const double> g
     const double modulus = ring_->modulus_value();
     const int most_bits = static_cast<int>(std::floor(std::log2(modulus)));
     const double scale = gradient_scale(parameters_.choice(), modulus, gradient, outputs_, slot_ring_ == nullptr);
-    const BlockLayout layout{ring_->degree(), features_, outputs_, kept.shape.rows, kept.shape.width};
+    const BlockLayout layout{ring_->degree(), features_, outputs_, kept.shape.group_size, kept.shape.width};
 
     auto masked = std::make_shared<Masked>();
     masked->header = kept.header;
@@ -148,7 +148,7 @@ void LinearServer::unmask(const Masked& masked, View<const std::uint8_t> opened,
         total += packed_bytes(run.coefficients, bits);
     }
     reader.require_remaining(total);
-    const BlockLayout layout{ring_->degree(), features_, outputs_, masked.shape.rows, masked.shape.width};
+    const BlockLayout layout{ring_->degree(), features_, outputs_, masked.shape.group_size, masked.shape.width};
     for (std::size_t r = 0; r < masked.runs.size(); ++r) {
         const GradientRun& run = masked.runs[r];
         Buffer<std::uint64_t> values(run.coefficients);

@@ -19,9 +19,10 @@ SlotCiphertext slot_gradient(const SlotRing& ring, const SlotLayout& layout, con
         std::vector<Buffer<std::uint64_t>> encoded;
         std::vector<const std::uint64_t*> in0, in1, factors;
         for (std::size_t group = 0; group < inputs.size(); ++group) {
-            const std::size_t first = group * layout.rows();
-            const std::vector<double> values = place_slot_gradient(
-                layout, gradient.data + first * layout.outputs, std::min(layout.rows(), samples - first), p, shifts[k]);
+            const std::size_t first = group * layout.group_size();
+            const std::vector<double> values =
+                place_slot_gradient(layout, gradient.data + first * layout.outputs,
+                                    std::min(layout.group_size(), samples - first), p, shifts[k]);
             if (values.empty()) {
                 continue;
             }

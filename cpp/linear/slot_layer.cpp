@@ -28,9 +28,9 @@ SlotWeights::SlotWeights(const Parameters& parameters, const SlotRing& ring, con
     });
     for (std::size_t p = 0; bias.size != 0 && p < layout.products(); ++p) {
         std::vector<double> values(layout.slots, 0.0);
-        const std::vector<std::uint32_t> slots = output_slots(layout, p, layout.rows());
+        const std::vector<std::uint32_t> slots = output_slots(layout, p, layout.group_size());
         for (std::size_t i = 0; i < slots.size(); ++i) {
-            values[slots[i]] = bias[p * layout.outputs_per_product() + i / layout.rows()];
+            values[slots[i]] = bias[p * layout.outputs_per_product() + i / layout.group_size()];
         }
         bias_.emplace_back(ring_.data().size());
         ring_.encode(values, scaling_.product_scale, bias_.back().data());

@@ -86,7 +86,7 @@ Buffer<std::uint64_t> StrandWeights::prepare_c0(Buffer<std::uint64_t> c0) const 
             // Only coefficients s * k of a product are outputs, and s * k + i < m: no window wraps around.
             for (std::size_t i = 0; i < used; ++i) {
                 for (std::size_t t = 0; t < c; ++t) {
-                    for (std::size_t s = 0; s < layout_.rows; ++s) {
+                    for (std::size_t s = 0; s < layout_.group_size; ++s) {
                         gathered[t * n + s] = poly[t * m + s * k + i];
                     }
                     to[t] = prepared.data() + ((row * c + t) * layout_.features + j * k + i) * n;

@@ -15,8 +15,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "ring/ring.h"
 #include "packing/blocks.h"
+#include "ring/ring.h"
 
 namespace hesplit {
 
@@ -41,11 +41,11 @@ class StrandWeights {
                  std::uint64_t* out, std::size_t product_stride, std::size_t row_stride) const;
 
   private:
-    std::size_t block() const { return layout_.rows * layout_.width; }  // m
-    std::size_t strands() const { return ring_.degree() / block(); }    // C
+    std::size_t block() const { return layout_.group_size * layout_.width; }  // m
+    std::size_t strands() const { return ring_.degree() / block(); }          // C
     // A window is m coefficients and, for reading x^-i further along, the first ones times 1/z.
     std::size_t window() const { return block() + (layout_.width - 1 + 15) / 16 * 16; }
-    std::size_t padded_rows() const { return (layout_.rows + 15) / 16 * 16; }
+    std::size_t padded_rows() const { return (layout_.group_size + 15) / 16 * 16; }
     // Where V[z, p] begins among values_.
     std::size_t place(std::size_t row, std::size_t z, std::size_t p) const {
         return ((row * strands() + z) * layout_.products() + p) * layout_.features;

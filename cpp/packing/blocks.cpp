@@ -10,7 +10,7 @@
 namespace hesplit {
 
 std::size_t BlockLayout::per_product() const {
-    return std::max<std::size_t>(1, std::min(outputs, degree / (rows * width)));
+    return std::max<std::size_t>(1, std::min(outputs, degree / block()));
 }
 
 std::size_t BlockLayout::outputs_of(std::size_t p) const {
@@ -22,15 +22,15 @@ std::size_t BlockLayout::features_of(std::size_t j) const {
 }
 
 bool BlockLayout::operator==(const BlockLayout& other) const {
-    return degree == other.degree && features == other.features && outputs == other.outputs && rows == other.rows &&
-           width == other.width;
+    return degree == other.degree && features == other.features && outputs == other.outputs &&
+           group_size == other.group_size && width == other.width;
 }
 
 void check(const BlockLayout& layout) {
-    if (layout.features < 1 || layout.outputs < 1 || layout.rows < 1 || layout.width < 1 ||
-        layout.width > layout.features || layout.rows > layout.degree || layout.rows * layout.width > layout.degree) {
-        throw ParameterError("a block layout needs rows * width <= ring degree, got rows " +
-                             std::to_string(layout.rows) + ", width " + std::to_string(layout.width) +
+    if (layout.features < 1 || layout.outputs < 1 || layout.group_size < 1 || layout.width < 1 ||
+        layout.width > layout.features || layout.group_size > layout.degree || layout.block() > layout.degree) {
+        throw ParameterError("a block layout needs samples of a group * width <= ring degree, got samples " +
+                             std::to_string(layout.group_size) + ", width " + std::to_string(layout.width) +
                              ", ring degree " + std::to_string(layout.degree));
     }
 }
@@ -39,7 +39,7 @@ bool prefers_strands(const BlockLayout& layout, std::size_t primes) {
     // A matrix product needs `width` times as many multiplications as transformed weights, and transforms of length C
     // that are sums of C terms.
     constexpr std::size_t kMaxWidth = 32, kMaxStrands = 32;
-    const std::size_t block = layout.rows * layout.width;
+    const std::size_t block = layout.block();
     if ((block & (block - 1)) != 0 || block % 16 != 0 || layout.degree / block > kMaxStrands) {
         return false;
     }
@@ -54,7 +54,8 @@ BlockCost block_cost(const BlockLayout& layout, const BlockMedium& medium, std::
     constexpr double kStrand = 0.06;
     const bool strands = prefers_strands(layout, medium.primes);
     const auto width = static_cast<double>(layout.width);
-    const auto coefficients = static_cast<double>(layout.degree * ((samples + layout.rows - 1) / layout.rows));
+    const auto coefficients =
+        static_cast<double>(layout.degree * ((samples + layout.group_size - 1) / layout.group_size));
     const auto once = static_cast<double>(layout.degree * medium.primes);
     const double each = coefficients * static_cast<double>(medium.primes);
     const auto inputs = static_cast<double>(layout.inputs());
@@ -77,7 +78,7 @@ BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t ou
     // The smallest width for each number of inputs; a larger one with the same number only wastes coefficients.
     for (std::size_t inputs = 1; inputs <= features; ++inputs) {
         candidate.width = (features + inputs - 1) / inputs;
-        if (candidate.rows * candidate.width > degree || candidate.inputs() != inputs) {
+        if (candidate.block() > degree || candidate.inputs() != inputs) {
             continue;
         }
         const double cost = block_cost(candidate, medium, samples).total();
@@ -116,7 +117,7 @@ void place_weight(const BlockLayout& layout, const double* weight, std::size_t p
     const std::size_t used = layout.features_of(j);
     for (std::size_t u = 0; u < layout.outputs_of(p); ++u) {
         const double* row = weight + (p * layout.per_product() + u) * layout.features + first;
-        const std::size_t origin = u * layout.rows * layout.width;
+        const std::size_t origin = u * layout.block();
         for (std::size_t i = 0; i < used; ++i) {
             const std::int64_t value = std::llrint(row[i] * scale);
             // x^(origin - i); a negative exponent e is -x^(N + e).
@@ -134,7 +135,7 @@ std::vector<std::uint32_t> output_positions(const BlockLayout& layout, std::size
     positions.reserve(layout.outputs_of(p) * count);
     for (std::size_t u = 0; u < layout.outputs_of(p); ++u) {
         for (std::size_t s = 0; s < count; ++s) {
-            positions.push_back(static_cast<std::uint32_t>((u * layout.rows + s) * layout.width));
+            positions.push_back(static_cast<std::uint32_t>((u * layout.group_size + s) * layout.width));
         }
     }
     return positions;
@@ -170,7 +171,7 @@ void place_gradient(const BlockLayout& layout, const double* gradient, std::size
 void place_gradient_for_weight(const BlockLayout& layout, const double* gradient, std::size_t count, std::size_t p,
                                double scale, View<std::int64_t> out) {
     const auto k = static_cast<std::int64_t>(layout.width);
-    const std::int64_t block = static_cast<std::int64_t>(layout.rows) * k;
+    const std::int64_t block = static_cast<std::int64_t>(layout.block());
     place_gradient(layout, gradient, count, p, scale, out,
                    [&](std::int64_t u, std::int64_t s) { return u * block - s * k; });
 }
@@ -178,7 +179,7 @@ void place_gradient_for_weight(const BlockLayout& layout, const double* gradient
 void place_gradient_for_input(const BlockLayout& layout, const double* gradient, std::size_t count, std::size_t p,
                               double scale, View<std::int64_t> out) {
     const auto k = static_cast<std::int64_t>(layout.width);
-    const std::int64_t block = static_cast<std::int64_t>(layout.rows) * k;
+    const std::int64_t block = static_cast<std::int64_t>(layout.block());
     place_gradient(layout, gradient, count, p, scale, out,
                    [&](std::int64_t u, std::int64_t s) { return s * k + k - 1 - u * block; });
 }
@@ -187,7 +188,7 @@ std::vector<std::uint32_t> weight_gradient_positions(const BlockLayout& layout, 
     std::vector<std::uint32_t> positions;
     for (std::size_t u = 0; u < layout.outputs_of(p); ++u) {
         for (std::size_t i = 0; i < layout.features_of(j); ++i) {
-            positions.push_back(static_cast<std::uint32_t>(u * layout.rows * layout.width + i));
+            positions.push_back(static_cast<std::uint32_t>(u * layout.block() + i));
         }
     }
     return positions;

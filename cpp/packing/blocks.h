@@ -5,15 +5,18 @@
 // `per_product` outputs of every sample at known coefficients; the other coefficients hold cross terms, which are never
 // sent.
 //
-//   input j       sum_{s<rows, i<width}     X[s, j*width+i]          x^(s*width + i)
-//   weights p, j  sum_{u<per_product, i<width} W[p*per_product+u, j*width+i] x^(u*rows*width - i)      (x^N = -1)
-//   Y[s, p*per_product+u] is coefficient (u*rows + s)*width of sum_j input_j * weights_{p,j}
+// clang-format off
+// With n = group_size, k = width, c = per_product and o = p*c + u an output:
+//   input j        sum_{s<n, i<k}  X[s, j*k+i]  x^(s*k + i)
+//   weights p, j   sum_{u<c, i<k}  W[o, j*k+i]  x^(u*n*k - i)      (x^N = -1)
+//   Y[s, o] is coefficient (u*n + s)*k of sum_j input_j * weights_{p,j}
 //
 // The same inputs and weights, multiplied by polynomials of the gradient G = dJ/dY, hold the other two gradients:
-//   for the weight p  sum_{u,s} G[s, p*per_product+u] x^(u*rows*width - s*width);       times input_j:
-//                     dW[p*per_product+u, j*width+i] is coefficient u*rows*width + i
-//   for the input p   sum_{u,s} G[s, p*per_product+u] x^(s*width + width-1 - u*rows*width);  summed with weights_{p,j}:
-//                     dX[s, j*width+i] is coefficient s*width + width-1 - i
+//   for the weight p   sum_{u,s}  G[s, o]  x^(u*n*k - s*k);            times input_j:
+//                      dW[o, j*k+i] is coefficient u*n*k + i
+//   for the input p    sum_{u,s}  G[s, o]  x^(s*k + k-1 - u*n*k);      times weights_{p,j}, summed over p:
+//                      dX[s, j*k+i] is coefficient s*k + k-1 - i
+// clang-format on
 #pragma once
 
 #include <cstddef>
@@ -25,12 +28,13 @@
 namespace hesplit {
 
 struct BlockLayout {
-    std::size_t degree = 0;    // N
-    std::size_t features = 0;  // d
-    std::size_t outputs = 0;   // o
-    std::size_t rows = 0;      // n: samples of one group
-    std::size_t width = 0;     // k: coefficients of a sample in one input polynomial
+    std::size_t degree = 0;      // N
+    std::size_t features = 0;    // d
+    std::size_t outputs = 0;     // o
+    std::size_t group_size = 0;  // n: samples of one group, which share their polynomials
+    std::size_t width = 0;       // k: coefficients of a sample in one input polynomial
 
+    std::size_t block() const { return group_size * width; }                                // n * k
     std::size_t inputs() const { return (features + width - 1) / width; }                   // J
     std::size_t per_product() const;                                                        // c
     std::size_t products() const { return (outputs + per_product() - 1) / per_product(); }  // P
@@ -41,13 +45,13 @@ struct BlockLayout {
     bool operator==(const BlockLayout& other) const;
 };
 
-// Throws ParameterError unless 1 <= width, rows * width <= N, and every size is at least 1.
+// Throws ParameterError unless 1 <= width, block() <= N, and every size is at least 1.
 void check(const BlockLayout& layout);
 
 // Encoded weights above this are made anew for every forward pass instead of kept.
 inline constexpr std::size_t kMaxKeptBytes = std::size_t{256} << 20;
 
-// Whether the forward pass is best done as a matrix product (linear/strand_layer.h) instead of with transformed
+// Whether the forward pass is best done as a matrix product (linear/blocks/strands.h) instead of with transformed
 // weights: where these are too many to keep, or where it takes no more multiplications.
 bool prefers_strands(const BlockLayout& layout, std::size_t primes);
 
@@ -72,12 +76,11 @@ struct BlockMedium {
 // layouts are.
 BlockCost block_cost(const BlockLayout& layout, const BlockMedium& medium, std::size_t samples);
 
-// The layout with the least cost for `samples` rows; splits them into equal groups of `rows` when they do not fit one
-// polynomial.
+// The layout with the least cost for `samples`; splits them into equal groups when they do not fit one polynomial.
 BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples,
                         const BlockMedium& medium);
 
-// The coefficients of input polynomial j for `count` <= rows samples: round(x * scale). `x` is row-major [count,
+// The coefficients of input polynomial j for `count` <= group_size samples: round(x * scale). `x` is row-major [count,
 // features].
 template <class T>
 void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::size_t j, double scale,

@@ -17,7 +17,7 @@ namespace {
 constexpr double kRotate = 10, kMultiply = 0.5, kInput = 6, kProduct = 6, kEncode = 1;
 
 double cost(const SlotLayout& layout, std::size_t samples, bool weight_gradients) {
-    const auto groups = static_cast<double>((samples + layout.rows() - 1) / layout.rows());
+    const auto groups = static_cast<double>((samples + layout.group_size() - 1) / layout.group_size());
     const auto j = static_cast<double>(layout.inputs());
     const auto p = static_cast<double>(layout.products());
     const auto giants = static_cast<double>(layout.giants());
@@ -29,10 +29,10 @@ double cost(const SlotLayout& layout, std::size_t samples, bool weight_gradients
     if (!weight_gradients) {
         return forward;
     }
-    const auto rows = static_cast<double>(std::min(layout.rows(), samples));
-    const auto blocks = static_cast<double>(std::min(layout.outputs, layout.rows()));
+    const auto group = static_cast<double>(std::min(layout.group_size(), samples));
+    const auto blocks = static_cast<double>(std::min(layout.outputs, layout.group_size()));
     const double products = j * std::ceil(static_cast<double>(layout.outputs) / blocks);
-    return forward + products * ((rows + blocks - 1) * (kRotate + groups * (kMultiply + kEncode)) + kProduct);
+    return forward + products * ((group + blocks - 1) * (kRotate + groups * (kMultiply + kEncode)) + kProduct);
 }
 
 std::int64_t modulo(std::int64_t value, std::size_t size) {
@@ -157,7 +157,7 @@ std::vector<double> place_slot_weight(const SlotLayout& layout, const double* we
         const std::size_t row = p * layout.outputs_per_product() + static_cast<std::size_t>(output);
         const double value = weight[row * layout.features + first + static_cast<std::size_t>(column)];
         zero = zero && value == 0;
-        for (std::size_t s = 0; s < layout.rows(); ++s) {
+        for (std::size_t s = 0; s < layout.group_size(); ++s) {
             const std::int64_t slot = static_cast<std::int64_t>(s * layout.stride()) + r + layout.giant_step(g);
             values[static_cast<std::size_t>(modulo(slot, layout.slots))] = value;
         }
@@ -177,7 +177,7 @@ std::vector<std::uint32_t> output_slots(const SlotLayout& layout, std::size_t p,
 }
 
 std::size_t gradient_outputs(const SlotLayout& layout) {
-    return std::min(layout.outputs, layout.rows());
+    return std::min(layout.outputs, layout.group_size());
 }
 
 std::size_t gradient_products(const SlotLayout& layout) {
@@ -185,9 +185,9 @@ std::size_t gradient_products(const SlotLayout& layout) {
 }
 
 std::vector<std::int64_t> gradient_shifts(const SlotLayout& layout, std::size_t samples) {
-    const auto rows = static_cast<std::int64_t>(std::min(layout.rows(), samples));
+    const auto group = static_cast<std::int64_t>(std::min(layout.group_size(), samples));
     std::vector<std::int64_t> shifts;
-    for (std::int64_t shift = 1 - static_cast<std::int64_t>(gradient_outputs(layout)); shift < rows; ++shift) {
+    for (std::int64_t shift = 1 - static_cast<std::int64_t>(gradient_outputs(layout)); shift < group; ++shift) {
         shifts.push_back(shift);
     }
     return shifts;

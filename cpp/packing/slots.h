@@ -36,7 +36,7 @@ struct SlotLayout {
     std::size_t block() const { return period << halvings; }  // D
     std::size_t parts() const { return std::size_t{1} << halvings; }
     std::size_t stride() const { return block() + (repeated ? period - 1 : 0); }
-    std::size_t rows() const { return slots / stride(); }  // samples of one group
+    std::size_t group_size() const { return slots / stride(); }  // samples of one group
     std::size_t offsets() const { return repeated ? period : 2 * period - 1; }
     std::int64_t first_offset() const { return repeated ? 0 : 1 - static_cast<std::int64_t>(period); }
     std::size_t giants() const { return (offsets() + babies - 1) / babies; }
@@ -53,7 +53,7 @@ SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outpu
 // Every rotation that the server makes, each once, none 0: what Galois keys are made for.
 std::vector<int> rotation_steps(const SlotLayout& layout);
 
-// The slots of input ciphertext j for `count` <= rows() samples. `x` is row-major [count, features].
+// The slots of input ciphertext j for `count` <= group_size() samples. `x` is row-major [count, features].
 template <class T>
 std::vector<double> place_slot_input(const SlotLayout& layout, const T* x, std::size_t count, std::size_t j);
 
@@ -63,7 +63,7 @@ std::vector<double> place_slot_weight(const SlotLayout& layout, const double* we
                                       std::size_t g, std::size_t b);
 
 // The gradient of W from the same input ciphertexts: with G[s, t] in the slots of sample s, rotated by (s - t) strides,
-// row t of dW gathers in block t. Blocks of one ciphertext hold up to gradient_outputs() rows.
+// row t of dW gathers in block t. Blocks of one ciphertext hold up to gradient_outputs() rows of it.
 std::size_t gradient_outputs(const SlotLayout& layout);
 std::size_t gradient_products(const SlotLayout& layout);
 // The shifts r = s - t that batches of `samples` need, and their rotations (each once, none 0).

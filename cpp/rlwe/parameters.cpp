@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "base/error.h"
+#include "wire/little_endian.h"
 
 namespace hesplit {
 
@@ -97,34 +98,22 @@ std::vector<std::uint64_t> find_primes(const ParameterChoice& choice) {
 
 // The canonical layout: version, packing, security, prime count (1 byte each), prime sizes (1 byte each), then ring
 // degree, batch size, releases, updates (8 bytes each) and four doubles.
-struct Writer {
+struct CanonicalBytes {
     std::vector<std::uint8_t> bytes;
     void u8(std::uint8_t value) { bytes.push_back(value); }
     void u64(std::uint64_t value) {
-        for (int i = 0; i < 8; ++i) {
-            bytes.push_back(static_cast<std::uint8_t>(value >> (8 * i)));
-        }
+        bytes.resize(bytes.size() + 8);
+        store_little_endian(bytes.data() + bytes.size() - 8, value, 8);
     }
-    void f64(double value) {
-        std::uint64_t word;
-        std::memcpy(&word, &value, sizeof(word));
-        u64(word);
-    }
+    void f64(double value) { u64(bits_of(value)); }
 };
 
 std::uint64_t read_u64(const std::uint8_t* in) {
-    std::uint64_t value = 0;
-    for (int i = 0; i < 8; ++i) {
-        value |= std::uint64_t{in[i]} << (8 * i);
-    }
-    return value;
+    return load_little_endian(in, 8);
 }
 
 double read_f64(const std::uint8_t* in) {
-    const std::uint64_t word = read_u64(in);
-    double value;
-    std::memcpy(&value, &word, sizeof(value));
-    return value;
+    return double_of(read_u64(in));
 }
 
 }  // namespace
@@ -153,7 +142,7 @@ Parameters::Parameters(ParameterChoice choice) : choice_(std::move(choice)) {
     check_ranges(choice_);
     primes_ = find_primes(choice_);
 
-    Writer writer{bytes()};
+    CanonicalBytes writer{bytes()};
     for (const std::uint64_t prime : primes_) {
         writer.u64(prime);
     }
@@ -182,7 +171,7 @@ int Parameters::total_bits() const {
 }
 
 std::vector<std::uint8_t> Parameters::bytes() const {
-    Writer writer;
+    CanonicalBytes writer;
     writer.u8(kLayoutVersion);
     writer.u8(static_cast<std::uint8_t>(choice_.packing));
     writer.u8(static_cast<std::uint8_t>(choice_.security));
@@ -236,6 +225,23 @@ Parameters Parameters::parse(View<const std::uint8_t> bytes) {
     } catch (const ParameterError& error) {
         throw WireError(std::string("parameters that cannot be used: ") + error.what());
     }
+}
+
+std::size_t parameter_bytes(const Parameters& parameters) {
+    return 2 + parameters.bytes().size();
+}
+
+void write_parameters(WireWriter& writer, const Parameters& parameters) {
+    const std::vector<std::uint8_t> bytes = parameters.bytes();
+    writer.u16(static_cast<std::uint16_t>(bytes.size()));
+    writer.raw({bytes.data(), bytes.size()});
+}
+
+Parameters read_parameters(WireReader& reader) {
+    const std::size_t size = reader.u16();
+    Parameters parameters = Parameters::parse(reader.raw(size));
+    reader.require(parameters.hash(), reader.header().key);
+    return parameters;
 }
 
 }  // namespace hesplit

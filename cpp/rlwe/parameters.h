@@ -2,13 +2,13 @@
 // their canonical bytes, whose hash travels with every message.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "base/buffer.h"
+#include "wire/format.h"
 
 namespace hesplit {
 
@@ -16,8 +16,6 @@ enum class Packing : std::uint8_t { blocks = 1, slots = 2 };
 
 // standard: at least 128 bits by the 2024 security guidelines. paper: a published set below that, run on request only.
 enum class Security : std::uint8_t { standard = 1, paper = 2 };
-
-using ParameterHash = std::array<std::uint8_t, 16>;
 
 // What a user chooses. Ranges are in the units of the activations and of the logits.
 struct ParameterChoice {
@@ -59,6 +57,12 @@ class Parameters {
     std::vector<std::uint64_t> primes_;
     ParameterHash hash_{};
 };
+
+// Parameters as a field of a message: their length (2 bytes), then their canonical bytes.
+std::size_t parameter_bytes(const Parameters& parameters);
+void write_parameters(WireWriter& writer, const Parameters& parameters);
+// Throws WireError for parameters that cannot be used, KeyMismatchError where the header names others.
+Parameters read_parameters(WireReader& reader);
 
 // The largest log2 of the whole modulus for 128-bit security with a ternary secret (2024 security guidelines), or 0 for
 // a ring degree that is not supported.

@@ -115,7 +115,7 @@ class Client:
         self.parameters = choose_parameters(config, architecture)
         self.linear: Encryption | None = None
         self.session: Session | None = None
-        self._connect = connect
+        self._connect = connect if config.traits.is_split else None
         terms = Terms(
             protocol=config.protocol,
             in_features=architecture.activations,

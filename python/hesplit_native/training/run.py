@@ -386,6 +386,7 @@ class Run:
     def _turn(self, participant: Participant) -> Generator[Tensor, None, None]:
         """One participant's batches that are left of this epoch."""
         progress = self.progress
+        participant.client.phases.enter("accounting")  # every moment of training belongs to a phase
         participant.order.set_state(participant.before)
         order = participant.rows[torch.randperm(len(participant.rows), generator=participant.order)]
         batches = torch.split(order, self.config.batch_size)[: participant.batches]

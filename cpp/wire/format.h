@@ -1,21 +1,24 @@
 // The wire format: what travels between client and server, and key files. Ours, bit-packed, versioned, validated.
 //
-//   header  magic "HESN", version, type, 2 zero bytes, total length (8), parameter hash (16), key id (16), message id
-//   (16) body    little-endian integers and doubles, bit-packed runs of residues footer  checksum (8) over everything
-//   before it
+// clang-format off
+//   header  magic "HESN", version, type, 2 zero bytes, total length (8),
+//           parameter hash (16), key id (16), message id (16)
+//   body    little-endian integers and doubles, bit-packed runs of residues
+//   footer  checksum (8) over everything before it
+// clang-format on
 //
 // The checksum finds accidental damage: each word enters through a bijection, so no change within one word goes
 // unnoticed. It does not authenticate: that is the transport's work (mutual TLS).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "base/buffer.h"
-#include "rlwe/parameters.h"
 #include "ring/prng.h"
+#include "wire/codec.h"
 
 namespace hesplit {
 
@@ -37,10 +40,8 @@ inline constexpr std::uint8_t kWireVersion = 3;
 inline constexpr std::size_t kHeaderBytes = 64;
 inline constexpr std::size_t kFooterBytes = 8;
 
-// Bytes that `count` values of `bits` bits take.
-constexpr std::size_t packed_bytes(std::size_t count, int bits) {
-    return (count * static_cast<std::size_t>(bits) + 7) / 8;
-}
+// Of the parameters that a message was made under (rlwe/parameters.h).
+using ParameterHash = std::array<std::uint8_t, 16>;
 
 struct Header {
     MessageType type = MessageType::request;
@@ -58,7 +59,7 @@ class WireWriter {
     void u32(std::uint32_t value);
     void f64(double value);
     void raw(View<const std::uint8_t> bytes);
-    // Values below 2^bits; the run ends on a byte boundary, filled with zero bits.
+    void seed(const Seed& seed);
     void packed(View<const std::uint64_t> values, int bits);
 
     // Where a run of that many bytes goes, to be filled by pack_bits, for filling runs from several threads.
@@ -87,6 +88,7 @@ class WireReader {
     std::uint32_t u32();
     double f64();
     View<const std::uint8_t> raw(std::size_t size);
+    Seed seed();
     // Reads values of `bits` bits, each below `limit`; the fill bits must be zero.
     void packed(View<std::uint64_t> values, int bits, std::uint64_t limit);
 
@@ -103,9 +105,5 @@ class WireReader {
 
 // Writes the checksum of a whole message into its footer.
 void seal_message(View<std::uint8_t> message);
-
-// The packed run itself, for readers and writers that work on several runs at once.
-void pack_bits(View<const std::uint64_t> values, int bits, std::uint8_t* out);
-void unpack_bits(const std::uint8_t* in, View<std::uint64_t> values, int bits, std::uint64_t limit);
 
 }  // namespace hesplit

@@ -1,78 +1,15 @@
-// Ring-LWE: the secret key, seeded symmetric encryption, and the phase of a shortened reply.
-//
-// A fresh ciphertext of m is (c0, c1) with c1 uniform, expanded from a public seed, and c0 = m + e - c1 * s.
+// Decryption of replies whose modulus was switched to a power of two, and what that switch adds to their noise.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <mutex>
-#include <vector>
 
 #include "base/buffer.h"
-#include "rlwe/parameters.h"
-#include "ring/prng.h"
 #include "ring/ring.h"
+#include "rlwe/secret_key.h"
 
 namespace hesplit {
-
-// A ternary secret with its parameters and its random public identifier. Zeroed when freed.
-class SecretKey {
-  public:
-    static std::shared_ptr<const SecretKey> generate(const Parameters& parameters);
-
-    const Parameters& parameters() const { return parameters_; }
-    const Id& id() const { return id_; }
-    // Throws KeyMismatchError once the key is destroyed.
-    View<const std::int8_t> coefficients() const;
-
-    // Zeroes the secret, also for those who still hold the key: what a client does that was answered with nonsense.
-    void destroy() const;
-
-    // The bytes of a key file (not encrypted; 2 bits per coefficient, checksummed) and back. parse throws WireError.
-    SecretBuffer<std::uint8_t> bytes() const;
-    static std::shared_ptr<const SecretKey> parse(View<const std::uint8_t> bytes);
-
-  private:
-    SecretKey(Parameters parameters, const Id& id, SecretBuffer<std::int8_t> coefficients);
-
-    Parameters parameters_;
-    Id id_;
-    mutable SecretBuffer<std::int8_t> coefficients_;
-    mutable std::atomic<bool> destroyed_{false};
-};
-
-// The secret in NTT form over one ring.
-SecretBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring);
-
-// The uniform c1, in NTT form, of ciphertext `index` under a public seed.
-void expand_uniform(const Ring& ring, const Seed& seed, std::uint32_t index, std::uint64_t* c1);
-
-// Fresh randomness of one message of several ciphertexts: a public seed, and a secret key for the noise.
-struct EncryptionRandomness {
-    Seed seed;
-    SecretBuffer<std::uint8_t> noise_key;
-
-    static EncryptionRandomness fresh();
-};
-
-// c0 of a fresh encryption of zero, in coefficient form; a message is added to it. Until then it is as secret as the
-// message will be. `secret` is secret_in_ring. Never call it twice with the same randomness and index.
-void encrypt_zero(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
-                  std::uint32_t index, std::uint64_t* c0);
-
-// Encryptions of zero, numbered from 0, for the ciphertexts of one message, to be used once. They may be made ahead of
-// the message, but not be used by a forked child.
-struct Zeros {
-    EncryptionRandomness randomness;
-    std::vector<SecretBuffer<std::uint64_t>> c0;
-    long process = 0;
-
-    static Zeros begin();  // fresh randomness, nothing encrypted yet
-    void fill(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, std::size_t count);
-    bool usable(std::size_t count) const;
-};
 
 // The ring with a modulus of 60 bits in which c1 * s does not wrap around: scratch for decryption, the same for every
 // key.
@@ -113,10 +50,6 @@ class PhaseDecryptor {
     mutable std::once_flag square_once_;
     mutable SecretBuffer<std::uint64_t> reversed_square_;  // s^2 modulo 2^64, reversed
 };
-
-// Normally distributed noise of that deviation, fresh from the operating system: what floods a released decryption.
-// Throws WireError for a deviation of 2^54 and more, which no honest reply leads to.
-SecretBuffer<std::int64_t> flood(double deviation, std::size_t count);
 
 // How many bits a reply of degree 2 may have: N * N * 2^(bits-1) stays below half the auxiliary modulus.
 int max_degree_2_bits(std::size_t ring_degree);

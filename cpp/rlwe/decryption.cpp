@@ -1,15 +1,10 @@
-#include "rlwe/rlwe.h"
+#include "rlwe/decryption.h"
 
 #include <seal/modulus.h>
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
-
-#include "base/ahead.h"
-#include "base/error.h"
-#include "base/parallel.h"
-#include "wire/wire.h"
+#include <vector>
 
 namespace hesplit {
 
@@ -22,111 +17,6 @@ constexpr std::size_t kDirectPositions = 128;
 
 }  // namespace
 
-SecretKey::SecretKey(Parameters parameters, const Id& id, SecretBuffer<std::int8_t> coefficients)
-    : parameters_(std::move(parameters)), id_(id), coefficients_(std::move(coefficients)) {}
-
-std::shared_ptr<const SecretKey> SecretKey::generate(const Parameters& parameters) {
-    SecretBuffer<std::uint8_t> seed(32);
-    os_random(seed.data(), seed.size());
-    ChaCha20 stream(seed.data(), Domain::secret, 0, 0);
-    SecretBuffer<std::int8_t> coefficients(parameters.ring_degree());
-    sample_ternary(stream, coefficients.data(), coefficients.size());
-    return std::shared_ptr<const SecretKey>(new SecretKey(parameters, random_id(), std::move(coefficients)));
-}
-
-View<const std::int8_t> SecretKey::coefficients() const {
-    if (destroyed_) {
-        throw KeyMismatchError("this secret key was destroyed and cannot be used again");
-    }
-    return {coefficients_.data(), coefficients_.size()};
-}
-
-void SecretKey::destroy() const {
-    destroyed_ = true;
-    secure_zero(coefficients_.data(), coefficients_.size());
-}
-
-SecretBuffer<std::uint8_t> SecretKey::bytes() const {
-    const View<const std::int8_t> coefficients = this->coefficients();
-    const std::vector<std::uint8_t> parameters = parameters_.bytes();
-    SecretBuffer<std::uint64_t> digits(coefficients.size);
-    std::transform(coefficients.begin(), coefficients.end(), digits.begin(),
-                   [](std::int8_t s) { return static_cast<std::uint64_t>(s + 1); });
-    const std::size_t body = 2 + parameters.size() + packed_bytes(digits.size(), 2);
-    WireWriter writer({MessageType::secret_key, parameters_.hash(), id_, Id{}}, body);
-    writer.u16(static_cast<std::uint16_t>(parameters.size()));
-    writer.raw({parameters.data(), parameters.size()});
-    writer.packed({digits.data(), digits.size()}, 2);
-    std::string text = writer.finish();
-    SecretBuffer<std::uint8_t> bytes(text.begin(), text.end());
-    secure_zero(text.data(), text.size());
-    return bytes;
-}
-
-std::shared_ptr<const SecretKey> SecretKey::parse(View<const std::uint8_t> bytes) {
-    WireReader reader(bytes, MessageType::secret_key);
-    const std::size_t parameter_bytes = reader.u16();
-    const Parameters parameters = Parameters::parse(reader.raw(parameter_bytes));
-    reader.require(parameters.hash(), reader.header().key);
-    reader.require_remaining(packed_bytes(parameters.ring_degree(), 2));
-    SecretBuffer<std::uint64_t> digits(parameters.ring_degree());
-    reader.packed({digits.data(), digits.size()}, 2, 3);
-    SecretBuffer<std::int8_t> coefficients(digits.size());
-    std::transform(digits.begin(), digits.end(), coefficients.begin(),
-                   [](std::uint64_t digit) { return static_cast<std::int8_t>(static_cast<int>(digit) - 1); });
-    return std::shared_ptr<const SecretKey>(new SecretKey(parameters, reader.header().key, std::move(coefficients)));
-}
-
-SecretBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring) {
-    SecretBuffer<std::uint64_t> secret(ring.size());
-    ring.lift(key.coefficients(), secret.data());
-    ring.to_ntt(secret.data());
-    return secret;
-}
-
-void expand_uniform(const Ring& ring, const Seed& seed, std::uint32_t index, std::uint64_t* c1) {
-    for (std::size_t row = 0; row < ring.prime_count(); ++row) {
-        ChaCha20 stream(seed.data(), Domain::uniform, index, static_cast<std::uint32_t>(row));
-        sample_uniform(stream, ring.prime(row), c1 + row * ring.degree(), ring.degree());
-    }
-}
-
-EncryptionRandomness EncryptionRandomness::fresh() {
-    EncryptionRandomness randomness{random_seed(), SecretBuffer<std::uint8_t>(32)};
-    os_random(randomness.noise_key.data(), randomness.noise_key.size());
-    return randomness;
-}
-
-void encrypt_zero(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
-                  std::uint32_t index, std::uint64_t* c0) {
-    expand_uniform(ring, randomness.seed, index, c0);
-    ring.multiply(c0, secret.data(), c0);
-    ring.to_coefficients(c0);
-    ring.negate(c0);
-
-    SecretBuffer<std::int8_t> noise(ring.degree());
-    ChaCha20 stream(randomness.noise_key.data(), Domain::noise, index, 0);
-    sample_noise(stream, noise.data(), noise.size());
-    ring.add_small({noise.data(), noise.size()}, c0);
-}
-
-Zeros Zeros::begin() {
-    return {EncryptionRandomness::fresh(), {}, process_id()};
-}
-
-void Zeros::fill(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, std::size_t count) {
-    std::vector<SecretBuffer<std::uint64_t>> made(count);
-    parallel_for(count, [&](std::size_t index) {
-        made[index].resize(ring.size());
-        encrypt_zero(ring, secret, randomness, static_cast<std::uint32_t>(index), made[index].data());
-    });
-    c0 = std::move(made);
-}
-
-bool Zeros::usable(std::size_t count) const {
-    return count != 0 && c0.size() == count && process == process_id();
-}
-
 Ring auxiliary_ring(std::size_t degree) {
     // Two primes of half the size: their transforms are faster than those of one.
     std::vector<std::uint64_t> primes;
@@ -138,12 +28,13 @@ Ring auxiliary_ring(std::size_t degree) {
 
 PhaseDecryptor::PhaseDecryptor(const SecretKey& key, const Ring& auxiliary)
     : degree_(auxiliary.degree()), reversed_sign_(degree_), reversed_nonzero_(degree_), auxiliary_(&auxiliary) {
-    const View<const std::int8_t> secret = key.coefficients();
-    for (std::size_t i = 0; i < degree_; ++i) {
-        const auto s = static_cast<std::uint64_t>(std::int64_t{secret[degree_ - 1 - i]});
-        reversed_sign_[i] = std::uint64_t{0} - (s >> 63);
-        reversed_nonzero_[i] = std::uint64_t{0} - (s & 1);
-    }
+    key.use_coefficients([this](View<const std::int8_t> secret) {
+        for (std::size_t i = 0; i < degree_; ++i) {
+            const auto s = static_cast<std::uint64_t>(std::int64_t{secret[degree_ - 1 - i]});
+            reversed_sign_[i] = std::uint64_t{0} - (s >> 63);
+            reversed_nonzero_[i] = std::uint64_t{0} - (s & 1);
+        }
+    });
 }
 
 const SecretBuffer<std::uint64_t>& PhaseDecryptor::secret() const {
@@ -296,18 +187,6 @@ void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_
         product_ntt(c1, c2, positions, bits, product.data());
     }
     add_and_center(product, c0, bits, out);
-}
-
-SecretBuffer<std::int64_t> flood(double deviation, std::size_t count) {
-    if (!(deviation < std::ldexp(1.0, 54))) {
-        throw WireError("a reply with a scale that leads to absurdly large noise");
-    }
-    SecretBuffer<std::uint8_t> seed(32);
-    os_random(seed.data(), seed.size());
-    ChaCha20 stream(seed.data(), Domain::flood, 0, 0);
-    SecretBuffer<std::int64_t> noise(count);
-    sample_gaussian(stream, deviation, noise.data(), count);
-    return noise;
 }
 
 int max_degree_2_bits(std::size_t ring_degree) {

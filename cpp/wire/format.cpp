@@ -1,11 +1,10 @@
-#include "wire/wire.h"
+#include "wire/format.h"
 
 #include <algorithm>
 #include <cstring>
 
 #include "base/error.h"
-#include "kernels/kernels.h"
-#include "kernels/tables.h"
+#include "wire/little_endian.h"
 
 namespace hesplit {
 
@@ -13,21 +12,7 @@ namespace {
 
 constexpr std::uint8_t kMagic[4] = {'H', 'E', 'S', 'N'};
 
-void store_le(std::uint8_t* out, std::uint64_t value, std::size_t bytes) {
-    for (std::size_t i = 0; i < bytes; ++i) {
-        out[i] = static_cast<std::uint8_t>(value >> (8 * i));
-    }
-}
-
-std::uint64_t load_le(const std::uint8_t* in, std::size_t bytes) {
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < bytes; ++i) {
-        value |= std::uint64_t{in[i]} << (8 * i);
-    }
-    return value;
-}
-
-// Four interleaved sums; each word is mixed in by xor, an odd multiplication and a shifted xor: bijections of 64 bits.
+// Eight interleaved sums; each word is mixed in by xor, an odd multiplication and a shifted xor: bijections of 64 bits.
 std::uint64_t checksum(const std::uint8_t* in, std::size_t size) {
     constexpr std::uint64_t kOdd = 0x9e3779b97f4a7c15ULL;
     constexpr std::size_t kLanes = 8;  // independent, so that multiplications overlap
@@ -39,11 +24,11 @@ std::uint64_t checksum(const std::uint8_t* in, std::size_t size) {
     std::size_t at = 0;
     for (; at + 8 * kLanes <= size; at += 8 * kLanes) {
         for (std::size_t lane = 0; lane < kLanes; ++lane) {
-            sums[lane] = mix(sums[lane], load_le(in + at + 8 * lane, 8));
+            sums[lane] = mix(sums[lane], load_little_endian(in + at + 8 * lane, 8));
         }
     }
     for (; at < size; at += 8) {
-        sums[0] = mix(sums[0], load_le(in + at, size - at < 8 ? size - at : 8));
+        sums[0] = mix(sums[0], load_little_endian(in + at, size - at < 8 ? size - at : 8));
     }
     for (std::size_t lane = 1; lane < kLanes; ++lane) {
         sums[0] = mix(sums[0], sums[lane]);
@@ -85,27 +70,6 @@ std::uint8_t* as_bytes(std::string& text) {
 
 }  // namespace
 
-void pack_bits(View<const std::uint64_t> values, int bits, std::uint8_t* out) {
-    // Eight values fill whole bytes; up to seven are left.
-    const std::size_t whole = bits < 8 ? 0 : values.size / 8 * 8;
-    kernels().pack(values.data, bits, out, whole);
-    kScalarBitPacking.pack(values.data + whole, bits, out + packed_bytes(whole, bits), values.size - whole);
-}
-
-void unpack_bits(const std::uint8_t* in, View<std::uint64_t> values, int bits, std::uint64_t limit) {
-    const std::size_t whole = bits < 8 ? 0 : values.size / 8 * 8, rest = values.size - whole;
-    const std::uint8_t* tail = in + packed_bytes(whole, bits);
-    const std::uint64_t largest = std::max(kernels().unpack(in, bits, values.data, whole),
-                                           kScalarBitPacking.unpack(tail, bits, values.data + whole, rest));
-    const std::size_t used = rest * static_cast<std::size_t>(bits) % 8;
-    if (used != 0 && tail[packed_bytes(rest, bits) - 1] >> used != 0) {
-        throw WireError("a packed run of numbers does not end in zero bits");
-    }
-    if (largest >= limit) {
-        throw WireError("a number is not below its modulus");
-    }
-}
-
 WireWriter::WireWriter(const Header& header, std::size_t body_bytes) {
     bytes_.resize(kHeaderBytes + body_bytes + kFooterBytes);
     std::uint8_t* out = as_bytes(bytes_);
@@ -113,7 +77,7 @@ WireWriter::WireWriter(const Header& header, std::size_t body_bytes) {
     out[4] = kWireVersion;
     out[5] = static_cast<std::uint8_t>(header.type);
     out[6] = out[7] = 0;
-    store_le(out + 8, bytes_.size(), 8);
+    store_little_endian(out + 8, bytes_.size(), 8);
     std::memcpy(out + 16, header.parameters.data(), 16);
     std::memcpy(out + 32, header.key.data(), 16);
     std::memcpy(out + 48, header.message.data(), 16);
@@ -129,23 +93,25 @@ std::uint8_t* WireWriter::reserve(std::size_t bytes) {
 }
 
 void WireWriter::u8(std::uint8_t value) {
-    store_le(reserve(1), value, 1);
+    store_little_endian(reserve(1), value, 1);
 }
 void WireWriter::u16(std::uint16_t value) {
-    store_le(reserve(2), value, 2);
+    store_little_endian(reserve(2), value, 2);
 }
 void WireWriter::u32(std::uint32_t value) {
-    store_le(reserve(4), value, 4);
+    store_little_endian(reserve(4), value, 4);
 }
 
 void WireWriter::f64(double value) {
-    std::uint64_t word;
-    std::memcpy(&word, &value, sizeof(word));
-    store_le(reserve(8), word, 8);
+    store_little_endian(reserve(8), bits_of(value), 8);
 }
 
 void WireWriter::raw(View<const std::uint8_t> bytes) {
     std::memcpy(reserve(bytes.size), bytes.data, bytes.size);
+}
+
+void WireWriter::seed(const Seed& seed) {
+    raw({seed.data(), seed.size()});
 }
 
 void WireWriter::packed(View<const std::uint64_t> values, int bits) {
@@ -162,7 +128,7 @@ std::string WireWriter::finish() {
 
 void seal_message(View<std::uint8_t> message) {
     const std::size_t end = message.size - kFooterBytes;
-    store_le(message.data + end, checksum(message.data, end), 8);
+    store_little_endian(message.data + end, checksum(message.data, end), 8);
 }
 
 WireReader::WireReader(View<const std::uint8_t> bytes, MessageType type) : bytes_(bytes) {
@@ -179,13 +145,13 @@ WireReader::WireReader(View<const std::uint8_t> bytes, MessageType type) : bytes
     if (bytes[5] != static_cast<std::uint8_t>(type)) {
         throw WireError("expected a " + name(type) + ", got a " + name(static_cast<MessageType>(bytes[5])));
     }
-    const std::uint64_t announced = load_le(bytes.data + 8, 8);
+    const std::uint64_t announced = load_little_endian(bytes.data + 8, 8);
     if (bytes[6] != 0 || bytes[7] != 0 || announced != bytes.size) {
         throw WireError("a " + name(type) + " of " + std::to_string(bytes.size) + " bytes announces " +
                         std::to_string(announced) + ": truncated, extended or damaged");
     }
     end_ = bytes.size - kFooterBytes;
-    if (load_le(bytes.data + end_, 8) != checksum(bytes.data, end_)) {
+    if (load_little_endian(bytes.data + end_, 8) != checksum(bytes.data, end_)) {
         throw WireError("the checksum of a " + name(type) + " is wrong: it was damaged on the way");
     }
     header_.type = type;
@@ -212,21 +178,25 @@ View<const std::uint8_t> WireReader::raw(std::size_t size) {
     return view;
 }
 
+Seed WireReader::seed() {
+    Seed seed;
+    const View<const std::uint8_t> bytes = raw(seed.size());
+    std::copy(bytes.begin(), bytes.end(), seed.begin());
+    return seed;
+}
+
 std::uint8_t WireReader::u8() {
     return raw(1)[0];
 }
 std::uint16_t WireReader::u16() {
-    return static_cast<std::uint16_t>(load_le(raw(2).data, 2));
+    return static_cast<std::uint16_t>(load_little_endian(raw(2).data, 2));
 }
 std::uint32_t WireReader::u32() {
-    return static_cast<std::uint32_t>(load_le(raw(4).data, 4));
+    return static_cast<std::uint32_t>(load_little_endian(raw(4).data, 4));
 }
 
 double WireReader::f64() {
-    const std::uint64_t word = load_le(raw(8).data, 8);
-    double value;
-    std::memcpy(&value, &word, sizeof(value));
-    return value;
+    return double_of(load_little_endian(raw(8).data, 8));
 }
 
 void WireReader::packed(View<std::uint64_t> values, int bits, std::uint64_t limit) {

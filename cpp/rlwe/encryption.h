@@ -1,0 +1,45 @@
+// Seeded symmetric encryption of ring-LWE.
+//
+// A fresh ciphertext of m is (c0, c1) with c1 uniform, expanded from a public seed, and c0 = m + e - c1 * s.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/buffer.h"
+#include "ring/prng.h"
+#include "ring/ring.h"
+
+namespace hesplit {
+
+// The uniform c1, in NTT form, of ciphertext `index` under a public seed.
+void expand_uniform(const Ring& ring, const Seed& seed, std::uint32_t index, std::uint64_t* c1);
+
+// Fresh randomness of one message of several ciphertexts: a public seed, and a secret key for the noise.
+struct EncryptionRandomness {
+    Seed seed;
+    SecretBuffer<std::uint8_t> noise_key;
+
+    static EncryptionRandomness fresh();
+};
+
+// c0 of a fresh encryption of zero, in coefficient form; a message is added to it. Until then it is as secret as the
+// message will be. `secret` is secret_in_ring. Never call it twice with the same randomness and index.
+void encrypt_zero(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
+                  std::uint32_t index, std::uint64_t* c0);
+
+// Encryptions of zero, numbered from 0, for the ciphertexts of one message, to be used once. They may be made ahead of
+// the message, but not be used by a forked child.
+struct ZeroEncryptions {
+    EncryptionRandomness randomness;
+    std::vector<SecretBuffer<std::uint64_t>> c0;
+    long process = 0;
+
+    static ZeroEncryptions begin();  // fresh randomness, nothing encrypted yet
+    void fill(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, std::size_t count);
+    // Whether there are so many of them, made by this process.
+    bool usable(std::size_t count) const;
+};
+
+}  // namespace hesplit

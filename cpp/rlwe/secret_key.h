@@ -1,0 +1,56 @@
+// The secret key of ring-LWE: a ternary polynomial.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+
+#include "base/buffer.h"
+#include "ring/prng.h"
+#include "ring/ring.h"
+#include "rlwe/parameters.h"
+
+namespace hesplit {
+
+// A ternary secret with its parameters and its random public identifier. Zeroed when freed. Safe to use from several
+// threads.
+class SecretKey {
+  public:
+    static std::shared_ptr<const SecretKey> generate(const Parameters& parameters);
+
+    const Parameters& parameters() const { return parameters_; }
+    const Id& id() const { return id_; }
+
+    // Calls use(coefficients), which destroy() waits for. Throws KeyMismatchError once the key is destroyed.
+    template <class Use>
+    void use_coefficients(const Use& use) const {
+        const std::shared_lock<std::shared_mutex> lock(mutex_);
+        require_alive();
+        use(View<const std::int8_t>{coefficients_.data(), coefficients_.size()});
+    }
+
+    // Zeroes the secret, also for everybody else who holds the key: what a client does when a peer has shown by its
+    // replies that it is not honest.
+    void destroy() const;
+
+    // The bytes of a key file (not encrypted; 2 bits per coefficient, checksummed) and back. parse throws WireError.
+    SecretBuffer<std::uint8_t> bytes() const;
+    static std::shared_ptr<const SecretKey> parse(View<const std::uint8_t> bytes);
+
+  private:
+    SecretKey(Parameters parameters, const Id& id, SecretBuffer<std::int8_t> coefficients);
+    void require_alive() const;
+
+    Parameters parameters_;
+    Id id_;
+    mutable std::shared_mutex mutex_;  // of what follows
+    mutable SecretBuffer<std::int8_t> coefficients_;
+    mutable bool destroyed_ = false;
+};
+
+// The secret in NTT form over one ring.
+SecretBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring);
+
+}  // namespace hesplit
