@@ -46,7 +46,7 @@ $(VENV)/installed: $(SOURCES) | $(BIN)/python
 	touch $@
 
 $(VENV)/installed-test: $(SOURCES) | $(BIN)/python
-	$(BIN)/python -m pip install -c $(CONSTRAINTS) $(PIP_FLAGS) '.[test]'
+	$(BIN)/python -m pip install -c $(CONSTRAINTS) -C cmake.define.HESPLIT_TESTING=ON $(PIP_FLAGS) '.[test]'
 	touch $@ $(VENV)/installed
 
 $(BIN)/python:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hesplit_native import _core
+from hesplit_native import _core, _testing
 
 ROUNDS = 100
 
@@ -16,7 +16,7 @@ class Kernels:
     param_names = ["kernel", "instruction set", "(degree, bits of the prime)"]
 
     def track_microseconds(self, kernel, variant, ring):
-        return 1e6 * _core.measuring.seconds(variant, kernel, *ring, ROUNDS)
+        return 1e6 * _testing.kernel_seconds(variant, kernel, *ring, ROUNDS)
 
 
 class Transforms:
@@ -27,8 +27,8 @@ class Transforms:
 
     def track_speed_over_seal(self, kernel, variant, ring):
         ratios = sorted(
-            _core.measuring.seconds("seal", kernel, *ring, ROUNDS)
-            / _core.measuring.seconds(variant, kernel, *ring, ROUNDS)
+            _testing.kernel_seconds("seal", kernel, *ring, ROUNDS)
+            / _testing.kernel_seconds(variant, kernel, *ring, ROUNDS)
             for _ in range(5)
         )
         return ratios[2]

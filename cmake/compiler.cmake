@@ -26,7 +26,7 @@ function(hesplit_warnings target)
   endif()
 endfunction()
 
-# Export PyInit__core and nothing else. Hidden visibility alone is not enough: an installed SEAL
+# Export the init function of an extension module and nothing else. Hidden visibility alone is not enough: an installed SEAL
 # may be compiled with default visibility, and templates of the standard library always are.
 function(hesplit_hide_symbols target)
   if(APPLE)

@@ -27,10 +27,10 @@ def tool(name: str) -> str:
     return path
 
 
-@pytest.fixture(scope="module")
-def extension() -> Path:
-    spec = importlib.util.find_spec("hesplit_native._core")
-    assert spec is not None, "hesplit_native._core is not installed"
+@pytest.fixture(scope="module", params=["_core", "_testing"])
+def extension(request: pytest.FixtureRequest) -> Path:
+    spec = importlib.util.find_spec(f"hesplit_native.{request.param}")
+    assert spec is not None, f"hesplit_native.{request.param} is not installed"
     assert spec.origin is not None
     return Path(spec.origin)
 
@@ -50,12 +50,24 @@ def run_recipe(script: str, folder: Path, **environment: str) -> subprocess.Comp
 
 
 class TestExtension:
-    def test_is_a_shared_library_with_the_version_of_the_package(self, extension: Path) -> None:
-        from hesplit_native import _core
-
+    def test_is_a_shared_library(self, extension: Path) -> None:
         assert extension.suffix == ".so"
         assert extension.stat().st_size > 10_000
+
+    def test_has_the_version_of_the_package(self) -> None:
+        from hesplit_native import _core
+
         assert _core.__version__ == version("hesplit_native")
+
+    def test_what_tests_need_is_left_out_of_a_plain_installation(self) -> None:
+        settings = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+        assert re.search(r'^HESPLIT_TESTING = "OFF"', settings, re.MULTILINE)
+        assert re.search(r'^wheel\.exclude = .*"hesplit_native/_testing\.pyi"', settings, re.MULTILINE)
+
+    def test_the_core_has_no_helpers_of_the_tests(self) -> None:
+        from hesplit_native import _core, _testing
+
+        assert not set(dir(_core)) & {name for name in dir(_testing) if not name.startswith("__")}
 
     def test_loads_no_seal_library(self, extension: Path) -> None:
         listing = subprocess.run([tool("ldd"), str(extension)], capture_output=True, text=True, check=True).stdout
@@ -70,7 +82,7 @@ class TestExtension:
             check=True,
         ).stdout
         names = [line.split()[-1] for line in listing.splitlines()]
-        assert names == ["PyInit__core"]
+        assert names == [f"PyInit_{extension.name.split('.')[0]}"]
 
 
 class TestRecipe:

@@ -10,15 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hesplit_native as hn
-from hesplit_native import _core
-
-testing = _core.testing
+from hesplit_native import _testing
 
 
 def test_chacha20_known_answer():
     # RFC 8439, section 2.3.2.
     key = bytes(range(32))
-    block = testing.chacha20(key, [0x09000000, 0x4A000000, 0x00000000], 1, 1)
+    block = _testing.chacha20(key, [0x09000000, 0x4A000000, 0x00000000], 1, 1)
     assert block.hex() == (
         "10f1e7e4d13b5915500fdd1fa32071c4c7d1f4c733c068030422aa9ac3d46c4e"
         "d2826446079faa0914c2d705d98b02a2b5129cd1de164eb9cbd083e8a2503c4e"
@@ -27,7 +25,7 @@ def test_chacha20_known_answer():
 
 def test_chacha20_zero_key_known_answer():
     # RFC 8439, appendix A.1, test vectors 1 and 2.
-    stream = testing.chacha20(bytes(32), [0, 0, 0], 0, 2)
+    stream = _testing.chacha20(bytes(32), [0, 0, 0], 0, 2)
     assert stream[:16].hex() == "76b8e0ada0f13d90405d6ae55386bd28"
     assert stream[64:80].hex() == "9f07e7be5551387a98ba977c732d080d"
 
@@ -35,14 +33,14 @@ def test_chacha20_zero_key_known_answer():
 @given(blocks=st.integers(1, 40), counter=st.integers(0, 2**20))
 def test_chacha20_blocks_do_not_depend_on_how_many_are_drawn(blocks, counter):
     key = bytes(range(32))
-    long = testing.chacha20(key, [1, 2, 3], counter, blocks)
-    single = b"".join(testing.chacha20(key, [1, 2, 3], counter + i, 1) for i in range(blocks))
+    long = _testing.chacha20(key, [1, 2, 3], counter, blocks)
+    single = b"".join(_testing.chacha20(key, [1, 2, 3], counter + i, 1) for i in range(blocks))
     assert long == single
 
 
 @pytest.mark.parametrize("modulus", [2, 3, 17, 2**20 - 3, 1125899906826241, 2**60 + 33])
 def test_uniform_residues_are_below_the_modulus_and_uniform(modulus):
-    values = testing.uniform(7, modulus, 20000)
+    values = _testing.uniform(7, modulus, 20000)
     assert int(values.max()) < modulus
     mean = float((values / modulus).mean())
     expected = 0.5 * (1 - 1 / modulus)
@@ -50,7 +48,7 @@ def test_uniform_residues_are_below_the_modulus_and_uniform(modulus):
 
 
 def test_noise_is_centred_binomial():
-    noise = testing.noise(3, 200_000).astype(np.float64)
+    noise = _testing.noise(3, 200_000).astype(np.float64)
     assert np.abs(noise).max() <= 21
     assert abs(noise.mean()) < 5 * np.sqrt(10.5 / 200_000)
     assert abs(noise.var() / 10.5 - 1) < 0.03
@@ -59,7 +57,7 @@ def test_noise_is_centred_binomial():
 
 
 def test_secrets_are_uniform_ternary():
-    values, counts = np.unique(testing.ternary(5, 90_000), return_counts=True)
+    values, counts = np.unique(_testing.ternary(5, 90_000), return_counts=True)
     assert values.tolist() == [-1, 0, 1]
     assert (np.abs(counts / 30_000 - 1) < 0.03).all()
 
@@ -79,7 +77,7 @@ def test_multiplication_is_negacyclic_convolution(bits):
     rng = np.random.default_rng(1)
     a, b = (np.stack([rng.integers(0, q, n, dtype=np.uint64) for q in primes]) for _ in range(2))
     a[:, 0], b[:, -1] = 0, [q - 1 for q in primes]
-    product = testing.multiply(primes, a, b)
+    product = _testing.multiply(primes, a, b)
     for row, q in enumerate(primes):
         np.testing.assert_array_equal(product[row].astype(object), negacyclic(a[row], b[row], q))
 
@@ -97,7 +95,7 @@ def test_switching_to_a_power_of_two_rounds(primes, bits, seed):
     values = [int.from_bytes(rng.bytes(24), "little") % modulus for _ in range(1020)]
     values += [0, 1, modulus - 1, modulus // 2]
     a = np.array([[v % q for v in values] for q in q_rows], dtype=np.uint64)
-    switched = testing.switch_to_bits(q_rows, a, bits)
+    switched = _testing.switch_to_bits(q_rows, a, bits)
     for value, got in zip(values, switched.tolist(), strict=True):
         exact = value * 2**bits
         distance = (got * modulus - exact) % (modulus * 2**bits)
@@ -121,21 +119,21 @@ def test_embedding(log_degree, seed):
     n = 2**log_degree
     rng = np.random.default_rng(seed)
     slots = rng.normal(size=n // 2) * 10.0 ** rng.integers(-30, 30)
-    coefficients = testing.embed(slots)
+    coefficients = _testing.embed(slots)
     bound = 1e-15 * n**0.5 * np.abs(slots).max()
     by_definition = slots_by_definition(coefficients)
     assert np.abs(by_definition.real - slots).max() <= bound
     assert np.abs(by_definition.imag).max() <= bound
-    assert np.abs(testing.slots_of(coefficients) - slots).max() <= bound
+    assert np.abs(_testing.slots_of(coefficients) - slots).max() <= bound
     # Slots that are not real: their real parts are read.
     coefficients = rng.normal(size=n)
-    assert np.abs(testing.slots_of(coefficients) - slots_by_definition(coefficients).real).max() <= 1e-14 * n**0.5
+    assert np.abs(_testing.slots_of(coefficients) - slots_by_definition(coefficients).real).max() <= 1e-14 * n**0.5
 
 
 @pytest.mark.parametrize("n", [1024, 8192, 32768])
 def test_slots_are_those_of_seal(n):
     coefficients = np.random.default_rng(n).integers(-(2**40), 2**40, size=n)
-    assert np.abs(testing.slots_of(coefficients) - testing.seal_slots_of(coefficients)).max() <= 1e-9 * 2**40
+    assert np.abs(_testing.slots_of(coefficients) - _testing.seal_slots_of(coefficients)).max() <= 1e-9 * 2**40
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -143,10 +141,10 @@ def test_loops_visit_every_index_once(threads):
     try:
         hn.set_num_threads(threads)
         for count in (0, 1, 2, 7, 1000):
-            assert testing.parallel_for(count, count) == [1] * count
+            assert _testing.parallel_for(count, count, threads) == [1] * count
         with pytest.raises(hn.RangeError, match="planned"):
-            testing.parallel_for(100, 50)
-        assert testing.parallel_for(100, 100) == [1] * 100
+            _testing.parallel_for(100, 50, threads)
+        assert _testing.parallel_for(100, 100, threads) == [1] * 100
     finally:
         hn.set_num_threads(1)
 
@@ -165,12 +163,12 @@ def test_threads_and_fresh_randomness_after_a_fork():
     x = np.ones((4, 20))
     hn.set_num_threads(2)
     try:
-        testing.parallel_for(100, 100)
+        _testing.parallel_for(100, 100, 2)
         client.encrypt(x)  # what is prepared for the next request must not be used on both sides of the fork
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            hits = testing.parallel_for(1000, 1000)
+            hits = _testing.parallel_for(1000, 1000, 2)
             seed = client.encrypt(x)[76:108]
             os.write(write, seed if hits == [1] * 1000 else b"loop")
             os._exit(0)

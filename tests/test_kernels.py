@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hesplit_native as hn
-from hesplit_native import _core
+from hesplit_native import _core, _testing
 
-testing = _core.testing
-SCALAR = testing.Kernels("scalar")
+SCALAR = _testing.Kernels("scalar")
 VARIANTS = [name for name in _core.usable_kernels() if name != "scalar"]
 # The edges of what the variants distinguish: 26, 31, 46 and 50 bits, and primes that only the portable code takes.
 SIZES = [20, 26, 27, 30, 31, 32, 40, 46, 47, 49, 50, 51, 60]
@@ -52,7 +51,7 @@ def exact(values):
 @pytest.mark.parametrize("degree", [1024, 2048, 4096, 8192, 16384, 32768])
 @pytest.mark.parametrize("bits", [26, 27, 36, 40, 46, 47, 49, 50, 55])
 def test_transforms_are_those_of_the_portable_code(name, degree, bits):
-    kernels = testing.Kernels(name)
+    kernels = _testing.Kernels(name)
     prime = prime_of(bits, 32768)
     rng = np.random.default_rng(bits)
     for a in (residues(rng, prime, degree), np.full(degree, prime - 1, dtype=np.uint64)):
@@ -65,7 +64,7 @@ def test_transforms_are_those_of_the_portable_code(name, degree, bits):
 @pytest.mark.parametrize("name", ["scalar", *VARIANTS])
 def test_transform_evaluates_at_odd_powers_of_a_root(name):
     degree, prime = 1024, prime_of(26, 1024)
-    kernels = testing.Kernels(name)
+    kernels = _testing.Kernels(name)
     x = np.zeros(degree, dtype=np.uint64)
     x[1] = 1
     points = [int(v) for v in kernels.transform(prime, x, False)]
@@ -80,7 +79,7 @@ def test_transform_evaluates_at_odd_powers_of_a_root(name):
 @settings(max_examples=40, deadline=None)
 @given(prime=primes, seed=seeds)
 def test_products_and_sums(name, prime, seed):
-    kernels = testing.Kernels(name)
+    kernels = _testing.Kernels(name)
     rng = np.random.default_rng(seed)
     a, b = residues(rng, prime, 64), residues(rng, prime, 64)
     for one in (SCALAR, kernels):
@@ -96,7 +95,7 @@ def test_products_and_sums(name, prime, seed):
 @settings(max_examples=40, deadline=None)
 @given(prime=primes, terms=st.sampled_from([0, 1, 2, 3, 7, 8, 9, 63, 64, 65, 1023, 1025, 2500]), seed=seeds)
 def test_sums_of_many_products(name, prime, terms, seed):
-    kernels = testing.Kernels(name)
+    kernels = _testing.Kernels(name)
     rng = np.random.default_rng(seed)
     a, b = residues(rng, prime, terms, 16), residues(rng, prime, terms, 16)
     scalars = residues(rng, prime, 13, terms)
@@ -112,7 +111,7 @@ def test_sums_of_many_products(name, prime, terms, seed):
 @settings(max_examples=40, deadline=None)
 @given(prime=primes, seed=seeds)
 def test_lifting_and_fractions(name, prime, seed):
-    kernels = testing.Kernels(name)
+    kernels = _testing.Kernels(name)
     rng = np.random.default_rng(seed)
     values = rng.integers(-(2**62) + 1, 2**62, 64)
     values[:8] = [0, -1, 1, 2**62 - 1, 1 - 2**62, prime, -prime, 2**52]
@@ -135,7 +134,7 @@ def test_sums_of_words(name, seed, windows):
     secret = rng.integers(-1, 2, 256).astype(np.int8)
     values = rng.integers(0, 2**64, (windows, 256), dtype=np.uint64)
     words = rng.integers(0, 2**64, 256, dtype=np.uint64)
-    for one in (SCALAR, testing.Kernels(name)):
+    for one in (SCALAR, _testing.Kernels(name)):
         with_secret = exact(one.ternary_dot(secret, values))
         np.testing.assert_array_equal(with_secret, (exact(values) @ exact(secret)) % 2**64)
         np.testing.assert_array_equal(exact(one.word_dot(words, values)), (exact(values) @ exact(words)) % 2**64)
@@ -147,7 +146,7 @@ def test_sums_of_words(name, seed, windows):
 def test_chacha20(name, seed, blocks):
     state = np.random.default_rng(seed).integers(0, 2**32, 16, dtype=np.uint32).tolist()
     state[12] = 2**32 - 3  # the counter wraps around
-    assert testing.Kernels(name).chacha20(state, blocks) == SCALAR.chacha20(state, blocks)
+    assert _testing.Kernels(name).chacha20(state, blocks) == SCALAR.chacha20(state, blocks)
 
 
 @variants
@@ -157,7 +156,7 @@ def test_noise(name, seed, count):
     coins = np.random.default_rng(seed).bytes(48 * count)
     words = [int.from_bytes(coins[i : i + 6], "little") for i in range(0, len(coins), 6)]
     expected = [(w & 0x1FFFFF).bit_count() - (w >> 21 & 0x1FFFFF).bit_count() for w in words]
-    for one in (SCALAR, testing.Kernels(name)):
+    for one in (SCALAR, _testing.Kernels(name)):
         assert one.noise(coins).tolist() == expected
 
 
@@ -170,7 +169,7 @@ def test_rejection(name, seed, count, narrow, share):
     size = 4 if narrow else 8
     words = np.random.default_rng(seed).bytes(size * count)
     drawn = [int.from_bytes(words[i : i + size], "little") & mask for i in range(0, len(words), size)]
-    for one in (SCALAR, testing.Kernels(name)):
+    for one in (SCALAR, _testing.Kernels(name)):
         assert one.accept(words, narrow, mask, limit).tolist() == [w for w in drawn if w < limit]
 
 
@@ -181,7 +180,7 @@ def test_packing(name, seed, bits, count):
     values = np.random.default_rng(seed).integers(0, 2**bits, 8 * count, dtype=np.uint64)
     whole = sum(int(v) << bits * i for i, v in enumerate(values))
     packed = whole.to_bytes(bits * count, "little")
-    for one in (SCALAR, testing.Kernels(name)):
+    for one in (SCALAR, _testing.Kernels(name)):
         assert one.pack(values, bits) == packed
         back, largest = one.unpack(packed, bits, 8 * count)
         np.testing.assert_array_equal(back, values)
@@ -210,16 +209,16 @@ def test_an_unknown_choice_is_an_error():
 
 LAYER = """
 import numpy as np, hashlib, hesplit_native as hn
-from hesplit_native import _core
+from hesplit_native import _testing
 hn.set_num_threads({threads})
 digest = hashlib.sha256()
 for primes in ([26, 27], [50], [33, 40], [60, 60]):
     q = hn.Parameters(ring_degree=8192, modulus_bits=primes, scale=4.0)._native.primes
     rng = np.random.default_rng(1)
     a, b = (np.stack([rng.integers(0, p, 2048, dtype=np.uint64) for p in q]) for _ in range(2))
-    product = _core.testing.multiply(q, a, b)
-    digest.update(product.tobytes() + _core.testing.switch_to_bits(q, product, 30).tobytes())
-digest.update(_core.testing.uniform(3, q[0], 5000).tobytes() + _core.testing.noise(3, 5000).tobytes())
+    product = _testing.multiply(q, a, b)
+    digest.update(product.tobytes() + _testing.switch_to_bits(q, product, 30).tobytes())
+digest.update(_testing.uniform(3, q[0], 5000).tobytes() + _testing.noise(3, 5000).tobytes())
 print(digest.hexdigest())
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hesplit_native as hn
-from hesplit_native import _core
+from hesplit_native import _core, _testing
 from hesplit_native.layer.linear import SealedClient, SealedServer
 
 SEED = slice(76, 108)  # after the header and the shape
@@ -86,7 +86,7 @@ def test_a_false_announcement_changes_nothing():
     x = np.random.default_rng(3).normal(size=(4, 60)) / 2
     for false in (os.urandom(32), b"\1" * 32):
         request = client.encrypt(x)
-        forged = _core.testing.reseal(request[: ANNOUNCED.start] + false + request[ANNOUNCED.stop :])
+        forged = _testing.reseal(request[: ANNOUNCED.start] + false + request[ANNOUNCED.stop :])
         client.decrypt(server.forward(forged))
         server.set_weight(w, b)
         assert np.abs(client.decrypt(server.forward(client.encrypt(x))) - (x @ w.T + b)).max() <= params.error_bound

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hesplit_native as hn
-from hesplit_native import _core
+from hesplit_native import _testing
 from hesplit_native.layer.keys import ReleaseLedger
 
 
@@ -41,12 +41,12 @@ def released(client, server, x):
 
 def test_gaussian_noise_has_the_deviation_that_is_asked_for():
     for deviation in (1e3, 1e6, 2.0**50):
-        values = _core.testing.gaussian(7, deviation, 200_000).astype(np.float64)
+        values = _testing.gaussian(7, deviation, 200_000).astype(np.float64)
         assert abs(values.mean()) < 5 * deviation / math.sqrt(200_000)
         assert abs(values.std() / deviation - 1) < 0.01
         share = np.mean(np.abs(values) < deviation)
         assert abs(share - 0.6827) < 0.01
-    assert np.array_equal(_core.testing.gaussian(7, 100.0, 10), _core.testing.gaussian(7, 100.0, 10))
+    assert np.array_equal(_testing.gaussian(7, 100.0, 10), _testing.gaussian(7, 100.0, 10))
 
 
 def test_a_released_logit_is_flooded_with_the_deviation_that_is_stated():

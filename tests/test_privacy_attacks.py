@@ -119,8 +119,10 @@ def test_the_closest_channel_is_found(data):
     noise = np.random.default_rng(0).normal(size=(50, 3, 32))
     planted = noise.copy()
     planted[:, 1] = signals.reshape(50, 32, 4).mean(2)
-    shown = inversion.best(inversion.closest_channel(planted.reshape(50, -1), 3, 128), signals)
-    hidden = inversion.best(inversion.closest_channel(noise.reshape(50, -1), 3, 128), signals)
+    shown = inversion.closest_channel_correlation(
+        inversion.stretched_channels(planted.reshape(50, -1), 3, 128), signals
+    )
+    hidden = inversion.closest_channel_correlation(inversion.stretched_channels(noise.reshape(50, -1), 3, 128), signals)
     assert np.median(shown) > 0.8 > 0.5 > np.median(hidden)
 
 

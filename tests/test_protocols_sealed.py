@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hesplit_native as hn
-from hesplit_native import _core
+from hesplit_native import _testing
 from hesplit_native.data import synthetic_ecg
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.messages import MessageType
@@ -173,7 +173,7 @@ def forged(kind, how):
             # Random c0: phases are then anywhere, in a message that is well-formed in every other way.
             first = 64 + (12 if body[5] == 9 else 21)
             body[first : first + 60] = os.urandom(60)
-            body = bytearray(_core.testing.reseal(bytes(body)))
+            body = bytearray(_testing.reseal(bytes(body)))
         elif how == "other":
             body = bytearray(b"HESN" + bytes(200))
         return messages.pack(message.type, message.step, message.session, bytes(body))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hesplit_native as hn
-from hesplit_native import _core
+from hesplit_native import _testing
 
 HEADER, FOOTER = 64, 8
 REFUSED = (hn.WireError, hn.KeyMismatchError)
@@ -50,7 +50,7 @@ def resealed(data, at, patch):
     """The message with other bytes at a place and a right checksum, so that the checks behind it are reached."""
     changed = bytearray(data)
     changed[at : at + len(patch)] = patch
-    return _core.testing.reseal(bytes(changed))
+    return _testing.reseal(bytes(changed))
 
 
 KINDS = ["material", "request", "reply"]
@@ -72,7 +72,7 @@ def test_truncated_with_right_length_and_checksum(conversation, kind):
         cut = bytearray(data[:size])
         cut[8:16] = struct.pack("<Q", size)
         with pytest.raises(hn.WireError):
-            receive(_core.testing.reseal(bytes(cut)))
+            receive(_testing.reseal(bytes(cut)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +83,7 @@ def test_extended(conversation, kind):
     longer = bytearray(data[:-FOOTER] + b"\0" * 9 + data[-FOOTER:])
     longer[8:16] = struct.pack("<Q", len(longer))
     with pytest.raises(hn.WireError, match="payload"):
-        receive(_core.testing.reseal(bytes(longer)))
+        receive(_testing.reseal(bytes(longer)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -227,15 +227,15 @@ def test_parameters_from_a_peer_are_checked_like_our_own():
 )
 def test_packed_runs_round_trip(bits, values):
     array = np.array([v % 2**bits for v in values], dtype=np.uint64)
-    packed = _core.testing.pack_bits(array, bits)
+    packed = _testing.pack_bits(array, bits)
     assert len(packed) == (len(values) * bits + 7) // 8
-    np.testing.assert_array_equal(_core.testing.unpack_bits(packed, len(values), bits, 2**bits), array)
+    np.testing.assert_array_equal(_testing.unpack_bits(packed, len(values), bits, 2**bits), array)
     limit = int(array.max())
     if limit > 0:
         with pytest.raises(hn.WireError, match="modulus"):
-            _core.testing.unpack_bits(packed, len(values), bits, limit)
+            _testing.unpack_bits(packed, len(values), bits, limit)
     spare = 8 * len(packed) - len(values) * bits
     if spare:
         dirty = packed[:-1] + bytes([packed[-1] | 1 << 7])
         with pytest.raises(hn.WireError, match="zero bits"):
-            _core.testing.unpack_bits(dirty, len(values), bits, 2**bits)
+            _testing.unpack_bits(dirty, len(values), bits, 2**bits)

@@ -10,6 +10,4 @@ PYBIND11_MODULE(_core, module) {
     hesplit::register_linear(module);
     hesplit::register_sealed(module);
     hesplit::register_inspection(module);
-    hesplit::register_testing(module);
-    hesplit::register_measuring(module);
 }

@@ -59,27 +59,33 @@ InspectedCiphertext read_ciphertext(WireReader& reader, std::size_t degree, int 
     return found;
 }
 
-// Of all the polynomials of a request, one after the other: c0 in coefficient form, c1 in NTT form.
-struct Inputs {
+// A request whose lengths have been checked, up to its ciphertexts.
+struct OpenRequest {
+    WireReader reader;
+    RequestHead head;
     BlockLayout layout;
-    BatchShape shape;
+    PolynomialCodec codec;
+};
+
+OpenRequest open_request(const LinearServer& server, const Ring& ring, View<const std::uint8_t> request) {
+    WireReader reader = open(server, request, MessageType::request);
+    const RequestHead head = read_request_head(reader);
+    OpenRequest opened{reader, head, one_group_of(server, head.shape), PolynomialCodec(ring, dropped_bits(ring))};
+    opened.reader.require_remaining(opened.layout.inputs() * opened.codec.bytes());
+    return opened;
+}
+
+// All polynomials of a request, one after the other: c0 in coefficient form, c1 in NTT form.
+struct Inputs {
     Buffer<std::uint64_t> c0, c1;
 };
 
-Inputs read_inputs(const LinearServer& server, const Ring& ring, View<const std::uint8_t> request) {
-    WireReader reader = open(server, request, MessageType::request);
-    const RequestHead head = read_request_head(reader);
-    Inputs inputs;
-    inputs.shape = head.shape;
-    inputs.layout = one_group_of(server, head.shape);
-    const std::size_t count = inputs.layout.inputs();
-    const PolynomialCodec codec(ring, dropped_bits(ring));
-    reader.require_remaining(count * codec.bytes());
-    inputs.c0.resize(count * ring.size());
-    inputs.c1.resize(count * ring.size());
+Inputs read_inputs(const Ring& ring, OpenRequest& request) {
+    const std::size_t count = request.layout.inputs();
+    Inputs inputs{Buffer<std::uint64_t>(count * ring.size()), Buffer<std::uint64_t>(count * ring.size())};
     for (std::size_t j = 0; j < count; ++j) {
-        codec.unpack(reader.raw(codec.bytes()).data, inputs.c0.data() + j * ring.size());
-        expand_uniform(ring, head.seed, static_cast<std::uint32_t>(j), inputs.c1.data() + j * ring.size());
+        request.codec.unpack(request.reader.raw(request.codec.bytes()).data, inputs.c0.data() + j * ring.size());
+        expand_uniform(ring, request.head.seed, static_cast<std::uint32_t>(j), inputs.c1.data() + j * ring.size());
     }
     return inputs;
 }
@@ -101,11 +107,12 @@ void check_weights(const LinearServer& server, View<const double> weight, View<c
 
 InspectedMessage inspect_request(const LinearServer& server, View<const std::uint8_t> request) {
     const Ring ring = ring_of(server);
-    Inputs inputs = read_inputs(server, ring, request);
-    InspectedMessage message{inputs.shape, primes_of(ring), 0, server.parameters().choice().scale, {}};
+    OpenRequest opened = open_request(server, ring, request);
+    Inputs inputs = read_inputs(ring, opened);
+    InspectedMessage message{opened.head.shape, primes_of(ring), 0, server.parameters().choice().scale, {}};
     std::vector<std::uint32_t> all(ring.degree());
     std::iota(all.begin(), all.end(), 0U);
-    for (std::size_t j = 0; j < inputs.layout.inputs(); ++j) {
+    for (std::size_t j = 0; j < opened.layout.inputs(); ++j) {
         const std::uint64_t* c0 = inputs.c0.data() + j * ring.size();
         std::uint64_t* c1 = inputs.c1.data() + j * ring.size();
         ring.to_coefficients(c1);
@@ -118,15 +125,16 @@ InspectedMessage inspect_products(const LinearServer& server, View<const std::ui
                                   View<const double> weight, View<const double> bias) {
     check_weights(server, weight, bias);
     const Ring ring = ring_of(server);
-    Inputs inputs = read_inputs(server, ring, request);
-    const BlockLayout& layout = inputs.layout;
+    OpenRequest opened = open_request(server, ring, request);
+    Inputs inputs = read_inputs(ring, opened);
+    const BlockLayout& layout = opened.layout;
     const BlockWeights weights(server.parameters(), ring, layout, weight, bias);
     const Scaling& scaling = weights.scaling();
-    const std::size_t samples = inputs.shape.samples, padded = weights.padded_outputs();
+    const std::size_t samples = opened.head.shape.samples, padded = weights.padded_outputs();
     const Buffer<std::uint64_t> prepared = weights.prepare_c1(inputs.c1);
     const Buffer<std::uint64_t>& c1 = prepared.empty() ? inputs.c1 : prepared;
     const Buffer<std::uint64_t> c0 = weights.prepare_c0(std::move(inputs.c0));
-    InspectedMessage message{inputs.shape, primes_of(ring), scaling.reply_bits, scaling.reply_scale, {}};
+    InspectedMessage message{opened.head.shape, primes_of(ring), scaling.reply_bits, scaling.reply_scale, {}};
     for (std::size_t p = 0; p < layout.products(); ++p) {
         InspectedCiphertext product;
         product.positions = output_positions(layout, p, samples);
@@ -162,6 +170,10 @@ InspectedMessage inspect_masked_gradient(const LinearServer& server, View<const 
     WireReader reader = open(server, masked, MessageType::weight_gradient);
     const ReplyHead head = read_reply_head(reader, ring);
     const BlockLayout layout = layout_of(server, head.shape);
+    // Before anything is made that is as large as the message claims to be.
+    if (layout.products() * layout.inputs() * packed_bytes(ring.degree(), head.bits) > reader.remaining()) {
+        throw WireError("a weight gradient that is shorter than its layout");
+    }
     InspectedMessage message{head.shape, {}, head.bits, head.scale, {}};
     for (const GradientRun& run : weight_gradient_runs(layout)) {
         message.ciphertexts.push_back(
@@ -174,18 +186,17 @@ InspectedMessage inspect_masked_gradient(const LinearServer& server, View<const 
 std::vector<std::vector<std::uint64_t>> inspect_opened_gradient(const LinearServer& server,
                                                                 View<const std::uint8_t> masked,
                                                                 View<const std::uint8_t> opened) {
-    const Ring ring = ring_of(server);
-    WireReader asked = open(server, masked, MessageType::weight_gradient);
-    const ReplyHead head = read_reply_head(asked, ring);
+    const InspectedMessage asked = inspect_masked_gradient(server, masked);
+    const Header header = WireReader(masked, MessageType::weight_gradient).header();
     WireReader reader(opened, MessageType::opened_gradient);
-    reader.require(server.parameters().hash(), asked.header().key);
-    if (reader.header().message != asked.header().message) {
+    reader.require(server.parameters().hash(), header.key);
+    if (reader.header().message != header.message) {
         throw KeyMismatchError("an opened weight gradient that belongs to another request");
     }
     std::vector<std::vector<std::uint64_t>> values;
-    for (const GradientRun& run : weight_gradient_runs(layout_of(server, head.shape))) {
-        std::vector<std::uint64_t>& part = values.emplace_back(run.coefficients);
-        reader.packed({part.data(), part.size()}, head.bits, std::uint64_t{1} << head.bits);
+    for (const InspectedCiphertext& ciphertext : asked.ciphertexts) {
+        std::vector<std::uint64_t>& part = values.emplace_back(ciphertext.positions.size());
+        reader.packed({part.data(), part.size()}, asked.bits, std::uint64_t{1} << asked.bits);
     }
     reader.require_remaining(0);
     return values;
@@ -194,9 +205,9 @@ std::vector<std::vector<std::uint64_t>> inspect_opened_gradient(const LinearServ
 std::string forge_reply(const LinearServer& server, View<const std::uint8_t> request, int bits, double scale,
                         const std::vector<InspectedCiphertext>& ciphertexts) {
     const Ring ring = ring_of(server);
-    WireReader reader = open(server, request, MessageType::request);
-    const BatchShape shape = read_request_head(reader).shape;
-    const BlockLayout layout = one_group_of(server, shape);
+    const OpenRequest opened = open_request(server, ring, request);
+    const BlockLayout& layout = opened.layout;
+    const BatchShape& shape = opened.head.shape;
     if (bits < 1 || bits > 62 || ciphertexts.size() != layout.products()) {
         throw ParameterError("a reply to this request has " + std::to_string(layout.products()) +
                              " ciphertexts of 1 to 62 bits");
@@ -215,7 +226,7 @@ std::string forge_reply(const LinearServer& server, View<const std::uint8_t> req
         }
         payload += packed_bytes(c0.size(), bits) + packed_bytes(c1.size(), bits);
     }
-    Header header = reader.header();
+    Header header = opened.reader.header();
     header.type = MessageType::reply;
     WireWriter writer(header, kReplyPrefix + payload);
     write_reply_head(writer, {shape, bits, scale});

@@ -105,14 +105,14 @@ def audit(
     recording: Recording | None = None,
 ) -> Row:
     """Train, record the server's transcript, and run every attack on its last steps; or on a `recording`."""
-
-    def said(what: str) -> Callable[[int, int], None] | None:
-        return (lambda done, total: observer(what, done, total)) if observer is not None else None
-
     releases = setting.config.releases
     if recording is None:
         recording = record(
-            setting.config, dataset, steps=steps, keep=KEY_STEPS if releases else keep, observer=said("training")
+            setting.config,
+            dataset,
+            steps=steps,
+            keep=KEY_STEPS if releases else keep,
+            observer=_observer_of(observer, "training"),
         )
     findings, examples = _of_data(recording, setting, dataset, keep)
     findings |= _of_keys(recording, setting, dataset)
@@ -124,54 +124,67 @@ def audit(
     return Row(setting, recording.accuracy, findings, epsilon, examples)
 
 
+def _observer_of(observer: Observer | None, what: str) -> Callable[[int, int], None] | None:
+    return (lambda done, total: observer(what, done, total)) if observer is not None else None
+
+
 def _of_data(
     recording: Recording, setting: Setting, dataset: Dataset, keep: int
 ) -> tuple[dict[str, Finding], dict[str, npt.NDArray[Any]]]:
-    """Activations, labels, signals."""
-    transcript, truth = recording.transcript, recording.truth
-    last = slice(-keep, None)
-    guessed = np.concatenate(activations.recover(transcript)[last])
-    known = np.concatenate(truth.activations[last])
-    labels_known = np.concatenate(truth.labels[last])
+    """Activations, labels and signals of the last `keep` steps: findings, and examples for pictures."""
+    truth, last = recording.truth, slice(-keep, None)
+    estimate = np.concatenate(activations.recover(recording.transcript)[last])
+    findings = {"activations": _correlation(estimate, np.concatenate(truth.activations[last]))}
+    findings |= _of_labels(recording, last)
     signals = np.concatenate(truth.inputs[last])[:, 0]
-    other = np.random.default_rng(0).permutation(len(known))
-    findings = {
-        "activations": Finding(_median(metrics.correlations(guessed, known)), _median(metrics.correlations(guessed, known[other]))),
-        "labels": Finding(
-            labels.accuracy(np.concatenate(labels.infer(transcript)[last]), labels_known),
-            float(np.bincount(labels_known).max() / len(labels_known)),
-        ),
-    }  # fmt: skip
-    gradients = [transcript.gradient(step) for step in transcript.steps[last]]
-    if all(gradient is not None for gradient in gradients):
-        rare = labels_known == np.bincount(labels_known, minlength=transcript.classes).argmin()
-        sizes = np.concatenate([gradient for gradient in gradients if gradient is not None])
-        findings["labels by size"] = Finding(labels.by_norm(sizes, rare), 0.5)
-        findings["labels by direction"] = Finding(
-            labels.cluster_accuracy(np.concatenate(labels.clusters(transcript)[last]), labels_known),
-            float(np.bincount(labels_known).max() / len(labels_known)),
-        )
     channels = recording.client.architecture.channels if recording.client is not None else 8
-    maps = inversion.closest_channel(guessed, channels, signals.shape[1])
+    maps = inversion.stretched_channels(estimate, channels, signals.shape[1])
     findings["closest channel"] = Finding(
-        _median(inversion.best(maps, signals)), _median(inversion.best(maps, signals[other]))
+        _median(inversion.closest_channel_correlation(maps, signals)),
+        _median(inversion.closest_channel_correlation(maps, _of_others(signals))),
     )
     examples: dict[str, npt.NDArray[Any]] = {"signals": signals[:4], "channels": maps[:4]}
     if recording.body is not None:
-        body = recording.body.eval()
-        defender = Defender(setting.config.defences, transcript.features)
-
-        def convolve(x: torch.Tensor) -> torch.Tensor:
-            rebuilt: torch.Tensor = defender.activations(body(x))
-            return rebuilt
-
-        invert = inversion.learn_inverse(convolve, dataset.test_x[:4000])
-        rebuilt = invert(guessed)[:, 0]
-        findings["signals"] = Finding(
-            _median(metrics.correlations(rebuilt, signals)), _median(metrics.correlations(rebuilt, signals[other]))
-        )
+        invert = inversion.learn_inverse(_defended_body(recording, setting.config), dataset.test_x[:4000])
+        rebuilt = invert(estimate)[:, 0]
+        findings["signals"] = _correlation(rebuilt, signals)
         examples["rebuilt"] = rebuilt[:4]
     return findings, examples
+
+
+def _of_labels(recording: Recording, last: slice) -> dict[str, Finding]:
+    transcript = recording.transcript
+    known = np.concatenate(recording.truth.labels[last])
+    most_frequent = float(np.bincount(known).max() / len(known))
+    guesses = np.concatenate(labels.infer(transcript)[last])
+    findings = {"labels": Finding(labels.accuracy(guesses, known), most_frequent)}
+    gradients = [gradient for step in transcript.steps[last] if (gradient := transcript.gradient(step)) is not None]
+    if len(gradients) == len(transcript.steps[last]):
+        rarest = known == np.bincount(known, minlength=transcript.classes).argmin()
+        findings["labels by size"] = Finding(labels.by_norm(np.concatenate(gradients), rarest), 0.5)
+        clusters = np.concatenate(labels.clusters(transcript)[last])
+        findings["labels by direction"] = Finding(labels.cluster_accuracy(clusters, known), most_frequent)
+    return findings
+
+
+def _defended_body(recording: Recording, config: RunConfig) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The client's convolutions with the noise that it adds, from signals to activations."""
+    assert recording.body is not None
+    body = recording.body.eval()
+    defender = Defender(config.defences, recording.transcript.features)
+    return lambda x: defender.activations(body(x))
+
+
+def _of_others(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same rows in another order: what an estimate is compared with for its chance level."""
+    return values[np.random.default_rng(0).permutation(len(values))]
+
+
+def _correlation(estimate: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Finding:
+    """The median correlation of rows with the truth, and by chance."""
+    return Finding(
+        _median(metrics.correlations(estimate, truth)), _median(metrics.correlations(estimate, _of_others(truth)))
+    )
 
 
 def _of_keys(recording: Recording, setting: Setting, dataset: Dataset) -> dict[str, Finding]:
@@ -217,27 +230,8 @@ def resemblances(
     """Abuadbba et al.'s two tables: by number of convolutions, and by epsilon of noise on activations."""
 
     def measured(title: str, config: RunConfig, published: float | None) -> Likeness:
-        setting = Setting(title, config)
-
-        def said(done: int, total: int) -> None:
-            if observer is not None:
-                observer(title, done, total)
-
-        recording = record(config, dataset, steps=steps, keep=1, observer=said)
-        assert recording.client is not None
-        assert recording.body is not None
-        x = dataset.test_x[:rows]
-        with torch.no_grad():
-            maps = Defender(config.defences, recording.transcript.features).activations(
-                recording.body.eval()(torch.from_numpy(x))
-            )
-        found = metrics.resemblance(x, maps.numpy(), recording.client.architecture.channels, rows=rows)
-        worst = found.worst
-        return Likeness(
-            setting, recording.accuracy, float(found.distance_correlation.mean()),
-            float(found.distance_correlation[worst]), float(found.dynamic_time_warping.mean()),
-            float(found.dynamic_time_warping.min()), published,
-        )  # fmt: skip
+        recording = record(config, dataset, steps=steps, keep=1, observer=_observer_of(observer, title))
+        return _likeness(Setting(title, config), recording, dataset.test_x[:rows], published)
 
     base = RunConfig(protocol="plain", batch_size=batch_size)
     by_depth = [
@@ -255,17 +249,28 @@ def resemblances(
     return by_depth, by_epsilon
 
 
+def _likeness(setting: Setting, recording: Recording, x: npt.NDArray[np.float32], published: float | None) -> Likeness:
+    assert recording.client is not None
+    with torch.no_grad():
+        maps = _defended_body(recording, setting.config)(torch.from_numpy(x)).numpy()
+    found = metrics.resemblance(x, maps, recording.client.architecture.channels, rows=len(x))
+    return Likeness(
+        setting,
+        recording.accuracy,
+        mean=float(found.distance_correlation.mean()),
+        worst=float(found.distance_correlation[found.worst]),
+        warping_mean=float(found.dynamic_time_warping.mean()),
+        warping_worst=float(found.dynamic_time_warping.min()),
+        published=published,
+    )
+
+
 def hijacked(dataset: Dataset, *, steps: int) -> Finding:
     """Signals that a malicious server decodes from a `plain` client that it has trained for itself."""
     config = RunConfig(protocol="plain", batch_size=32)
     found = hijack.hijack(config, dataset, dataset.test_x[:4000], steps=steps)
-    decoded, signals = found.decoded[:, 0], found.inputs[:, 0]
-    other = np.random.default_rng(0).permutation(len(signals))
-    return Finding(
-        _median(metrics.correlations(decoded, signals)),
-        _median(metrics.correlations(decoded, signals[other])),
-        f"after {steps} steps of batch 32",
-    )
+    finding = _correlation(found.decoded[:, 0], found.inputs[:, 0])
+    return replace(finding, text=f"after {steps} steps of batch 32")
 
 
 def private_features(table: features.Table) -> list[tuple[str, Finding, float]]:

@@ -83,59 +83,77 @@ def cell(finding: Finding | None) -> str:
     return f"{finding.value:.3f}{chance}" + (f", {finding.text}" if finding.text else "")
 
 
-def _tables(report: Report) -> list[tuple[str, str, list[str], list[list[str]]]]:
-    """Heading, explanation, header and rows of every table."""
-    tables = []
-    if report.rows:
-        head = ["", "test accuracy", "epsilon of the run", *COLUMNS.values()]
-        rows = [
-            [
-                row.setting.title,
-                f"{100 * row.accuracy:.1f} %",
-                "" if row.epsilon is None else f"{row.epsilon:,.3g}",
-                *(cell(row.findings.get(name)) for name in COLUMNS),
-            ]
-            for row in report.rows
+@dataclass(frozen=True)
+class _Table:
+    heading: str
+    explanation: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def _tables(report: Report) -> list[_Table]:
+    """All that have rows."""
+    tables = [
+        _recovered(report.rows),
+        _decoded(report.hijacked),
+        _private_features(report.features),
+        _resemblance("number of convolutions", report.by_depth),
+        _resemblance("noise on activations", report.by_epsilon),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _recovered(rows: list[Row]) -> _Table:
+    lines = [
+        [
+            row.setting.title,
+            _percent(row.accuracy),
+            "" if row.epsilon is None else f"{row.epsilon:,.3g}",
+            *(cell(row.findings.get(name)) for name in COLUMNS),
         ]
-        tables.append(("What an honest-but-curious server recovers", EXPLANATION, head, rows))
-    if report.hijacked is not None:
-        tables.append(
-            (
-                "A malicious server of `plain`: feature-space hijacking",
-                "It answers gradients of its own. The encrypted protocols do not show it activations to do so with.",
-                ["", "correlation of decoded signals"],
-                [["plain", cell(report.hijacked)]],
-            )
-        )
-    if report.features:
-        tables.append(
-            (
-                "Private features from cut-layer gradients",
-                _FEATURES,
-                ["", "features right", "task accuracy"],
-                [[title, cell(finding), f"{100 * accuracy:.1f} %"] for title, finding, accuracy in report.features],
-            )
-        )
-    for name, items in (("number of convolutions", report.by_depth), ("noise on activations", report.by_epsilon)):
-        if items:
-            head = [
-                "", "worst channel, published", "worst channel", "mean channel", "time warping, worst", "time warping, mean",
-                "test accuracy",
-            ]  # fmt: skip
-            rows = [
-                [
-                    item.setting.title,
-                    "" if item.published is None else f"{item.published:.2f}",
-                    f"{item.worst:.2f}",
-                    f"{item.mean:.2f}",
-                    f"{item.warping_worst:.2f}",
-                    f"{item.warping_mean:.2f}",
-                    f"{100 * item.accuracy:.1f} %",
-                ]
-                for item in items
-            ]
-            tables.append((f"Resemblance of activations and signals by {name}", LIKENESS, head, rows))
-    return tables
+        for row in rows
+    ]
+    head = ["", "test accuracy", "epsilon of the run", *COLUMNS.values()]
+    return _Table("What an honest-but-curious server recovers", EXPLANATION, head, lines)
+
+
+def _decoded(finding: Finding | None) -> _Table:
+    return _Table(
+        "A malicious server of `plain`: feature-space hijacking",
+        "It answers gradients of its own. The encrypted protocols do not show it activations to do so with.",
+        ["", "correlation of decoded signals"],
+        [["plain", cell(finding)]] if finding is not None else [],
+    )
+
+
+def _private_features(found: list[tuple[str, Finding, float]]) -> _Table:
+    lines = [[title, cell(finding), _percent(accuracy)] for title, finding, accuracy in found]
+    head = ["", "features right", "task accuracy"]
+    return _Table("Private features from cut-layer gradients", _FEATURES, head, lines)
+
+
+def _resemblance(by: str, items: list[Likeness]) -> _Table:
+    head = [
+        "", "worst channel, published", "worst channel", "mean channel", "time warping, worst", "time warping, mean",
+        "test accuracy",
+    ]  # fmt: skip
+    lines = [
+        [
+            item.setting.title,
+            "" if item.published is None else f"{item.published:.2f}",
+            f"{item.worst:.2f}",
+            f"{item.mean:.2f}",
+            f"{item.warping_worst:.2f}",
+            f"{item.warping_mean:.2f}",
+            _percent(item.accuracy),
+        ]
+        for item in items
+    ]
+    return _Table(f"Resemblance of activations and signals by {by}", LIKENESS, head, lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 _FEATURES = (
@@ -153,9 +171,10 @@ def markdown(report: Report) -> str:
     """All tables."""
     lines = [f"# {report.title}", "", report.provenance, ""]
     lines += [f"**{note}**\n" for note in report.notes]
-    for heading, text, head, rows in _tables(report):
-        lines += [f"## {heading}", "", text, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+    for table in _tables(report):
+        lines += [f"## {table.heading}", "", table.explanation, ""]
+        lines += [f"| {' | '.join(table.head)} |", "|---" * len(table.head) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in table.rows] + [""]
     return "\n".join(lines)
 
 
@@ -170,11 +189,11 @@ def page(report: Report) -> str:
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"]
     parts.append(f"<h1>{title}</h1><p>{html.escape(report.provenance)}</p>")
     parts += [f"<p><strong>{html.escape(note)}</strong></p>" for note in report.notes]
-    for heading, text, head, rows in _tables(report):
-        parts.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p><table><tr>")
-        parts += [f"<th>{html.escape(name)}</th>" for name in head]
+    for table in _tables(report):
+        parts.append(f"<h2>{html.escape(table.heading)}</h2><p>{html.escape(table.explanation)}</p><table><tr>")
+        parts += [f"<th>{html.escape(name)}</th>" for name in table.head]
         parts.append("</tr>")
-        parts += ["<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row) + "</tr>" for row in rows]
+        parts += ["<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row) + "</tr>" for row in table.rows]
         parts.append("</table>")
     for caption, picture in (
         ("Signals (grey) and what the server rebuilds of them", _signals(report.rows)),
@@ -223,7 +242,7 @@ def _signals(rows: list[Row]) -> str:
 
 
 def _channels(rows: list[Row]) -> str:
-    from hesplit_native.privacy.attacks.inversion import best
+    from hesplit_native.privacy.attacks.inversion import closest_channel_correlation
 
     shown = [row for row in rows if "channels" in row.examples]
     if not shown:
@@ -231,7 +250,10 @@ def _channels(rows: list[Row]) -> str:
     figure, axes = _plot(2, len(shown), 1.9, 1.3)
     for column, row in enumerate(shown):
         signal, maps = row.examples["signals"][:1], row.examples["channels"][0]
-        closest = max(range(len(maps)), key=lambda channel: float(best(maps[None, [channel]], signal)[0]))
+        closest = max(
+            range(len(maps)),
+            key=lambda channel: float(closest_channel_correlation(maps[None, [channel]], signal)[0]),
+        )
         axes[0][column].plot(signal[0], color="#666666")
         axes[1][column].plot(maps[closest], color="#2f6690")
         axes[0][column].set_title(row.setting.title, fontsize=6)

@@ -82,11 +82,14 @@ class Transcript:
     def opaque(self, step: Step, shape: tuple[int, ...]) -> Float32:
         """What there is to go by when all is encrypted: the bytes of the request, as numbers in [-1, 1]."""
         count = int(np.prod(shape))
-        body = np.frombuffer(step.forward, np.uint8)[128:]
+        body = np.frombuffer(step.forward, np.uint8)[_BEFORE_CIPHERTEXTS:]
         return (np.resize(body, count).reshape(shape) / 127.5 - 1).astype(np.float32)
 
 
 _ROWS = range(1, 65537)
+
+# More bytes than a sealed request has before its ciphertexts: identifiers, layout and a seed say nothing of the data.
+_BEFORE_CIPHERTEXTS = 128
 
 
 @dataclass

@@ -62,7 +62,7 @@ def load_table(path: Path, *, private: list[str], label: str) -> Table:
         if name not in columns:
             raise DataError(f"{path}: there is no column {name!r}, only {', '.join(columns)}")
 
-    def two(name: str) -> npt.NDArray[np.float32]:
+    def zeros_and_ones(name: str) -> npt.NDArray[np.float32]:
         values = [row[name].strip() for row in rows]
         kinds = sorted(set(values))
         if len(kinds) != 2:
@@ -84,8 +84,8 @@ def load_table(path: Path, *, private: list[str], label: str) -> Table:
     return Table(
         path.stem,
         np.stack(shown, 1).astype(np.float32),
-        np.stack([two(name) for name in private], 1),
-        two(label),
+        np.stack([zeros_and_ones(name) for name in private], 1),
+        zeros_and_ones(label),
     )
 
 

@@ -29,19 +29,20 @@ from hesplit_native.training.config import RunConfig
 
 @dataclass
 class Forger:
-    """Stands before an honest `splitways` server: replies are forged, gradients read.
+    """Stands before an honest `splitways` server, forges its replies and reads the client's gradients.
 
-    The outputs of the last product are left at 0, so that the others of a row are known beside them; the first products ask for
-    coefficients j, j + width, j + 2 width, ... of the key, for one j each.
+    Outputs of the last product stay 0, so that the others of a row follow from their differences to them. Each of the other products
+    asks for the coefficients j, j + width, j + 2 width, ... of the key, for a j of its own.
     """
 
     honest: Answers
     server: _core.LinearServer
     logit: float
     key: npt.NDArray[np.float64] = field(init=False)  # NaN where unknown
-    asked: int = 0
+    replies: int = 0
     request: bytes = b""
-    _asking: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    # By product: the places in the key [outputs, samples] that the present logits tell; negative ones with the opposite sign.
+    _wanted: list[npt.NDArray[np.int64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.key = np.full(ring_degree(self.server), np.nan)
@@ -67,29 +68,27 @@ class Forger:
         if products < 2:
             raise ParameterError("the forger needs a layer with at least two products")
         size = round(min(self.logit * reply["scale"], 2.0 ** (bits - 1)))
-        forged, self._asking = [], []
+        forged, self._wanted = [], []
         for p, ciphertext in enumerate(reply["ciphertexts"]):
             shift = self._shift(reply["width"], products, p)
             c1 = np.zeros_like(ciphertext["c1"])
             if p < products - 1:
                 c1[shift] = size
             forged.append((np.zeros_like(ciphertext["c0"]), c1))
-            wanted = ciphertext["positions"] - shift  # by output, then sample
-            self._asking.append(wanted.reshape(-1, reply["samples"]).T)
-        self.asked += 1
+            self._wanted.append((ciphertext["positions"] - shift).reshape(-1, reply["samples"]))
+        self.replies += 1
         return _core.forge_reply(self.server, request, bits, reply["scale"], forged)
 
     def _shift(self, width: int, products: int, p: int) -> int:
-        return (self.asked * (products - 1) + p) % width
+        return (self.replies * (products - 1) + p) % width
 
     def _read(self, body: memoryview) -> None:
         gradient, _ = messages.take_matrix(body, "gradient", rows=range(1, 65537), columns=self.server.outputs)
         logits = np.log(np.clip(probabilities(gradient), 1e-30, None))
         values = np.rint((logits - logits[:, -1:]) / self.logit)
         column = 0
-        for wanted in self._asking[:-1]:
-            for u in range(wanted.shape[1]):
-                at = wanted[:, u]
+        for positions in self._wanted[:-1]:
+            for at in positions:
                 sign = np.where(at < 0, -1, 1)  # x^-i is -x^(N - i)
                 self.key[at % len(self.key)] = np.clip(sign * values[:, column], -1, 1)
                 column += 1

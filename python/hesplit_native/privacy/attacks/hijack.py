@@ -73,17 +73,17 @@ class Hijacker:
     def _step(self, activations: Tensor) -> Tensor:
         n = len(activations)
 
-        def own() -> Tensor:
+        def draw_auxiliary() -> Tensor:
             return self.auxiliary[torch.randint(0, len(self.auxiliary), (n,), generator=self.generator)]
 
-        signals = own()
+        signals = draw_auxiliary()
         loss = nn.functional.mse_loss(self.decoder(self.pilot(signals)), signals.flatten(1))
         self.autoencoder_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.autoencoder_optimizer.step()
         for _ in range(2):
             with torch.no_grad():
-                wanted = self.pilot(own())
+                wanted = self.pilot(draw_auxiliary())
             mix = torch.rand(n, 1, generator=self.generator)
             between = (mix * wanted + (1 - mix) * activations).requires_grad_()
             (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)

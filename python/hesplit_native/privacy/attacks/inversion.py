@@ -19,15 +19,17 @@ from hesplit_native.seeding import seeded
 Float32 = npt.NDArray[np.float32]
 
 
-def closest_channel(activations: npt.NDArray[np.floating], channels: int, samples: int) -> npt.NDArray[np.float64]:
-    """All channels stretched to the signal's length: [n, channels, samples]. Which one is closest the eye decides, or `best`."""
+def stretched_channels(activations: npt.NDArray[np.floating], channels: int, samples: int) -> npt.NDArray[np.float64]:
+    """All channels of activations [n, in], stretched to the signal's length: [n, channels, samples]."""
     maps = activations.reshape(len(activations), channels, -1)
     grid, fine = np.linspace(0, 1, maps.shape[2]), np.linspace(0, 1, samples)
     return np.stack([[np.interp(fine, grid, channel) for channel in row] for row in maps])
 
 
-def best(maps: npt.NDArray[np.float64], inputs: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """|correlation| of the closest channel with each signal [n, samples]: [n]."""
+def closest_channel_correlation(
+    maps: npt.NDArray[np.float64], inputs: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    """|correlation| of each signal [n, samples] with whichever of its channels [n, channels, samples] is closest to it: [n]."""
     a = maps - maps.mean(2, keepdims=True)
     b = (inputs - inputs.mean(1, keepdims=True))[:, None]
     size = np.linalg.norm(a, axis=2) * np.linalg.norm(b, axis=2)

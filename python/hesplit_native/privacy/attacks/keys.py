@@ -269,7 +269,7 @@ def open_request(server: _core.LinearServer, transcript: Transcript, step: Step,
     x = np.zeros((n, transcript.features))
     for j, ciphertext in enumerate(seen["ciphertexts"]):
         parts = zip(ciphertext["c0"], ciphertext["c1"], primes, strict=True)
-        phase = [(c0.astype(np.int64) + _times(c1, key, p)) % p for c0, c1, p in parts]
+        phase = [(c0.astype(np.int64) + _negacyclic_product(c1, key, p)) % p for c0, c1, p in parts]
         fraction = _fractions(np.stack(phase).astype(np.uint64), primes)
         values = ((fraction - np.rint(fraction)) * modulus / seen["scale"]).astype(np.float64)
         if np.abs(values).max() > largest:
@@ -279,7 +279,7 @@ def open_request(server: _core.LinearServer, transcript: Transcript, step: Step,
     return x
 
 
-def _times(poly: npt.NDArray[np.uint64], key: Ternary, prime: int) -> npt.NDArray[np.int64]:
+def _negacyclic_product(poly: npt.NDArray[np.uint64], key: Ternary, prime: int) -> npt.NDArray[np.int64]:
     """Poly * key modulo x^N + 1 and a prime below 2^60, exactly: in limbs of 20 bits, whose convolutions doubles hold."""
     degree = len(poly)
     total = np.zeros(degree, dtype=object)

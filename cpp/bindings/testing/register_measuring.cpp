@@ -7,7 +7,7 @@
 #include <functional>
 #include <map>
 
-#include "bindings/bindings.h"
+#include "bindings/testing/testing.h"
 #include "ring/ring.h"
 
 namespace py = pybind11;
@@ -77,10 +77,9 @@ double measure(const std::string& variant, const std::string& kernel, std::size_
 
 }  // namespace
 
-void register_measuring(py::module_& parent) {
-    py::module_ module = parent.def_submodule("measuring", "For the benchmarks; not part of the API.");
-    module.def("seconds", &measure, py::arg("variant"), py::arg("kernel"), py::arg("degree"), py::arg("prime_bits"),
-               py::arg("rounds"), py::call_guard<py::gil_scoped_release>());
+void register_measuring(py::module_& module) {
+    module.def("kernel_seconds", &measure, py::arg("variant"), py::arg("kernel"), py::arg("degree"),
+               py::arg("prime_bits"), py::arg("rounds"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace hesplit

@@ -1,4 +1,4 @@
-// Doors for the tests into rooms that Python does not otherwise enter. Not part of the API.
+// Parts of the core that Python does not otherwise reach: sampling, the ring, the embedding, kernels, the wire format.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 #include <seal/ckks.h>
@@ -9,9 +9,9 @@
 
 #include "base/parallel.h"
 #include "bindings/bindings.h"
+#include "bindings/testing/testing.h"
 #include "ckks/embedding.h"
 #include "kernels/kernels.h"
-#include "linear/client.h"
 #include "ring/prng.h"
 #include "ring/ring.h"
 #include "wire/format.h"
@@ -121,9 +121,9 @@ std::vector<double> seal_slots_of(const py::array_t<std::int64_t, py::array::c_s
 }
 
 // The kernels of one variant on arrays, for comparison with another's. Sizes are the caller's business.
-class KernelDoor {
+class VariantKernels {
   public:
-    explicit KernelDoor(const std::string& name) : kernels_(kernels(name.c_str())) {}
+    explicit VariantKernels(const std::string& name) : kernels_(kernels(name.c_str())) {}
 
     Residues transform(std::uint64_t prime, const Residues& a, bool inverse) const {
         const Ring ring(static_cast<std::size_t>(a.size()), {prime}, kernels_);
@@ -281,7 +281,9 @@ py::bytes reseal(const std::string& message) {
     return {bytes};
 }
 
-std::vector<std::size_t> loop(std::size_t count, std::size_t fail_at) {
+// How often each index was visited by a loop of so many threads.
+std::vector<std::size_t> loop(std::size_t count, std::size_t fail_at, std::size_t threads) {
+    set_num_threads(threads);
     std::vector<std::size_t> hits(count, 0);
     py::gil_scoped_release release;
     parallel_for(count, [&](std::size_t i) {
@@ -295,8 +297,7 @@ std::vector<std::size_t> loop(std::size_t count, std::size_t fail_at) {
 
 }  // namespace
 
-void register_testing(py::module_& parent) {
-    py::module_ module = parent.def_submodule("testing", "Doors for the tests; not part of the API.");
+void register_testing(py::module_& module) {
     module.def("chacha20", &chacha20, py::arg("key"), py::arg("nonce"), py::arg("counter"), py::arg("blocks"));
     module.def("uniform", &uniform, py::arg("seed"), py::arg("modulus"), py::arg("count"));
     module.def("noise", &small<sample_noise, Domain::noise>, py::arg("seed"), py::arg("count"));
@@ -309,29 +310,29 @@ void register_testing(py::module_& parent) {
     module.def("seal_slots_of", &seal_slots_of, py::arg("coefficients"));
     module.def("pack_bits", &pack, py::arg("values"), py::arg("bits"));
     module.def("unpack_bits", &unpack, py::arg("data"), py::arg("count"), py::arg("bits"), py::arg("limit"));
-    py::class_<KernelDoor>(module, "Kernels")
+    py::class_<VariantKernels>(module, "Kernels")
         .def(py::init<const std::string&>(), py::arg("name"))
-        .def("transform", &KernelDoor::transform, py::arg("prime"), py::arg("a"), py::arg("inverse"))
-        .def("multiply", &KernelDoor::multiply, py::arg("prime"), py::arg("a"), py::arg("b"))
-        .def("dot", &KernelDoor::dot, py::arg("prime"), py::arg("a"), py::arg("b"))
-        .def("inner", &KernelDoor::inner, py::arg("prime"), py::arg("a"), py::arg("b"))
-        .def("combine", &KernelDoor::combine, py::arg("prime"), py::arg("a"), py::arg("scalars"))
-        .def("add", &KernelDoor::add, py::arg("prime"), py::arg("a"), py::arg("b"))
-        .def("subtract_from", &KernelDoor::subtract_from, py::arg("prime"), py::arg("a"), py::arg("b"))
-        .def("negate", &KernelDoor::negate, py::arg("prime"), py::arg("a"))
-        .def("add_small", &KernelDoor::add_small, py::arg("prime"), py::arg("a"), py::arg("small"))
-        .def("lift", &KernelDoor::lift, py::arg("prime"), py::arg("values"))
-        .def("add_fraction", &KernelDoor::add_fraction, py::arg("prime"), py::arg("factor"), py::arg("a"),
+        .def("transform", &VariantKernels::transform, py::arg("prime"), py::arg("a"), py::arg("inverse"))
+        .def("multiply", &VariantKernels::multiply, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("dot", &VariantKernels::dot, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("inner", &VariantKernels::inner, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("combine", &VariantKernels::combine, py::arg("prime"), py::arg("a"), py::arg("scalars"))
+        .def("add", &VariantKernels::add, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("subtract_from", &VariantKernels::subtract_from, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("negate", &VariantKernels::negate, py::arg("prime"), py::arg("a"))
+        .def("add_small", &VariantKernels::add_small, py::arg("prime"), py::arg("a"), py::arg("small"))
+        .def("lift", &VariantKernels::lift, py::arg("prime"), py::arg("values"))
+        .def("add_fraction", &VariantKernels::add_fraction, py::arg("prime"), py::arg("factor"), py::arg("a"),
              py::arg("fractions"))
-        .def("ternary_dot", &KernelDoor::ternary_dot, py::arg("secret"), py::arg("windows"))
-        .def("word_dot", &KernelDoor::word_dot, py::arg("a"), py::arg("windows"))
-        .def("chacha20", &KernelDoor::chacha20, py::arg("state"), py::arg("blocks"))
-        .def("noise", &KernelDoor::noise, py::arg("coins"))
-        .def("accept", &KernelDoor::accept, py::arg("words"), py::arg("narrow"), py::arg("mask"), py::arg("q"))
-        .def("pack", &KernelDoor::pack, py::arg("values"), py::arg("bits"))
-        .def("unpack", &KernelDoor::unpack, py::arg("data"), py::arg("bits"), py::arg("count"));
+        .def("ternary_dot", &VariantKernels::ternary_dot, py::arg("secret"), py::arg("windows"))
+        .def("word_dot", &VariantKernels::word_dot, py::arg("a"), py::arg("windows"))
+        .def("chacha20", &VariantKernels::chacha20, py::arg("state"), py::arg("blocks"))
+        .def("noise", &VariantKernels::noise, py::arg("coins"))
+        .def("accept", &VariantKernels::accept, py::arg("words"), py::arg("narrow"), py::arg("mask"), py::arg("q"))
+        .def("pack", &VariantKernels::pack, py::arg("values"), py::arg("bits"))
+        .def("unpack", &VariantKernels::unpack, py::arg("data"), py::arg("bits"), py::arg("count"));
     module.def("reseal", &reseal, py::arg("message"));
-    module.def("parallel_for", &loop, py::arg("count"), py::arg("fail_at"));
+    module.def("parallel_for", &loop, py::arg("count"), py::arg("fail_at"), py::arg("threads"));
 }
 
 }  // namespace hesplit
