@@ -1,13 +1,17 @@
 # Two commands for a fresh machine with Python >= 3.10 and a C++ compiler:
 #   make demo    virtual environment, install, encrypted training on synthetic heartbeats
 #   make test    the same environment, then linters, type checker and every test
+# and what CI adds:
+#   make test-avx2    the tests that compute, as on a processor without AVX-512 whose libraries take two threads
 
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # Passed to `pip install`, e.g. PIP_FLAGS="-C cmake.define.HESPLIT_SEAL_SOURCE_DIR=/path/to/SEAL"
 PIP_FLAGS ?=
+# After these, so that they can be overruled: PYTEST_FLAGS="-n 0 tests/test_wire.py"
 PYTEST_FLAGS ?=
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 DEMO_OUTPUT ?= demo-output
 
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -18,20 +22,33 @@ SOURCES := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find cmake cpp p
 	-type f -not -name '*.so' -not -name '*.pyc')
 CPP_FILES = $(shell find cpp -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test test-avx2 lint format install clean
 
 demo: $(VENV)/installed
 	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways \
 		--epochs 2 --output $(DEMO_OUTPUT)
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(PYTEST) $(PYTEST_FLAGS)
+
+# All that compares numbers; the rest reads files, prints or talks, whatever the processor.
+COMPUTING = $(filter-out $(addprefix tests/test_,benchmarks.py build.py cli.py data% privacy% reproduce.py triad_data.py),\
+	$(wildcard tests/test_*.py))
+
+test-avx2: export OMP_NUM_THREADS = 2
+test-avx2: export HESPLIT_CPU = avx2
+test-avx2: export ATEN_CPU_CAPABILITY = avx2
+test-avx2: export DNNL_MAX_CPU_ISA = AVX2
+test-avx2: export MKL_ENABLE_INSTRUCTIONS = AVX2
+test-avx2: $(VENV)/installed-test
+	$(PYTEST) $(PYTEST_FLAGS) $(COMPUTING)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
