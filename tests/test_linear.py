@@ -99,7 +99,7 @@ def test_explicit_sets_keep_the_error_bound(n, d, o, name, seed):
     assert_close(client.decrypt(server.forward(client.encrypt(x))), x, w, b, params.error_bound)
 
 
-# Layouts whose forward pass is a matrix product of residues (cpp/linear/strand_layer): rows * width a power of two.
+# Layouts whose forward pass is a matrix product of residues (cpp/linear/blocks/strands): rows * width a power of two.
 @pytest.mark.parametrize(
     ("n", "d", "o", "width"),
     [

@@ -12,7 +12,7 @@ namespace hesplit {
 namespace {
 
 template <class T>
-py::tuple encrypt(const LinearClient& client, const Matrix<T>& x, bool clip) {
+py::tuple encrypt(LinearClient& client, const Matrix<T>& x, bool clip) {
     if (x.ndim() != 2 || static_cast<std::size_t>(x.shape(1)) != client.features()) {
         throw ParameterError("expected x of shape [n, " + std::to_string(client.features()) + "]");
     }
@@ -40,7 +40,7 @@ py::tuple inspect_rows(const Matrix<T>& x, double bound, double norm) {
     return py::make_tuple(found.finite, found.beyond.size());
 }
 
-py::tuple decrypt(const LinearClient& client, const py::buffer& object, bool release, bool weight_gradient_follows) {
+py::tuple decrypt(LinearClient& client, const py::buffer& object, bool release, bool weight_gradient_follows) {
     const Bytes reply(object);
     const std::size_t samples = client.samples_of(reply.view());
     Matrix<double> y({static_cast<py::ssize_t>(samples), static_cast<py::ssize_t>(client.outputs())});
@@ -113,7 +113,7 @@ void register_linear(py::module_& module) {
         .def("decrypt", &decrypt, py::arg("reply"), py::arg("release"), py::arg("weight_gradient_follows"))
         .def(
             "open_weight_gradient",
-            [](const LinearClient& client, const py::buffer& object, const Matrix<double>& gradient) {
+            [](LinearClient& client, const py::buffer& object, const Matrix<double>& gradient) {
                 const Bytes message(object);
                 const View<const double> values = view(gradient);
                 return released([&] { return client.open_weight_gradient(message.view(), values); });

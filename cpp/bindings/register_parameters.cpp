@@ -5,10 +5,9 @@
 
 #include "bindings/bindings.h"
 #include "ckks/slot_ring.h"
-#include "linear/client.h"
 #include "linear/messages.h"
 #include "linear/precision.h"
-#include "linear/sealed.h"
+#include "linear/sealed/plan.h"
 #include "ring/ring.h"
 #include "rlwe/parameters.h"
 

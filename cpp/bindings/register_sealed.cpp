@@ -1,7 +1,8 @@
 #include <memory>
 
 #include "bindings/bindings.h"
-#include "linear/sealed.h"
+#include "linear/sealed/client.h"
+#include "linear/sealed/server.h"
 
 namespace py = pybind11;
 
@@ -9,12 +10,12 @@ namespace hesplit {
 
 namespace {
 
-using Open = void (SealedClient::*)(View<const std::uint8_t>, double*) const;
+using Open = void (SealedLayerClient::*)(View<const std::uint8_t>, double*);
 
 template <Open open>
-Matrix<double> decrypt(const SealedClient& client, const py::buffer& object) {
+Matrix<double> decrypt(SealedLayerClient& client, const py::buffer& object) {
     const Bytes reply(object);
-    const std::size_t columns = open == &SealedClient::decrypt ? client.outputs() : client.features();
+    const std::size_t columns = open == &SealedLayerClient::decrypt ? client.outputs() : client.features();
     Matrix<double> values(
         {static_cast<py::ssize_t>(client.samples_of(reply.view())), static_cast<py::ssize_t>(columns)});
     double* out = values.mutable_data();
@@ -23,7 +24,7 @@ Matrix<double> decrypt(const SealedClient& client, const py::buffer& object) {
     return values;
 }
 
-void check(const SealedClient& client, const Matrix<double>& weight, const Matrix<double>& bias) {
+void check(const SealedLayerClient& client, const Matrix<double>& weight, const Matrix<double>& bias) {
     const auto size = static_cast<std::size_t>(weight.size());
     if (size != client.features() * client.outputs() || static_cast<std::size_t>(bias.size()) != client.outputs()) {
         throw ParameterError("expected weight [" + std::to_string(client.outputs()) + ", " +
@@ -35,19 +36,20 @@ void check(const SealedClient& client, const Matrix<double>& weight, const Matri
 }  // namespace
 
 void register_sealed(py::module_& module) {
-    py::class_<SealedClient>(module, "SealedClient")
+    py::class_<SealedLayerClient>(module, "SealedLayerClient")
         .def(py::init([](const std::shared_ptr<SecretKey>& key, std::size_t features, std::size_t outputs,
                          double weight_norm) {
                  py::gil_scoped_release release;
-                 return std::make_unique<SealedClient>(key, features, outputs, weight_norm);
+                 return std::make_unique<SealedLayerClient>(key, features, outputs, weight_norm);
              }),
              py::arg("key"), py::arg("features"), py::arg("outputs"), py::arg("weight_norm"))
-        .def_property_readonly("error", [](const SealedClient& client) { return client.scaling().error; })
-        .def_property_readonly("updates_left", &SealedClient::updates_left)
-        .def_property_readonly("weight_scale", [](const SealedClient& client) { return client.scaling().weight_scale; })
+        .def_property_readonly("error", [](const SealedLayerClient& client) { return client.scaling().error; })
+        .def_property_readonly("updates_left", &SealedLayerClient::updates_left)
+        .def_property_readonly("weight_scale",
+                               [](const SealedLayerClient& client) { return client.scaling().weight_scale; })
         .def(
             "seal",
-            [](SealedClient& client, const Matrix<double>& weight, const Matrix<double>& bias) {
+            [](SealedLayerClient& client, const Matrix<double>& weight, const Matrix<double>& bias) {
                 check(client, weight, bias);
                 const View<const double> w = view(weight), b = view(bias);
                 return released([&] { return client.seal(w, b); });
@@ -55,14 +57,14 @@ void register_sealed(py::module_& module) {
             py::arg("weight"), py::arg("bias"))
         .def(
             "refresh_due",
-            [](const SealedClient& client, const Matrix<double>& weight, const Matrix<double>& bias) {
+            [](const SealedLayerClient& client, const Matrix<double>& weight, const Matrix<double>& bias) {
                 check(client, weight, bias);
                 return client.refresh_due(view(weight), view(bias));
             },
             py::arg("weight"), py::arg("bias"))
         .def(
             "encrypt",
-            [](const SealedClient& client, const Matrix<double>& x) {
+            [](SealedLayerClient& client, const Matrix<double>& x) {
                 if (x.ndim() != 2 || static_cast<std::size_t>(x.shape(1)) != client.features()) {
                     throw ParameterError("expected x of shape [n, " + std::to_string(client.features()) + "]");
                 }
@@ -70,10 +72,10 @@ void register_sealed(py::module_& module) {
                 return released([&] { return client.encrypt(values); });
             },
             py::arg("x"))
-        .def("decrypt", &decrypt<&SealedClient::decrypt>, py::arg("reply"))
+        .def("decrypt", &decrypt<&SealedLayerClient::decrypt>, py::arg("reply"))
         .def(
             "update",
-            [](SealedClient& client, const Matrix<double>& gradient, const Matrix<double>& weight,
+            [](SealedLayerClient& client, const Matrix<double>& gradient, const Matrix<double>& weight,
                const Matrix<double>& bias) {
                 check(client, weight, bias);
                 if (gradient.ndim() != 2 || static_cast<std::size_t>(gradient.shape(1)) != client.outputs()) {
@@ -84,22 +86,22 @@ void register_sealed(py::module_& module) {
                 return released([&] { return client.update(g, w, b); });
             },
             py::arg("gradient"), py::arg("weight"), py::arg("bias"))
-        .def("decrypt_input_gradient", &decrypt<&SealedClient::decrypt_input_gradient>, py::arg("reply"))
-        .def("destroy", &SealedClient::destroy);
+        .def("decrypt_input_gradient", &decrypt<&SealedLayerClient::decrypt_input_gradient>, py::arg("reply"))
+        .def("destroy", &SealedLayerClient::destroy);
 
-    py::class_<SealedServer>(module, "SealedServer")
+    py::class_<SealedLayerServer>(module, "SealedLayerServer")
         .def(py::init([](const py::buffer& object, std::size_t max_samples) {
                  const Bytes bytes(object);
                  py::gil_scoped_release release;
-                 return std::make_unique<SealedServer>(bytes.view(), max_samples);
+                 return std::make_unique<SealedLayerServer>(bytes.view(), max_samples);
              }),
              py::arg("sealed"), py::arg("max_samples"))
-        .def_property_readonly("features", &SealedServer::features)
-        .def_property_readonly("outputs", &SealedServer::outputs)
-        .def_property_readonly("parameters", &SealedServer::parameters)
+        .def_property_readonly("features", &SealedLayerServer::features)
+        .def_property_readonly("outputs", &SealedLayerServer::outputs)
+        .def_property_readonly("parameters", &SealedLayerServer::parameters)
         .def(
             "refresh",
-            [](SealedServer& server, const py::buffer& object) {
+            [](SealedLayerServer& server, const py::buffer& object) {
                 const Bytes sealed(object);
                 py::gil_scoped_release release;
                 server.refresh(sealed.view());
@@ -107,19 +109,19 @@ void register_sealed(py::module_& module) {
             py::arg("sealed"))
         .def(
             "forward",
-            [](const SealedServer& server, const py::buffer& object) {
+            [](const SealedLayerServer& server, const py::buffer& object) {
                 const Bytes request(object);
                 return released([&] { return server.forward(request.view()); });
             },
             py::arg("request"))
         .def(
             "update",
-            [](SealedServer& server, const py::buffer& object) {
+            [](SealedLayerServer& server, const py::buffer& object) {
                 const Bytes update(object);
                 return released([&] { return server.update(update.view()); });
             },
             py::arg("update"))
-        .def("saved", [](const SealedServer& server) { return released([&] { return server.saved(); }); });
+        .def("saved", [](const SealedLayerServer& server) { return released([&] { return server.saved(); }); });
 }
 
 }  // namespace hesplit

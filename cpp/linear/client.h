@@ -3,35 +3,18 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
-#include <vector>
 
-#include "base/ahead.h"
-#include "ckks/slot_ring.h"
+#include "base/buffer.h"
+#include "linear/client_packing.h"
+#include "linear/client_session.h"
 #include "linear/messages.h"
-#include "packing/blocks.h"
-#include "packing/slots.h"
-#include "rlwe/decryption.h"
-#include "rlwe/encryption.h"
 #include "rlwe/parameters.h"
 #include "rlwe/secret_key.h"
+#include "wire/codec.h"
 
 namespace hesplit {
-
-BlockLayout block_layout(const Ring& ring, std::size_t features, std::size_t outputs, const BatchShape& shape);
-
-// A secret key made ready for one ring, with the number of decryptions released under it.
-struct ClientKey {
-    ClientKey(std::shared_ptr<const SecretKey> key, const Ring& ring, const Ring& auxiliary);
-
-    std::shared_ptr<const SecretKey> key;
-    SecretBuffer<std::uint64_t> secret;  // in NTT form
-    PhaseDecryptor phase;
-    std::uint32_t released = 0;  // guarded by LinearClient's mutex
-};
 
 // Decryption for local use and for release are two calls: whoever sees ciphertexts and values computed from their
 // decryptions learns about the key unless these are flooded with noise (docs/security.md).
@@ -60,72 +43,41 @@ class LinearClient {
     // x is row-major [samples, features]. Samples beyond the ranges are clipped, or a RangeError if `clip` is false;
     // NaN and infinities always are.
     template <class T>
-    Request encrypt(const T* x, std::size_t samples, bool clip) const;
+    Request encrypt(const T* x, std::size_t samples, bool clip);
 
     // The samples of the request that a reply answers. Throws WireError or KeyMismatchError.
     std::size_t samples_of(View<const std::uint8_t> reply) const;
     // y is row-major [samples, outputs]. Each request is answered once, and with `weight_gradient_follows` once more by
     // open_weight_gradient. Returns the deviation of the noise added to each y: 0 for local use.
-    double decrypt(View<const std::uint8_t> reply, Purpose purpose, bool weight_gradient_follows, double* y) const;
+    double decrypt(View<const std::uint8_t> reply, Purpose purpose, bool weight_gradient_follows, double* y);
 
     // The opened, still masked weight gradient for the server: a release. `gradient` is dJ/dY, row-major [samples,
     // outputs], as the server got it.
-    std::string open_weight_gradient(View<const std::uint8_t> message, View<const double> gradient) const;
+    std::string open_weight_gradient(View<const std::uint8_t> message, View<const double> gradient);
 
     // Zeroes every key; every later call throws KeyMismatchError.
-    void destroy() const;
+    void destroy() { session_.destroy(); }
 
   private:
-    struct Outstanding {
-        BatchShape shape;
-        std::shared_ptr<ClientKey> key;
-        bool logits_decrypted = false;
-    };
-    // What a request needs before its activations are known.
-    struct Prepared {
-        BatchShape shape;
-        std::shared_ptr<ClientKey> key;
-        ZeroEncryptions zeros;
-    };
-    struct Reply;
-    std::shared_ptr<Prepared> begin(const BatchShape& shape) const;
-    void complete(Prepared& prepared) const;
-    std::shared_ptr<Prepared> take_prepared(const BatchShape& shape) const;
-    BatchShape plan(std::size_t samples) const;
-    void encode(const BatchShape& shape, const void* x, bool is_float, std::size_t group, std::size_t input,
-                std::uint64_t* message) const;
-    void decrypt_group(const Reply& reply, std::size_t group, double* y) const;
-    double release(const Reply& reply, double* y) const;
-    std::vector<GradientRun> gradient_runs(const BatchShape& shape) const;
-    double gradient_flood(const BatchShape& shape, View<const double> gradient, int bits, double scale) const;
-    Outstanding outstanding(const Header& header) const;
-    void forget(const Id& message) const;
-    std::shared_ptr<ClientKey> current_key() const;
-    void count_release(ClientKey& key) const;
-    std::size_t inputs(const BatchShape& shape) const;
+    template <class T>
+    std::string write_request(const BatchShape& shape, const T* x, const Encryptions& encryptions,
+                              const Seed& announced, const Id& message) const;
+    ReplyHead read_reply(WireReader& reader, const Outstanding& request) const;
+    void decrypt_groups(const ReplyHead& reply, const ClientKey& key, WireReader& reader, double* y) const;
+    double release(const ReplyHead& reply, ClientKey& key, double* y);
+    SecretBuffer<std::int64_t> gradient_noise(const ReplyHead& message, ClientKey& key, View<const double> gradient,
+                                              std::size_t coefficients);
+    std::string open_runs(const ReplyHead& message, ClientKey& key, WireReader& reader, View<const double> gradient);
 
     Parameters parameters_;
     std::size_t features_;
     std::size_t outputs_;
     bool fresh_keys_;
     bool weight_gradients_;
-    double byte_ns_;
-    std::unique_ptr<SlotRing> slot_ring_;  // slots only
-    SlotLayout slots_;
-    std::unique_ptr<Ring> own_ring_;  // blocks only
+    std::unique_ptr<const ClientPacking> packing_;
     const Ring& ring_;
-    Ring auxiliary_;
     PolynomialCodec codec_;
-
-    mutable std::mutex mutex_;
-    mutable std::shared_ptr<ClientKey> key_;  // null once destroyed
-    mutable std::map<Id, Outstanding> outstanding_;
-    mutable std::vector<Id> order_;
-
-    // Both guarded by ahead_mutex_; the job completes what next_ points to. Last, so that a job ends before the rest.
-    mutable std::mutex ahead_mutex_;
-    mutable std::shared_ptr<Prepared> next_;
-    mutable Ahead ahead_;
+    ClientSession session_;
 };
 
 }  // namespace hesplit

@@ -5,7 +5,8 @@
 #include <numeric>
 
 #include "base/error.h"
-#include "linear/block_layer.h"
+#include "linear/blocks/layout.h"
+#include "linear/blocks/weights.h"
 #include "linear/precision.h"
 #include "rlwe/encryption.h"
 

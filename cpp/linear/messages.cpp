@@ -1,11 +1,23 @@
 #include "linear/messages.h"
 
-#include <algorithm>
 #include <cmath>
+#include <string>
 
 #include "base/error.h"
+#include "wire/codec.h"
 
 namespace hesplit {
+
+bool possible_layer(std::size_t features, std::size_t outputs) {
+    return features >= 1 && outputs >= 1 && features <= kMaxFeatures && outputs <= kMaxFeatures;
+}
+
+void check_samples(std::size_t samples) {
+    if (samples < 1 || samples > kMaxSamples) {
+        throw ParameterError("a request holds 1 to " + std::to_string(kMaxSamples) + " samples, got " +
+                             std::to_string(samples));
+    }
+}
 
 void write_shape(WireWriter& writer, const BatchShape& shape) {
     writer.u32(shape.samples);
@@ -21,22 +33,17 @@ BatchShape read_shape(WireReader& reader) {
     return shape;
 }
 
-BlockLayout checked_block_layout(const BatchShape& shape, std::size_t degree, std::size_t features,
-                                 std::size_t outputs) {
-    if (shape.group_size < 1 || shape.group_size > shape.samples || shape.width < 1 || shape.width > features ||
-        std::size_t{shape.group_size} * shape.width > degree) {
-        throw WireError("a message with an impossible block layout");
-    }
-    return BlockLayout{degree, features, outputs, shape.group_size, shape.width};
+void write_request_head(WireWriter& writer, const RequestHead& head) {
+    write_shape(writer, head.shape);
+    writer.seed(head.seed);
+    writer.seed(head.announced);
 }
 
 RequestHead read_request_head(WireReader& reader) {
     RequestHead head;
     head.shape = read_shape(reader);
-    for (Seed* seed : {&head.seed, &head.announced}) {
-        const View<const std::uint8_t> bytes = reader.raw(seed->size());
-        std::copy(bytes.begin(), bytes.end(), seed->begin());
-    }
+    head.seed = reader.seed();
+    head.announced = reader.seed();
     return head;
 }
 
@@ -58,24 +65,26 @@ ReplyHead read_reply_head(WireReader& reader, const Ring& ring) {
     return head;
 }
 
-std::vector<GradientRun> weight_gradient_runs(const BlockLayout& layout) {
-    std::vector<GradientRun> runs;
-    for (std::size_t p = 0; p < layout.products(); ++p) {
-        for (std::size_t j = 0; j < layout.inputs(); ++j) {
-            runs.push_back({p, j, layout.outputs_of(p) * layout.features_of(j)});
-        }
-    }
-    return runs;
+WireWriter begin_reply(Header header, MessageType type, const ReplyHead& head, std::size_t ciphertext_bytes) {
+    header.type = type;
+    WireWriter writer(header, kReplyPrefix + ciphertext_bytes);
+    write_reply_head(writer, head);
+    return writer;
 }
 
-std::vector<GradientRun> weight_gradient_runs(const SlotLayout& layout, std::size_t degree) {
-    std::vector<GradientRun> runs;
-    for (std::size_t p = 0; p < gradient_products(layout); ++p) {
-        for (std::size_t j = 0; j < layout.inputs(); ++j) {
-            runs.push_back({p, j, degree});
-        }
-    }
-    return runs;
+std::uint8_t* pack_switched(const Ring& ring, const std::uint64_t* coefficients, int bits, std::uint8_t* out) {
+    Buffer<std::uint64_t> switched(ring.degree());
+    ring.switch_to_bits(coefficients, bits, switched.data());
+    pack_bits({switched.data(), switched.size()}, bits, out);
+    return out + packed_bytes(switched.size(), bits);
+}
+
+std::uint8_t* pack_switched(const Ring& ring, const std::uint64_t* coefficients, View<const std::uint32_t> positions,
+                            int bits, std::uint8_t* out) {
+    Buffer<std::uint64_t> switched(ring.degree());
+    ring.switch_to_bits(coefficients, positions, bits, switched.data());
+    pack_bits({switched.data(), positions.size}, bits, out);
+    return out + packed_bytes(positions.size, bits);
 }
 
 }  // namespace hesplit

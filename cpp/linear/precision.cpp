@@ -12,10 +12,6 @@ namespace hesplit {
 
 namespace {
 
-// Ranges get this much slack: for the rounding of float32 clipping, and so that a genuine logit never comes near the
-// edge that the client takes for a wrap-around (0.999 of the range).
-constexpr double kSlack = 1.002;
-
 // A coefficient of a product with c1 must not wrap around in the client's auxiliary ring (rlwe/decryption.cpp).
 constexpr int kMaxSlotReplyBits = 44;
 constexpr int kMaxBlockReplyBits = 62;
@@ -39,7 +35,7 @@ struct Budget {
 
 // The weight scale that fills the modulus: reach * product_scale = q / 2.
 double filling_weight_scale(const ParameterChoice& choice, double modulus, const WeightNorms& norms) {
-    const double reach = norms.reach * kSlack + 2 * choice.error_bound;
+    const double reach = norms.reach * kRangeSlack + 2 * choice.error_bound;
     return modulus / (2 * reach * choice.scale);
 }
 
@@ -167,8 +163,8 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
     const double noise =
         std::sqrt(request_noise_variance(ring) * norms.group_l2 * norms.group_l2 + norms.l2 * norms.l2 / 12);
     // Cauchy-Schwarz, no statistics: activations may be correlated with how their weights were rounded.
-    const double weights =
-        rounding_norm(weight, features, budget.weight_scale) * choice.activation_norm * kSlack / budget.weight_scale;
+    const double weights = rounding_norm(weight, features, budget.weight_scale) * choice.activation_norm * kRangeSlack /
+                           budget.weight_scale;
     budget.fixed_error = kTail * noise / choice.scale + weights + 1 / (budget.weight_scale * choice.scale);
     budget.reply_deviation = reply_rounding_deviation(ring.degree());
     budget.max_reply_bits = kMaxBlockReplyBits;
@@ -194,7 +190,7 @@ Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const W
         embedding * std::sqrt(request_noise_variance(ring.data()) + 1.0 / 12) * norms.l2 / choice.scale;
     const double babies = layout.babies > 1 ? embedding * rotation * norms.l2 / choice.scale : 0;
     const double encoded_scale = std::min(budget.weight_scale, std::ldexp(1.0, SlotRing::kEncodedBits - 1));
-    const double weights = embedding * std::sqrt(1.0 / 12) * choice.activation_norm * kSlack / encoded_scale;
+    const double weights = embedding * std::sqrt(1.0 / 12) * choice.activation_norm * kRangeSlack / encoded_scale;
     // An output is the sum of several slots.
     const auto parts = static_cast<double>(layout.parts());
     const double sums = static_cast<double>(layout.giants()) * parts;
@@ -205,6 +201,26 @@ Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const W
         kProductTail / kTail * embedding * std::sqrt(parts) * reply_rounding_deviation(ring.data().degree());
     budget.max_reply_bits = kMaxSlotReplyBits;
     return finish(choice, norms, budget);
+}
+
+double largest_gradient_scale(const ParameterChoice& choice, const Ring& ring, View<const double> gradient,
+                              std::size_t outputs, double largest_integer) {
+    double reach = 0, largest = 0;
+    for (std::size_t o = 0; o < outputs; ++o) {
+        double l1 = 0;
+        for (std::size_t i = o; i < gradient.size; i += outputs) {
+            l1 += std::abs(gradient[i]);
+            largest = std::max(largest, std::abs(gradient[i]));
+        }
+        reach = std::max(reach, l1 * choice.activation_bound);
+    }
+    if (reach == 0) {
+        return 1;
+    }
+    constexpr double kRoom = 1.01;  // for float32 clipping, rounding and noise
+    // Gradients far below 2^-400 are 0 at this scale.
+    const double most = std::min(largest_integer / largest, std::ldexp(1.0, 400));
+    return std::min(ring.modulus_value() / (2 * kRoom * reach * choice.scale), most);
 }
 
 bool allow_babies(const SlotRing& ring) {

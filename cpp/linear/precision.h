@@ -20,6 +20,10 @@ inline constexpr double kTail = 7.5;
 // times the noise of a key): nearly Laplace distributed, exp(-sqrt(2) * kProductTail) = 2^-39.
 inline constexpr double kProductTail = 19.2;
 
+// Ranges get this much slack: for the rounding of float32 clipping, and so that a genuine logit never comes near the
+// edge that the client takes for a wrap-around (0.999 of the range).
+inline constexpr double kRangeSlack = 1.002;
+
 // What is dropped from the bottom of a request's c0 when q is small: its rounding hides below the noise.
 int dropped_bits(const Ring& ring);
 
@@ -41,10 +45,10 @@ WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weigh
 
 struct Scaling {
     double weight_scale = 1;  // weights are rounded at this scale,
-    int weight_shift =
-        0;  // then multiplied by 2^weight_shift (blocks with a large modulus: rounded weights are 64-bit)
-    double product_scale =
-        1;  // weight_scale * 2^weight_shift * scale of the activations: of y before the modulus switch
+    // then multiplied by 2^weight_shift (blocks with a large modulus: rounded weights are 64-bit).
+    int weight_shift = 0;
+    // Of y before the modulus switch: weight_scale * 2^weight_shift * scale of the activations.
+    double product_scale = 1;
     int reply_bits = 0;
     double reply_scale = 1;  // of y in the reply: product_scale * 2^reply_bits / q
     double error = 0;        // bound on |y - exact y| that results
@@ -57,6 +61,11 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
                      std::size_t per_product, View<const double> weight);
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
                     const SlotLayout& layout);
+
+// The largest scale of a gradient, row-major [samples, outputs], with which no sum of |x| <= B times G wraps around and
+// no scaled entry is above `largest_integer`.
+double largest_gradient_scale(const ParameterChoice& choice, const Ring& ring, View<const double> gradient,
+                              std::size_t outputs, double largest_integer);
 
 // What the flooding of released decryptions has to hide (rlwe/flooding.h), in units of a reply's last bit.
 

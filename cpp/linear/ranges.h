@@ -1,56 +1,40 @@
-// The agreed ranges of activations: which samples are beyond them, and what clipping makes of those.
+// Ranges of values, checked in one place: that numbers are finite, that activations are within the agreed ranges (and
+// what clipping makes of those that are not), that decrypted values did not wrap around.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
+#include "base/buffer.h"
 #include "rlwe/parameters.h"
 
 namespace hesplit {
+
+// Throws RangeError("the <what> NaN or infinity") unless all are finite: what is "weights contain", for example.
+void check_finite(View<const double> values, const char* what);
 
 struct Inspection {
     bool finite = true;
     std::vector<std::size_t> beyond;  // samples beyond the ranges
 };
 
+// x is row-major [samples, features], of float or double, here and below.
 template <class T>
-Inspection inspect(const T* x, std::size_t samples, std::size_t features, const ParameterChoice& choice) {
-    constexpr double kSlack = 1 + 5e-6;  // clipped float32 rows must pass
-    Inspection inspection;
-    for (std::size_t s = 0; s < samples; ++s) {
-        const T* row = x + s * features;
-        double square = 0, largest = 0;
-        for (std::size_t i = 0; i < features; ++i) {
-            const double value = std::abs(static_cast<double>(row[i]));
-            square += value * value;
-            largest = std::max(largest, value);
-        }
-        if (!std::isfinite(square)) {
-            inspection.finite = false;
-        } else if (largest > choice.activation_bound * kSlack || std::sqrt(square) > choice.activation_norm * kSlack) {
-            inspection.beyond.push_back(s);
-        }
-    }
-    return inspection;
-}
+Inspection inspect(const T* x, std::size_t samples, std::size_t features, const ParameterChoice& choice);
 
+// Throws RangeError for NaN and infinities; returns the samples beyond the agreed ranges.
 template <class T>
-void clip_row(T* row, std::size_t features, const ParameterChoice& choice) {
-    const auto bound = static_cast<T>(choice.activation_bound);
-    double square = 0;
-    for (std::size_t i = 0; i < features; ++i) {
-        row[i] = std::clamp(row[i], -bound, bound);
-        square += static_cast<double>(row[i]) * static_cast<double>(row[i]);
-    }
-    const double norm = std::sqrt(square);
-    if (norm > choice.activation_norm) {
-        const auto factor = static_cast<T>(choice.activation_norm / norm);
-        for (std::size_t i = 0; i < features; ++i) {
-            row[i] *= factor;
-        }
-    }
-}
+std::vector<std::size_t> samples_beyond(const T* x, std::size_t samples, std::size_t features,
+                                        const ParameterChoice& choice);
+
+// x with the samples `beyond` clipped.
+template <class T>
+std::vector<T> clip_samples(const T* x, std::size_t samples, std::size_t features,
+                            const std::vector<std::size_t>& beyond, const ParameterChoice& choice);
+
+// Throws RangeError if a decrypted value modulo 2^bits is so near the edge that it may have wrapped around. A genuine
+// logit never comes near it: precision.cpp leaves more room than that.
+void check_edge(View<const std::int64_t> values, int bits);
 
 }  // namespace hesplit

@@ -251,7 +251,7 @@ class SealedClient:
         self.in_features, self.out_features = in_features, out_features
         self.clipped = 0
         """Samples that were beyond the agreed ranges so far."""
-        self._native = _core.SealedClient(key._native, in_features, out_features, weight_norm)
+        self._native = _core.SealedLayerClient(key._native, in_features, out_features, weight_norm)
 
     @property
     def error(self) -> float:
@@ -321,7 +321,7 @@ class SealedServer:
     """
 
     def __init__(self, sealed: bytes, *, max_batch: int = 65536) -> None:
-        self._native = _core.SealedServer(sealed, max_batch)
+        self._native = _core.SealedLayerServer(sealed, max_batch)
         self.in_features: int = self._native.features
         self.out_features: int = self._native.outputs
         self.parameters = Parameters._wrap(self._native.parameters)

@@ -12,8 +12,8 @@
 #include <memory>
 #include <vector>
 
+#include "linear/blocks/strands.h"
 #include "linear/precision.h"
-#include "linear/strand_layer.h"
 #include "packing/blocks.h"
 #include "ring/ring.h"
 

@@ -1,7 +1,7 @@
 // The encrypted layer on coefficient blocks as a matrix product of residues: for layouts whose weight polynomials are
 // so sparse that transforming them costs more than multiplying by them.
 //
-// Let m = rows * width be a power of two, and C = N / m. Then R_q = Z_q[x]/(x^N + 1) splits into the C rings
+// Let m = group_size * width be a power of two, and C = N / m. Then R_q = Z_q[x]/(x^N + 1) splits into the C rings
 // Z_q[x]/(x^m - z), one for every C-th root z of -1, and the weight polynomial of product p and input j becomes
 //
 //     sum_{i<width} V[z, p, j*width + i] x^-i,     V[z, p, f] = sum_u W[p*per_product + u, f] z^u.
@@ -41,11 +41,11 @@ class StrandWeights {
                  std::uint64_t* out, std::size_t product_stride, std::size_t row_stride) const;
 
   private:
-    std::size_t block() const { return layout_.group_size * layout_.width; }  // m
-    std::size_t strands() const { return ring_.degree() / block(); }          // C
+    std::size_t block() const { return layout_.block(); }             // m
+    std::size_t strands() const { return ring_.degree() / block(); }  // C
     // A window is m coefficients and, for reading x^-i further along, the first ones times 1/z.
     std::size_t window() const { return block() + (layout_.width - 1 + 15) / 16 * 16; }
-    std::size_t padded_rows() const { return (layout_.group_size + 15) / 16 * 16; }
+    std::size_t padded_group() const { return (layout_.group_size + 15) / 16 * 16; }
     // Where V[z, p] begins among values_.
     std::size_t place(std::size_t row, std::size_t z, std::size_t p) const {
         return ((row * strands() + z) * layout_.products() + p) * layout_.features;

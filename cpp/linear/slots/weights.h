@@ -7,6 +7,7 @@
 
 #include "ckks/slot_ring.h"
 #include "linear/precision.h"
+#include "linear/server_packing.h"
 #include "packing/slots.h"
 
 namespace hesplit {
@@ -20,9 +21,11 @@ class SlotWeights {
     const Scaling& scaling() const { return scaling_; }
 
     // All products of a group, with bias, from its input ciphertexts, in coefficient form.
-    std::vector<SlotCiphertext> products(const std::vector<SlotCiphertext>& inputs, const RotationKeys& keys) const;
+    std::vector<SlotCiphertext> products(const GroupInputs& inputs, const RotationKeys& keys) const;
 
   private:
+    // Every input rotated by every baby step: [input, baby].
+    std::vector<SlotCiphertext> rotate_inputs(const GroupInputs& inputs, const RotationKeys& keys) const;
     const Buffer<std::uint64_t>& diagonal(std::size_t p, std::size_t g, std::size_t j, std::size_t b) const;
     SlotCiphertext giant_sum(const std::vector<SlotCiphertext>& rotated, std::size_t p, std::size_t g) const;
 

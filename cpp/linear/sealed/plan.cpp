@@ -1,4 +1,4 @@
-#include "linear/sealed.h"
+#include "linear/sealed/plan.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "linear/precision.h"
+#include "rlwe/decryption.h"
 
 namespace hesplit {
 
@@ -41,23 +42,22 @@ BlockLayout plan_sealed(const ParameterChoice& choice, std::size_t features, std
 
 SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, const BlockLayout& layout,
                            double weight_norm) {
-    constexpr double kSlack = 1.002;
     constexpr double kLargestScale = 1ULL << 45;
     const double v = request_noise_variance(ring);
     const double norm = std::sqrt(choice.activation_norm * choice.activation_norm + 1);  // with the bias' 1
     const auto n = static_cast<double>(ring.degree());
-    const auto rows = static_cast<double>(layout.group_size);
+    const auto group = static_cast<double>(layout.group_size);
     const auto per_product = static_cast<double>(layout.per_product());
     const double noise_of_weights = std::sqrt(v * (1.0 + choice.updates));
 
     SealedScaling scaling;
     scaling.reach = norm * weight_norm;
-    const double product_scale = ring.modulus_value() / (2 * (scaling.reach * kSlack + 2 * choice.error_bound));
+    const double product_scale = ring.modulus_value() / (2 * (scaling.reach * kRangeSlack + 2 * choice.error_bound));
     scaling.weight_scale = std::min(product_scale / choice.scale, kLargestScale);
     const double used_scale = scaling.weight_scale * choice.scale;
     // The noise of the request meets all weights of a product; that of the weights all samples of a group.
     const double request = std::sqrt(v * per_product + 1.0 / 12) * weight_norm / choice.scale;
-    const double weights = noise_of_weights * norm * std::sqrt(rows) / scaling.weight_scale;
+    const double weights = noise_of_weights * norm * std::sqrt(group) / scaling.weight_scale;
     const double both = std::sqrt(n * static_cast<double>(layout.inputs()) * v) * noise_of_weights / used_scale;
     const double rounding = norm * std::sqrt(static_cast<double>(layout.features)) / (2 * scaling.weight_scale);
     const double fixed = kTail * std::sqrt(request * request + weights * weights + both * both) + rounding;

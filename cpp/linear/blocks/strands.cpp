@@ -1,4 +1,4 @@
-#include "linear/strand_layer.h"
+#include "linear/blocks/strands.h"
 
 #include <algorithm>
 
@@ -72,7 +72,7 @@ Buffer<std::uint64_t> StrandWeights::prepare_c1(const Buffer<std::uint64_t>& c1)
 }
 
 Buffer<std::uint64_t> StrandWeights::prepare_c0(Buffer<std::uint64_t> c0) const {
-    const std::size_t c = strands(), m = block(), k = layout_.width, n = padded_rows();
+    const std::size_t c = strands(), m = block(), k = layout_.width, n = padded_group();
     if (ring_.prime_count() == 1 && n == ring_.degree()) {
         return c0;
     }
@@ -124,7 +124,7 @@ void StrandWeights::products(const Buffer<std::uint64_t>& prepared, std::size_t 
 void StrandWeights::outputs(const Buffer<std::uint64_t>& prepared, std::size_t first, std::size_t count,
                             std::size_t samples, std::uint64_t* out, std::size_t product_stride,
                             std::size_t row_stride) const {
-    const std::size_t c = strands(), n = padded_rows(), features = layout_.features;
+    const std::size_t c = strands(), n = padded_group(), features = layout_.features;
     Buffer<std::uint64_t> made(count * c * n), joined(c * n);
     std::vector<const std::uint64_t*> from(features);
     std::vector<std::uint64_t*> to(count);

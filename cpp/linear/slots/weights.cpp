@@ -1,5 +1,6 @@
-#include "linear/slot_layer.h"
+#include "linear/slots/weights.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/parallel.h"
@@ -61,26 +62,33 @@ SlotCiphertext SlotWeights::giant_sum(const std::vector<SlotCiphertext>& rotated
     return sum;
 }
 
-std::vector<SlotCiphertext> SlotWeights::products(const std::vector<SlotCiphertext>& inputs,
-                                                  const RotationKeys& keys) const {
+std::vector<SlotCiphertext> SlotWeights::rotate_inputs(const GroupInputs& inputs, const RotationKeys& keys) const {
     const Ring& ring = ring_.data();
-    const std::size_t babies = layout_.babies;
+    const std::size_t babies = layout_.babies, count = layout_.inputs();
+    std::vector<SlotCiphertext> rotated(count * babies, SlotCiphertext(ring));
     // One decomposition of each input serves all of its rotations.
-    std::vector<SlotCiphertext> rotated(inputs.size() * babies, SlotCiphertext(ring));
-    std::vector<Buffer<std::uint64_t>> digits(inputs.size());
-    if (babies > 1) {
-        parallel_for(inputs.size(), [&](std::size_t j) { digits[j] = ring_.decompose(inputs[j]); });
-    }
+    std::vector<Buffer<std::uint64_t>> digits(count);
+    parallel_for(count, [&](std::size_t j) {
+        SlotCiphertext& input = rotated[j * babies];
+        std::copy_n(inputs.c0.data() + j * ring.size(), ring.size(), input.c0.data());
+        std::copy_n(inputs.c1.data() + j * ring.size(), ring.size(), input.c1.data());
+        if (babies > 1) {
+            digits[j] = ring_.decompose(input);
+        }
+    });
     parallel_for(rotated.size(), [&](std::size_t i) {
-        const std::size_t j = i / babies;
-        if (i % babies == 0) {
-            rotated[i] = inputs[j];
-        } else {
-            SwitchedCiphertext switched = ring_.rotate(inputs[j], digits[j], keys.at(static_cast<int>(i % babies)));
+        const std::size_t j = i / babies, baby = i % babies;
+        if (baby != 0) {
+            SwitchedCiphertext switched = ring_.rotate(rotated[j * babies], digits[j], keys.at(static_cast<int>(baby)));
             ring_.add_divided(switched, rotated[i]);
         }
     });
+    return rotated;
+}
 
+std::vector<SlotCiphertext> SlotWeights::products(const GroupInputs& inputs, const RotationKeys& keys) const {
+    const Ring& ring = ring_.data();
+    const std::vector<SlotCiphertext> rotated = rotate_inputs(inputs, keys);
     std::vector<SlotCiphertext> results(layout_.products(), SlotCiphertext(ring));
     for (std::size_t p = 0; p < layout_.products(); ++p) {
         SlotCiphertext& sum = results[p];

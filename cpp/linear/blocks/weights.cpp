@@ -1,4 +1,4 @@
-#include "linear/block_layer.h"
+#include "linear/blocks/weights.h"
 
 #include <algorithm>
 #include <cmath>
@@ -86,7 +86,7 @@ void BlockWeights::encode_residues(std::size_t p, std::uint64_t* polys) const {
         for (std::size_t u = 0; u < layout_.outputs_of(p); ++u) {
             const std::uint64_t* values =
                 residues_.data() + ((row * layout_.outputs + p * layout_.per_product() + u) * inputs + j) * padded;
-            const std::size_t origin = u * layout_.group_size * layout_.width;
+            const std::size_t origin = u * layout_.block();
             if (u == 0) {  // x^-i is -x^(N - i)
                 out[0] = values[0];
                 for (std::size_t i = 1; i < used; ++i) {
@@ -161,8 +161,7 @@ void BlockWeights::direct_outputs(const Buffer<std::uint64_t>& windows, std::siz
         for (std::size_t u = 0; u < count; ++u) {
             for (std::size_t s = 0; s < samples; ++s) {
                 for (std::size_t v = 0; v < count; ++v) {
-                    const std::size_t at =
-                        n + (u * layout_.group_size + s) * layout_.width - v * layout_.group_size * layout_.width;
+                    const std::size_t at = n + (u * layout_.group_size + s) * layout_.width - v * layout_.block();
                     for (std::size_t j = 0; j < inputs; ++j) {
                         runs[v * inputs + j] = windows.data() + (j * ring_.prime_count() + row) * window() + at;
                     }

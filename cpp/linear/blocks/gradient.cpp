@@ -1,4 +1,4 @@
-#include "linear/block_gradient.h"
+#include "linear/blocks/gradient.h"
 
 #include <algorithm>
 
@@ -24,13 +24,13 @@ BlockGradient::BlockGradient(const Ring& ring, const BlockLayout& layout, View<c
     });
 }
 
-void BlockGradient::product(const std::vector<GroupInputs>& inputs, std::size_t p, std::size_t j, std::uint64_t* c0,
+void BlockGradient::product(const std::vector<GroupInputs>& inputs, const GradientRun& run, std::uint64_t* c0,
                             std::uint64_t* c1) const {
     std::vector<const std::uint64_t*> in0, in1, gradients;
     for (std::size_t group = 0; group < groups_; ++group) {
-        in0.push_back(inputs[group].c0.data() + j * ring_.size());
-        in1.push_back(inputs[group].c1.data() + j * ring_.size());
-        gradients.push_back(encoded_[p * groups_ + group].data());
+        in0.push_back(inputs[group].c0.data() + run.j * ring_.size());
+        in1.push_back(inputs[group].c1.data() + run.j * ring_.size());
+        gradients.push_back(encoded_[run.p * groups_ + group].data());
     }
     const View<const std::uint64_t* const> view{gradients.data(), gradients.size()};
     ring_.dot({in0.data(), in0.size()}, view, c0);

@@ -1,0 +1,166 @@
+#include "linear/blocks/forward.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/parallel.h"
+#include "linear/blocks/layout.h"
+#include "linear/precision.h"
+#include "rlwe/encryption.h"
+
+namespace hesplit {
+
+void NextReplyC1::start(const std::shared_ptr<const BlockLayerWeights>& weights) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    next_.reset();
+    if (announced_ == Seed{} || !ahead_.pays() || !weights->worth_keeping(shape_)) {
+        return;
+    }
+    next_ = std::make_shared<std::shared_ptr<ReplyC1>>();
+    ahead_.start([weights, shape = shape_, seed = announced_, result = next_] {
+        *result = weights->reply_c1(shape, seed, true);
+    });
+}
+
+std::shared_ptr<ReplyC1> NextReplyC1::take(const ForwardRequest& request, const BlockLayerWeights* weights) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ahead_.wait();
+    announced_ = request.head.announced;
+    shape_ = request.head.shape;
+    const std::shared_ptr<ReplyC1> made = next_ ? std::move(*next_) : nullptr;
+    next_.reset();
+    const bool fits =
+        made && made->seed == request.head.seed && made->shape == request.head.shape && made->owner.get() == weights;
+    return fits ? made : nullptr;
+}
+
+BlockLayerWeights::BlockLayerWeights(const BlockServing& serving, std::vector<double> weight, std::vector<double> bias)
+    : serving_(serving), weight_(std::move(weight)), bias_(std::move(bias)) {
+    // One output per product is the layout with the least noise: weights that fail here fail in every layout.
+    const ParameterChoice& choice = serving_.parameters.choice();
+    const View<const double> w{weight_.data(), weight_.size()}, b{bias_.data(), bias_.size()};
+    scale_blocks(choice, serving_.ring, weight_norms(choice, w, b, serving_.features, 1), serving_.features, 1, w);
+}
+
+std::shared_ptr<const BlockWeights> BlockLayerWeights::encoded(const BatchShape& shape) const {
+    constexpr std::size_t kMaxLayouts = 4;  // each may keep 256 MB
+    const BlockLayout layout = block_layout(serving_.ring, serving_.features, serving_.outputs, shape);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [known, weights] : encoded_) {
+        if (known.group_size == shape.group_size && known.width == shape.width) {
+            return weights;
+        }
+    }
+    if (encoded_.size() >= kMaxLayouts) {
+        encoded_.erase(encoded_.begin());
+    }
+    encoded_.emplace_back(shape,
+                          std::make_shared<const BlockWeights>(serving_.parameters, serving_.ring, layout,
+                                                               View<const double>{weight_.data(), weight_.size()},
+                                                               View<const double>{bias_.data(), bias_.size()}));
+    return encoded_.back().second;
+}
+
+bool BlockLayerWeights::worth_keeping(const BatchShape& shape) const {
+    constexpr std::size_t kMaxResidues = std::size_t{1} << 20;
+    const BlockLayout layout = block_layout(serving_.ring, serving_.features, serving_.outputs, shape);
+    return shape.groups() * (layout.inputs() + layout.products()) * serving_.ring.size() <= kMaxResidues;
+}
+
+std::shared_ptr<ReplyC1> BlockLayerWeights::reply_c1(const BatchShape& shape, const Seed& seed,
+                                                     bool keep_inputs) const {
+    const Ring& ring = serving_.ring;
+    auto made = std::make_shared<ReplyC1>();
+    made->seed = seed;
+    made->shape = shape;
+    made->owner = shared_from_this();
+    made->weights = encoded(shape);
+    const BlockWeights& weights = *made->weights;
+    const int bits = weights.scaling().reply_bits;
+    const std::size_t products = weights.layout().products(), inputs = weights.layout().inputs();
+    const std::size_t at_once = weights.products_at_once();
+    made->inputs.resize(shape.groups());
+    made->products.resize(shape.groups() * products);
+    for (std::size_t group = 0; group < shape.groups(); ++group) {
+        Buffer<std::uint64_t>& c1 = made->inputs[group];
+        c1.resize(inputs * ring.size());
+        parallel_for(inputs, [&](std::size_t j) {
+            expand_uniform(ring, seed, static_cast<std::uint32_t>(group * inputs + j), c1.data() + j * ring.size());
+        });
+        const Buffer<std::uint64_t> prepared = weights.prepare_c1(c1);
+        parallel_for((products + at_once - 1) / at_once, [&](std::size_t task) {
+            const std::size_t first = task * at_once, count = std::min(at_once, products - first);
+            Buffer<std::uint64_t> polys(count * ring.size());
+            weights.products(prepared.empty() ? c1 : prepared, first, count, polys.data());
+            for (std::size_t i = 0; i < count; ++i) {
+                std::vector<std::uint8_t>& packed = made->products[group * products + first + i];
+                packed.resize(packed_bytes(ring.degree(), bits));
+                pack_switched(ring, polys.data() + i * ring.size(), bits, packed.data());
+            }
+        });
+        if (!keep_inputs) {
+            Buffer<std::uint64_t>().swap(c1);
+        }
+    }
+    return made;
+}
+
+std::string BlockLayerWeights::forward(const ForwardRequest& request, std::vector<GroupInputs>* kept) const {
+    const Ring& ring = serving_.ring;
+    const BatchShape& shape = request.head.shape;
+    std::shared_ptr<ReplyC1> c1 = serving_.next.take(request, this);
+    if (!c1) {
+        c1 = reply_c1(shape, request.head.seed, kept != nullptr);
+    }
+    const BlockLayout& layout = c1->weights->layout();
+    const Scaling& scaling = c1->weights->scaling();
+    CiphertextRuns runs(ring.degree(), scaling.reply_bits);
+    for (std::size_t group = 0; group < shape.groups(); ++group) {
+        for (std::size_t p = 0; p < layout.products(); ++p) {
+            runs.add(layout.outputs_of(p) * shape.samples_of(group));
+        }
+    }
+    WireWriter writer =
+        begin_reply(request.header, MessageType::reply, {shape, scaling.reply_bits, scaling.reply_scale}, runs.bytes());
+    std::uint8_t* out = writer.reserve(runs.bytes());
+    const std::size_t inputs = layout.inputs();
+    for (std::size_t group = 0; group < shape.groups(); ++group) {
+        Buffer<std::uint64_t> c0(inputs * ring.size());
+        parallel_for(inputs, [&](std::size_t j) {
+            const std::uint8_t* in = request.ciphertexts.data + (group * inputs + j) * serving_.codec.bytes();
+            serving_.codec.unpack(in, c0.data() + j * ring.size());
+        });
+        if (kept) {
+            Buffer<std::uint64_t> in_ntt = c0;
+            parallel_for(inputs, [&](std::size_t j) { ring.to_ntt(in_ntt.data() + j * ring.size()); });
+            kept->push_back({std::move(in_ntt), std::move(c1->inputs[group])});
+        }
+        reply_to_group(request, group, *c1, std::move(c0), runs, out);
+    }
+    return writer.finish();
+}
+
+void BlockLayerWeights::reply_to_group(const ForwardRequest& request, std::size_t group, const ReplyC1& c1,
+                                       Buffer<std::uint64_t> c0, const CiphertextRuns& runs, std::uint8_t* out) const {
+    const Ring& ring = serving_.ring;
+    const BlockWeights& weights = *c1.weights;
+    const int bits = weights.scaling().reply_bits;
+    const std::size_t products = weights.layout().products(), samples = request.head.shape.samples_of(group);
+    const std::size_t at_once = weights.products_at_once(), padded = weights.padded_outputs();
+    const Buffer<std::uint64_t> prepared = weights.prepare_c0(std::move(c0));
+    parallel_for((products + at_once - 1) / at_once, [&](std::size_t task) {
+        const std::size_t first = task * at_once, count = std::min(at_once, products - first);
+        Buffer<std::uint64_t> outputs(count * ring.prime_count() * padded, 0), switched(padded);
+        weights.outputs(prepared, first, count, samples, outputs.data());
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::size_t index = group * products + first + i;
+            const std::size_t used = weights.layout().outputs_of(first + i) * samples;
+            std::uint8_t* to = out + runs.offset(index);
+            ring.switch_to_bits(outputs.data() + i * ring.prime_count() * padded, padded, bits, switched.data());
+            pack_bits({switched.data(), used}, bits, to);
+            std::copy(c1.products[index].begin(), c1.products[index].end(), to + packed_bytes(used, bits));
+        }
+    });
+}
+
+}  // namespace hesplit

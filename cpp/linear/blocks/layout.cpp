@@ -1,0 +1,49 @@
+#include "linear/blocks/layout.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace hesplit {
+
+BlockLayout block_layout(const Ring& ring, std::size_t features, std::size_t outputs, const BatchShape& shape) {
+    return BlockLayout{ring.degree(), features, outputs, shape.group_size, shape.width};
+}
+
+BlockLayout checked_block_layout(const BatchShape& shape, std::size_t degree, std::size_t features,
+                                 std::size_t outputs) {
+    if (shape.group_size < 1 || shape.group_size > shape.samples || shape.width < 1 || shape.width > features ||
+        std::size_t{shape.group_size} * shape.width > degree) {
+        throw WireError("a message with an impossible block layout");
+    }
+    return BlockLayout{degree, features, outputs, shape.group_size, shape.width};
+}
+
+std::vector<GradientRun> weight_gradient_runs(const BlockLayout& layout) {
+    std::vector<GradientRun> runs;
+    for (std::size_t p = 0; p < layout.products(); ++p) {
+        for (std::size_t j = 0; j < layout.inputs(); ++j) {
+            runs.push_back({p, j, layout.outputs_of(p) * layout.features_of(j), p * layout.per_product(),
+                            j * layout.width, layout.features_of(j)});
+        }
+    }
+    return runs;
+}
+
+double largest_gradient_l1(const BlockLayout& layout, View<const double> gradient, double scale) {
+    double largest = 0;
+    for (std::size_t p = 0; p < layout.products(); ++p) {
+        const std::size_t first = p * layout.per_product(), count = layout.outputs_of(p);
+        double l1 = 0;
+        for (std::size_t s = 0; s < gradient.size / layout.outputs; ++s) {
+            for (std::size_t u = 0; u < count; ++u) {
+                l1 += std::abs(gradient[s * layout.outputs + first + u]) * scale + 0.5;
+            }
+        }
+        largest = std::max(largest, l1);
+    }
+    return largest;
+}
+
+}  // namespace hesplit

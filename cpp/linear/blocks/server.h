@@ -1,0 +1,47 @@
+// The layer on coefficient blocks, as a server computes it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "linear/blocks/forward.h"
+#include "linear/server_packing.h"
+#include "rlwe/parameters.h"
+#include "wire/codec.h"
+
+namespace hesplit {
+
+class BlockServerPacking final : public ServerPacking {
+  public:
+    BlockServerPacking(const Parameters& parameters, std::size_t features, std::size_t outputs);
+
+    const Ring& ring() const override { return ring_; }
+    std::shared_ptr<const LayerWeights> make_weights(std::vector<double> weight,
+                                                     std::vector<double> bias) const override;
+
+    void check_shape(const BatchShape& shape) const override;
+    std::size_t inputs(const BatchShape& shape) const override;
+
+    double gradient_scale(View<const double> gradient) const override;
+    int gradient_bits(const BatchShape& shape, View<const double> gradient, double scale) const override;
+    std::vector<GradientRun> gradient_runs(const BatchShape& shape) const override;
+    std::vector<std::uint32_t> gradient_positions(const BatchShape& shape, const GradientRun& run) const override;
+    std::unique_ptr<const LayerGradient> make_gradient(const BatchShape& shape, View<const double> gradient,
+                                                       double scale) const override;
+    std::vector<double> decode_gradient(const GradientRun& run, View<const std::int64_t> values,
+                                        double scale) const override;
+
+  private:
+    BlockLayout layout(const BatchShape& shape) const;
+
+    Parameters parameters_;
+    std::size_t features_;
+    std::size_t outputs_;
+    Ring ring_;
+    PolynomialCodec codec_;
+    mutable NextReplyC1 next_;  // last, so that its job ends before the rest
+};
+
+}  // namespace hesplit

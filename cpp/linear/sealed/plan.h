@@ -1,0 +1,39 @@
+// What both sides of a sealed layer know before anything is sent: its layout, and how its values are scaled.
+//
+// The server of a sealed layer holds W and b only as ciphertexts under the client's key, and adds encrypted updates to
+// them. Products are of degree 2 and are decrypted with s^2: no relinearisation, no evaluation keys. The bias is the
+// weight of one more feature, which is always 1. Both sides plan the same layout.
+#pragma once
+
+#include <cstddef>
+
+#include "packing/blocks.h"
+#include "ring/ring.h"
+#include "rlwe/parameters.h"
+
+namespace hesplit {
+
+// Bits per coefficient of a reply with logits, and of one with dJ/da, whose range the client fits to each step.
+struct SealedBits {
+    int logits = 0;
+    int input_gradient = 0;
+};
+inline constexpr int kInputGradientBits = 26;
+
+// The layout with the fewest bytes per training step of choice.batch_size samples; features includes the bias.
+BlockLayout plan_sealed(const ParameterChoice& choice, std::size_t features, std::size_t outputs, double request_bits,
+                        double reply_bits);
+
+// How a client that can hold weights up to a reach scales them, and what precision results (docs/precision.md).
+struct SealedScaling {
+    double reach = 0;         // every |w_o . x| + |b_o| stays below it
+    double weight_scale = 1;  // integers are w * weight_scale
+    int logit_bits = 0;
+    double error = 0;  // bound on |y - exact y| after choice.updates updates
+};
+
+// Throws RangeError when the parameters cannot keep their error bound with such weights.
+SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, const BlockLayout& layout,
+                           double weight_norm);
+
+}  // namespace hesplit

@@ -1,0 +1,77 @@
+// The server's half of the sealed linear layer (linear/sealed/plan.h): computes on encrypted weights.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "base/buffer.h"
+#include "linear/messages.h"
+#include "linear/sealed/messages.h"
+#include "linear/sealed/plan.h"
+#include "packing/blocks.h"
+#include "rlwe/parameters.h"
+#include "wire/codec.h"
+#include "wire/format.h"
+
+namespace hesplit {
+
+// Safe to use from several threads: a call uses the weights that were there when it began.
+class SealedLayerServer {
+  public:
+    // From SealedLayerClient::seal(), or from saved(). Throws WireError.
+    SealedLayerServer(View<const std::uint8_t> bytes, std::size_t max_samples);
+
+    const Parameters& parameters() const { return parameters_; }
+    std::size_t features() const { return layer_.features; }
+    std::size_t outputs() const { return layer_.outputs; }
+
+    // Replaces the weights by newly encrypted ones.
+    void refresh(View<const std::uint8_t> sealed);
+    std::string forward(View<const std::uint8_t> request) const;
+    // dJ/da by the present weights; then the update is added to them.
+    std::string update(View<const std::uint8_t> update);
+    // Everything that this server holds, as ciphertexts.
+    std::string saved() const;
+
+  private:
+    // c0 and c1 of every weight polynomial [product, input], in NTT form. Immutable once it is in use.
+    struct Weights {
+        Buffer<std::uint64_t> c0, c1;
+        std::uint32_t updates = 0;
+        SealedBits bits;  // of replies that they lead to
+    };
+    // A request or an update whose lengths have been checked.
+    struct Batch {
+        Header header;
+        BatchShape shape;
+        Seed seed{};
+        View<const std::uint8_t> ciphertexts;
+    };
+    SealedLayerServer(WireReader reader, std::size_t max_samples);
+    std::shared_ptr<const Weights> read_weights(WireReader& reader, const SealedBits& bits) const;
+    std::shared_ptr<const Weights> read_state(WireReader& reader, const SealedBits& bits) const;
+    void read_ciphertexts(View<const std::uint8_t> bytes, const Seed& seed, std::size_t first, std::size_t count,
+                          std::uint64_t* c0, std::uint64_t* c1) const;
+    Batch read_batch(View<const std::uint8_t> bytes, MessageType type, std::size_t per_group,
+                     std::size_t per_message) const;
+    std::string input_gradient(const Batch& batch, const Weights& weights) const;
+    std::shared_ptr<const Weights> updated(const Batch& batch, const Weights& weights) const;
+    void check_shape(const BatchShape& shape) const;
+    std::shared_ptr<const Weights> weights() const;
+
+    Parameters parameters_;
+    Id key_id_{};
+    SealedLayer layer_;  // as it was announced first; weights_ knows the present bits
+    std::size_t max_samples_;
+    std::unique_ptr<const Ring> ring_;
+    std::unique_ptr<const PolynomialCodec> codec_;
+    BlockLayout layout_;
+
+    mutable std::mutex mutex_;
+    std::shared_ptr<const Weights> weights_;
+};
+
+}  // namespace hesplit
