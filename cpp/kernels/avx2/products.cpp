@@ -12,20 +12,28 @@ namespace avx2 {
 
 struct Sum {
     using Lanes = avx2::Lanes;
-    using Modulus = Prime;
     static constexpr std::size_t kTileOutputs = 4;
     static constexpr bool kPrefetch = false;
+
+    struct Modulus : avx2::Modulus {
+        explicit Modulus(const Prime& prime)
+            : avx2::Modulus(prime), power(of(vectorised::reduce_word(std::uint64_t{1} << 31, prime))) {}
+
+        Root of(std::uint64_t residue) const {
+            const __m256d value = _mm256_set1_pd(static_cast<double>(residue));
+            return {value, _mm256_mul_pd(value, inverse)};
+        }
+        Root power;  // 2^31
+    };
 
     // Products that a 64-bit sum holds on top of a residue.
     static std::size_t lazy_terms(const Prime& prime) { return vectorised::lazy_terms(63 - 2 * prime.bits); }
     void add(__m256i a, __m256i b) { words = Lanes::add(words, _mm256_mul_epu32(a, b)); }
-    void reduce(const Prime& prime) {
-        alignas(32) std::uint64_t lanes[Lanes::kLanes];
-        Lanes::store(lanes, words);
-        for (std::uint64_t& lane : lanes) {
-            lane = vectorised::reduce_word(lane, prime);
-        }
-        words = Lanes::load(lanes);
+    // high * 2^31 + low, both exact as doubles.
+    __m256i residues(const Modulus& modulus) const {
+        const __m256d high = to_double(_mm256_srli_epi64(words, 31));
+        const __m256d low = to_double(Lanes::both(words, Lanes::all((std::uint64_t{1} << 31) - 1)));
+        return modulus.canonical(modulus.reduce(_mm256_add_pd(modulus.multiply(high, modulus.power), low)));
     }
 
     __m256i words = Lanes::zero();

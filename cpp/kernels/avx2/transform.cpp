@@ -10,77 +10,6 @@ namespace {
 
 namespace avx2 {
 
-// Integers in [0, 2^52) to doubles and back: the mantissa of 2^52 + x is x.
-__m256d magic() {
-    return _mm256_set1_pd(4503599627370496.0);
-}
-__m256d to_double(__m256i x) {
-    return _mm256_sub_pd(_mm256_castsi256_pd(_mm256_or_si256(x, _mm256_castpd_si256(magic()))), magic());
-}
-__m256i to_integer(__m256d x) {
-    return _mm256_xor_si256(_mm256_castpd_si256(_mm256_add_pd(x, magic())), _mm256_castpd_si256(magic()));
-}
-__m256d round(__m256d x) {
-    return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-
-struct Modulus {
-    static constexpr std::size_t kLanes = Lanes::kLanes;
-    using Vector = __m256d;
-
-    struct Root {
-        __m256d value, quotient;  // |value| <= q / 2, quotient = value / q
-
-        static Root broadcast(const std::uint64_t* roots, const std::uint64_t* quotients, std::size_t i) {
-            return {_mm256_castsi256_pd(Lanes::all(roots[i])), _mm256_castsi256_pd(Lanes::all(quotients[i]))};
-        }
-        // For butterflies with gap 2 within four lanes, and with gap 1.
-        static Root two(const std::uint64_t* roots, const std::uint64_t* quotients, std::size_t i) {
-            return {spread(roots + i), spread(quotients + i)};
-        }
-        static Root four(const std::uint64_t* roots, const std::uint64_t* quotients, std::size_t i) {
-            return {load(roots + i), load(quotients + i)};
-        }
-        static __m256d spread(const std::uint64_t* in) {
-            const __m128d pair = _mm_loadu_pd(reinterpret_cast<const double*>(in));
-            return _mm256_permute4x64_pd(_mm256_castpd128_pd256(pair), 0x50);
-        }
-    };
-
-    explicit Modulus(const Prime& prime)
-        : q(_mm256_set1_pd(static_cast<double>(prime.value))),
-          inverse(_mm256_set1_pd(1 / static_cast<double>(prime.value))) {}
-
-    // Between levels residues are doubles in the same memory.
-    static __m256d load(const std::uint64_t* in) { return _mm256_castsi256_pd(Lanes::load(in)); }
-    static void store(std::uint64_t* out, __m256d x) { Lanes::store(out, _mm256_castpd_si256(x)); }
-
-    // y * root mod q. All integers: the product is high + low exactly. For |y| <= c q the quotient is off by at most
-    // 1/2 + c 2^-53 q, so that |result| <= (1/2 + c/8) q when q < 2^50; everything is exact while c q < 2^53.
-    __m256d multiply(__m256d y, Root root) const { return multiply(y, root.value, _mm256_mul_pd(y, root.quotient)); }
-    // a[i] * b[i] for four residues.
-    void multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out) const {
-        const __m256d x = to_double(Lanes::load(a)), y = to_double(Lanes::load(b));
-        const __m256d high = _mm256_mul_pd(x, y);
-        Lanes::store(out, canonical(multiply(x, y, _mm256_mul_pd(high, inverse))));
-    }
-    // x * y mod q, for a quotient that has yet to be rounded.
-    __m256d multiply(__m256d x, __m256d y, __m256d quotient) const {
-        const __m256d high = _mm256_mul_pd(x, y);
-        const __m256d low = _mm256_fmsub_pd(x, y, high);
-        return _mm256_add_pd(_mm256_fnmadd_pd(round(quotient), q, high), low);
-    }
-    // x mod q, between -q/2 and q/2 but for rounding.
-    __m256d reduce(__m256d x) const { return _mm256_fnmadd_pd(round(_mm256_mul_pd(x, inverse)), q, x); }
-    // x in (-q, q) to [0, q).
-    __m256i canonical(__m256d x) const {
-        const __m256d negative = _mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_LT_OQ);
-        return to_integer(_mm256_add_pd(x, _mm256_and_pd(negative, q)));
-    }
-
-    __m256d q, inverse;
-};
-
 using Root = Modulus::Root;
 
 // Eight residues in two registers, sorted into the two sides of butterflies with gap 2, then 1. Each undoes itself.
@@ -116,16 +45,16 @@ struct Forward : Modulus {
         }
     }
     void next() { due = !due; }
-    void finish(const NttTable& table, std::size_t k, std::uint64_t* a) const {
-        const std::size_t n = table.degree;
+    void finish(const std::uint64_t* roots, const std::uint64_t* quotients, std::size_t n, std::size_t k,
+                std::uint64_t* a) const {
         Pair v{load(a), load(a + kLanes)};
         if (!Lazy) {
             v = {reduce(v.x), reduce(v.y)};
         }
         v = sort2(v);
-        (*this)(v.x, v.y, Root::two(table.roots, table.quotients, n / 4 + 2 * k));
+        (*this)(v.x, v.y, Root::two(roots, quotients, n / 4 + 2 * k));
         v = sort1(v);
-        (*this)(v.x, v.y, Root::four(table.roots, table.quotients, n / 2 + 4 * k));
+        (*this)(v.x, v.y, Root::four(roots, quotients, n / 2 + 4 * k));
         v = sort2(sort1(v));
         Lanes::store(a, canonical(reduce(v.x)));
         Lanes::store(a + kLanes, canonical(reduce(v.y)));
@@ -152,12 +81,12 @@ struct Inverse : Modulus {
     }
     void alone(__m256d& x, __m256d& y, Root root) const { second(x, y, root); }
     static void next(int) {}
-    void start(const NttTable& table, std::size_t k, std::uint64_t* a) const {
-        const std::size_t n = table.degree;
+    void start(const std::uint64_t* roots, const std::uint64_t* quotients, std::size_t n, std::size_t k,
+               std::uint64_t* a) const {
         Pair v = sort1(sort2({to_double(Lanes::load(a)), to_double(Lanes::load(a + kLanes))}));
-        first(v.x, v.y, Root::four(table.inverse_roots, table.inverse_quotients, n / 2 + 4 * k));
+        first(v.x, v.y, Root::four(roots, quotients, n / 2 + 4 * k));
         v = sort1(v);
-        second(v.x, v.y, Root::two(table.inverse_roots, table.inverse_quotients, n / 4 + 2 * k));
+        second(v.x, v.y, Root::two(roots, quotients, n / 4 + 2 * k));
         v = sort2(v);
         store(a, v.x);
         store(a + kLanes, v.y);

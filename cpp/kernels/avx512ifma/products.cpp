@@ -27,10 +27,7 @@ struct Sum {
             high = _mm512_madd52hi_epu64(high, a, b);
         }
     }
-    void reduce(const Modulus& modulus) {
-        words = modulus.reduce(high, words);
-        high = Lanes::zero();
-    }
+    Vector residues(const Modulus& modulus) const { return modulus.reduce(high, words); }
 
     Vector words = Lanes::zero(), high = Lanes::zero();
 };

@@ -82,14 +82,14 @@ struct Forward : Butterfly {
         x = Lanes::add(u, v);
         y = Lanes::add(u, Lanes::subtract(twice, v));
     }
-    void finish(const NttTable& table, std::size_t k, std::uint64_t* a) const {
-        const std::size_t n = table.degree;
+    void finish(const std::uint64_t* roots, const std::uint64_t* quotients, std::size_t n, std::size_t k,
+                std::uint64_t* a) const {
         Pair v = sort4({load(a), load(a + kLanes)});
-        (*this)(v.x, v.y, spread<spread2>(table.roots, table.quotients, n / 8 + 2 * k));
+        (*this)(v.x, v.y, spread<spread2>(roots, quotients, n / 8 + 2 * k));
         v = sort2(v);
-        (*this)(v.x, v.y, spread<spread4>(table.roots, table.quotients, n / 4 + 4 * k));
+        (*this)(v.x, v.y, spread<spread4>(roots, quotients, n / 4 + 4 * k));
         v = sort1(v);
-        (*this)(v.x, v.y, spread<spread8>(table.roots, table.quotients, n / 2 + 8 * k));
+        (*this)(v.x, v.y, spread<spread8>(roots, quotients, n / 2 + 8 * k));
         v = unsort(v);
         store(a, canonical(v.x));
         store(a + kLanes, canonical(v.y));
@@ -111,14 +111,14 @@ struct Inverse : Butterfly {
     void second(Vector& x, Vector& y, Root root) const { level(x, y, root, 1); }
     void alone(Vector& x, Vector& y, Root root) const { level(x, y, root, 0); }
     void next(int levels) { bound = bound_after(levels); }
-    void start(const NttTable& table, std::size_t k, std::uint64_t* a) const {
-        const std::size_t n = table.degree;
+    void start(const std::uint64_t* roots, const std::uint64_t* quotients, std::size_t n, std::size_t k,
+               std::uint64_t* a) const {
         Pair v = sort_all({load(a), load(a + kLanes)});
-        level(v.x, v.y, spread<spread8>(table.inverse_roots, table.inverse_quotients, n / 2 + 8 * k), 0);
+        level(v.x, v.y, spread<spread8>(roots, quotients, n / 2 + 8 * k), 0);
         v = sort1(v);
-        level(v.x, v.y, spread<spread4>(table.inverse_roots, table.inverse_quotients, n / 4 + 4 * k), 1);
+        level(v.x, v.y, spread<spread4>(roots, quotients, n / 4 + 4 * k), 1);
         v = unsort2(v);
-        level(v.x, v.y, spread<spread2>(table.inverse_roots, table.inverse_quotients, n / 8 + 2 * k), 2);
+        level(v.x, v.y, spread<spread2>(roots, quotients, n / 8 + 2 * k), 2);
         v = sort4(v);
         store(a, v.x);
         store(a + kLanes, v.y);

@@ -7,8 +7,8 @@
 //           sum(x)                 of the lanes, modulo 2^64
 //           multiply_low(x, y)     modulo 2^64
 //           add_ternary(sum, signs(sign, nonzero), x)   sum + s * x for s in {-1, 0, 1}
-//   Sum     kLanes sums of products: Lanes, Modulus (made from a Prime), words (residues after reduce), add(a, b),
-//           reduce(modulus), lazy_terms(prime), kTileOutputs, kPrefetch
+//   Sum     kLanes sums of products: Lanes, Modulus (made from a Prime), words (what a sum begins with, a residue),
+//           add(a, b), residues(modulus), lazy_terms(prime) that a sum holds, kTileOutputs, kPrefetch
 //
 // Files that are compiled for an instruction set must not emit functions that the linker may take for somebody else's:
 // of several equal inline functions or instances of a template it keeps one for all, and the one that has AVX-512
@@ -99,14 +99,12 @@ void dot(const Prime& prime, Rows a, Rows b, std::size_t terms, std::uint64_t* o
                 second.add(Lanes::load(x + kLanes), Lanes::load(y + kLanes));
             }
             if (j < terms) {
-                first.reduce(modulus);
-                second.reduce(modulus);
+                first = Sum{first.residues(modulus)};
+                second = Sum{second.residues(modulus)};
             }
         }
-        first.reduce(modulus);
-        second.reduce(modulus);
-        Lanes::store(out + i, first.words);
-        Lanes::store(out + i + kLanes, second.words);
+        Lanes::store(out + i, first.residues(modulus));
+        Lanes::store(out + i + kLanes, second.residues(modulus));
     }
 }
 
@@ -120,28 +118,24 @@ std::uint64_t inner(const Prime& prime, const std::uint64_t* const* a, const std
     std::size_t room = lazy;  // products that each lane still takes
     Sum sum;
     for (std::size_t j = 0; j < segments; ++j) {
-        const std::uint64_t* x = a[j];
-        const std::uint64_t* y = b[j];
-        for (std::size_t left = n / kLanes; left > 0;) {
+        for (std::size_t i = 0; i < n;) {
             if (room == 0) {
-                sum.reduce(modulus);
+                sum = Sum{sum.residues(modulus)};
                 room = lazy;
             }
-            const std::size_t run = least(left, room);
-            left -= run;
+            const std::size_t run = least((n - i) / kLanes, room);
             room -= run;
-            for (const std::uint64_t* stop = x + run * kLanes; x != stop; x += kLanes, y += kLanes) {
-                sum.add(Lanes::load(x), Lanes::load(y));
+            for (const std::size_t stop = i + run * kLanes; i < stop; i += kLanes) {
+                sum.add(Lanes::load(a[j] + i), Lanes::load(b[j] + i));
             }
         }
     }
-    sum.reduce(modulus);
-    return reduce_word(Lanes::sum(sum.words), prime);  // a few residues below 2^50
+    return reduce_word(Lanes::sum(sum.residues(modulus)), prime);  // a few residues below 2^50
 }
 
 // Adds `terms` products to out[o][at, ...], or overwrites it. `tile` holds 2 * kLanes residues for every term.
 template <class Sum, std::size_t Outputs>
-void combine_tile(const typename Sum::Modulus& modulus, std::size_t lazy, const std::uint64_t* tile, std::size_t terms,
+void combine_tile(const typename Sum::Modulus& modulus, const std::uint64_t* tile, std::size_t terms,
                   const std::uint64_t* scalars, std::size_t stride, bool overwrite, std::uint64_t* const* out,
                   std::size_t at) {
     using Lanes = typename Sum::Lanes;
@@ -153,32 +147,21 @@ void combine_tile(const typename Sum::Modulus& modulus, std::size_t lazy, const 
             sums[o][1].words = Lanes::load(out[o] + at + kLanes);
         }
     }
-    for (std::size_t j = 0; j < terms;) {
-        const std::size_t stop = least(j + lazy, terms);
-        for (; j < stop; ++j) {
-            const auto x0 = Lanes::load(tile + 2 * kLanes * j), x1 = Lanes::load(tile + 2 * kLanes * j + kLanes);
-            for (std::size_t o = 0; o < Outputs; ++o) {
-                const auto scalar = Lanes::all(scalars[o * stride + j]);
-                sums[o][0].add(x0, scalar);
-                sums[o][1].add(x1, scalar);
-            }
-        }
-        if (j < terms) {
-            for (std::size_t o = 0; o < Outputs; ++o) {
-                sums[o][0].reduce(modulus);
-                sums[o][1].reduce(modulus);
-            }
+    for (std::size_t j = 0; j < terms; ++j) {
+        const auto x0 = Lanes::load(tile + 2 * kLanes * j), x1 = Lanes::load(tile + 2 * kLanes * j + kLanes);
+        for (std::size_t o = 0; o < Outputs; ++o) {
+            const auto scalar = Lanes::all(scalars[o * stride + j]);
+            sums[o][0].add(x0, scalar);
+            sums[o][1].add(x1, scalar);
         }
     }
     for (std::size_t o = 0; o < Outputs; ++o) {
-        sums[o][0].reduce(modulus);
-        sums[o][1].reduce(modulus);
-        Lanes::store(out[o] + at, sums[o][0].words);
-        Lanes::store(out[o] + at + kLanes, sums[o][1].words);
+        Lanes::store(out[o] + at, sums[o][0].residues(modulus));
+        Lanes::store(out[o] + at + kLanes, sums[o][1].residues(modulus));
     }
 }
 
-// By tiles of two vectors, and of so many outputs that their sums fill the registers.
+// By tiles of two vectors, of as many terms as need no reduction, and of as many outputs as registers hold sums of.
 template <class Sum>
 void combine(const Prime& prime, Rows a, std::size_t terms, const std::uint64_t* scalars, std::size_t outputs,
              std::uint64_t* const* out, std::size_t n) {
@@ -186,11 +169,11 @@ void combine(const Prime& prime, Rows a, std::size_t terms, const std::uint64_t*
     constexpr std::size_t kWidth = 2 * Lanes::kLanes, kOutputs = Sum::kTileOutputs;
     constexpr std::size_t kTerms = 384;  // a tile of them fits the first-level cache
     const typename Sum::Modulus modulus(prime);
-    const std::size_t lazy = Sum::lazy_terms(prime);
+    const std::size_t step = least(Sum::lazy_terms(prime), kTerms);
     alignas(kAlignment) std::uint64_t tile[kTerms * kWidth];
     for (std::size_t at = 0; at < n; at += kWidth) {
-        for (std::size_t first = 0; first == 0 || first < terms; first += kTerms) {
-            const std::size_t count = least(terms - first, kTerms);
+        for (std::size_t first = 0; first == 0 || first < terms; first += step) {
+            const std::size_t count = least(terms - first, step);
             for (std::size_t j = 0; j < count; ++j) {
                 const std::uint64_t* row = a[first + j] + at;
                 Lanes::store(tile + kWidth * j, Lanes::load(row));
@@ -202,12 +185,11 @@ void combine(const Prime& prime, Rows a, std::size_t terms, const std::uint64_t*
             }
             std::size_t o = 0;
             for (; o + kOutputs <= outputs; o += kOutputs) {
-                combine_tile<Sum, kOutputs>(modulus, lazy, tile, count, scalars + o * terms + first, terms, first == 0,
+                combine_tile<Sum, kOutputs>(modulus, tile, count, scalars + o * terms + first, terms, first == 0,
                                             out + o, at);
             }
             for (; o < outputs; ++o) {
-                combine_tile<Sum, 1>(modulus, lazy, tile, count, scalars + o * terms + first, terms, first == 0,
-                                     out + o, at);
+                combine_tile<Sum, 1>(modulus, tile, count, scalars + o * terms + first, terms, first == 0, out + o, at);
             }
         }
     }

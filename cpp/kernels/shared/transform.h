@@ -21,12 +21,15 @@ namespace vectorised {
 //   enter(a, n)          turns residues into values as they are between levels
 //   (x, y, root)         x, y = x + root * y, x - root * y
 //   begin(v0 .. v3)      before two levels;  next() after them
-//   finish(table, k, a)  the last levels, on values 2k * kLanes to 2(k + 1) * kLanes - 1 at a; leaves residues
+//   finish(roots, quotients, n, k, a)   the last levels, on values 2k * kLanes to 2(k + 1) * kLanes - 1 at a; leaves
+//                        residues
 template <class Forward>
 void forward(const NttTable& table, std::uint64_t* a) {
     using Vector = typename Forward::Vector;
     using Root = typename Forward::Root;
     constexpr std::size_t kLanes = Forward::kLanes;
+    const std::uint64_t* roots = table.roots;
+    const std::uint64_t* quotients = table.quotients;
     const std::size_t n = table.degree;
     Forward butterfly(table.prime);
     butterfly.enter(a, n);
@@ -36,7 +39,7 @@ void forward(const NttTable& table, std::uint64_t* a) {
         ++levels;
     }
     if (levels % 2 == 1) {
-        const Root root = Root::broadcast(table.roots, table.quotients, 1);
+        const Root root = Root::broadcast(roots, quotients, 1);
         for (std::size_t i = 0; i < gap; i += kLanes) {
             Vector x = Forward::load(a + i), y = Forward::load(a + gap + i);
             butterfly(x, y, root);
@@ -48,9 +51,9 @@ void forward(const NttTable& table, std::uint64_t* a) {
     for (; gap >= 2 * kLanes; groups *= 4, gap /= 4) {
         const std::size_t half = gap / 2;
         for (std::size_t g = 0; g < groups; ++g) {
-            const Root first = Root::broadcast(table.roots, table.quotients, groups + g);
-            const Root left = Root::broadcast(table.roots, table.quotients, 2 * (groups + g));
-            const Root right = Root::broadcast(table.roots, table.quotients, 2 * (groups + g) + 1);
+            const Root first = Root::broadcast(roots, quotients, groups + g);
+            const Root left = Root::broadcast(roots, quotients, 2 * (groups + g));
+            const Root right = Root::broadcast(roots, quotients, 2 * (groups + g) + 1);
             std::uint64_t* p = a + 2 * g * gap;
             for (std::size_t i = 0; i < half; i += kLanes) {
                 Vector v0 = Forward::load(p + i), v1 = Forward::load(p + half + i);
@@ -69,14 +72,14 @@ void forward(const NttTable& table, std::uint64_t* a) {
         butterfly.next();
     }
     for (std::size_t k = 0; k < n / (2 * kLanes); ++k) {
-        butterfly.finish(table, k, a + 2 * kLanes * k);
+        butterfly.finish(roots, quotients, n, k, a + 2 * kLanes * k);
     }
 }
 
 // Gentleman-Sande. Inverse has
 //
-//   start(table, k, a)   turns residues 2k * kLanes to 2(k + 1) * kLanes - 1, at a, into values as they are between
-//                        levels, and does the first levels, of which there are kStartLevels
+//   start(roots, quotients, n, k, a)   turns residues 2k * kLanes to 2(k + 1) * kLanes - 1, at a, into values as they
+//                        are between levels, and does the first levels, of which there are kStartLevels
 //   first, second, alone (x, y, root): x, y = x + y, root * (x - y); the first, the second of two levels, or one alone
 //   next(levels)         after so many of them
 //   last(x, y, r, s)     the last level, on values at x and y: r * (x + y), s * (x - y) as residues
@@ -90,7 +93,7 @@ void inverse(const NttTable& table, std::uint64_t* a) {
     const std::size_t n = table.degree;
     Inverse butterfly(table.prime);
     for (std::size_t k = 0; k < n / (2 * kLanes); ++k) {
-        butterfly.start(table, k, a + 2 * kLanes * k);
+        butterfly.start(roots, quotients, n, k, a + 2 * kLanes * k);
     }
     butterfly.next(Inverse::kStartLevels);
     std::size_t groups = n / (2 * kLanes), gap = kLanes;
