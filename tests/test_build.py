@@ -148,3 +148,99 @@ class TestRecipe:
     def test_finds_its_cache_folder(self, tmp_path: Path, environment: dict[str, str], expected: str) -> None:
         done = run_recipe('hesplit_seal_cache_dir(path)\nmessage("${path}")', tmp_path, **environment)
         assert done.stderr.strip() == expected
+
+    @pytest.mark.parametrize("environment", [{"XDG_CACHE_HOME": "{file}/x"}, {"XDG_CACHE_HOME": "", "HOME": "{file}"}])
+    def test_a_cache_that_cannot_be_written_is_the_build_folder(
+        self, tmp_path: Path, environment: dict[str, str]
+    ) -> None:
+        (tmp_path / "file").touch()
+        values = {name: value.format(file=tmp_path / "file") for name, value in environment.items()}
+        stub = tmp_path / "pip"  # stands for pip: puts a file where it should, of the wrong hash
+        stub.write_text('#!/bin/sh\nwhile [ "$1" != --dest ]; do shift; done\necho x > "$2/pyfhel-3.5.0.tar.gz"\n')
+        stub.chmod(0o755)
+        script = f'set(CMAKE_BINARY_DIR "{tmp_path}/b")\nset(Python_EXECUTABLE "{stub}")\nhesplit_seal_archive(path)'
+        done = run_recipe(script, tmp_path, HESPLIT_CACHE_DIR="", **values)
+        assert "stays in the build folder" in done.stdout
+        assert f"{tmp_path}/b/seal-cache/staging" in done.stderr.replace("\n", "").replace(" ", "")
+        assert "Wrong hash" in done.stderr
+
+
+STRANGE = ["name (1)", "it's", "100%, $x & #2", "v [2] *", "köln 文", "a=b:c~"]
+
+
+def small_project(folder: Path) -> Path:
+    """A module of two files, made with the functions that make ours."""
+    shutil.copytree(REPOSITORY / "cmake", folder / "cmake")
+    (folder / "cpp" / "part").mkdir(parents=True)
+    (folder / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.25)\ninclude(cmake/compiler.cmake)\n"
+        'hesplit_check_path("${CMAKE_SOURCE_DIR}")\nproject(small LANGUAGES NONE)\n'
+        "hesplit_enable_languages()\nadd_subdirectory(cpp)\n"
+    )
+    (folder / "cpp" / "CMakeLists.txt").write_text(
+        "hesplit_sources(sources part)\nadd_library(small MODULE ${sources})\nhesplit_hide_symbols(small)\n"
+    )
+    (folder / "cpp" / "part" / "a.cpp").write_text('int b();\nextern "C" int PyInit_small() { return b(); }\n')
+    (folder / "cpp" / "part" / "b.cpp").write_text("int b() { return 1; }\n")
+    return folder
+
+
+class TestPaths:
+    @pytest.mark.parametrize(
+        ("name", "generator"),
+        [
+            *((name, "Ninja") for name in STRANGE),  # what pip uses
+            *((name, "Unix Makefiles") for name in STRANGE if not set(name) & set("%:")),  # make has its own limits
+        ],
+    )
+    def test_a_folder_may_have_a_strange_name(self, tmp_path: Path, name: str, generator: str) -> None:
+        source = small_project(tmp_path / name / "src")
+        build = source / "build"
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        tool("ninja" if generator == "Ninja" else "make")
+        for command in (["-G", generator, "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release"], ["--build", build]):
+            done = subprocess.run(
+                [tool("cmake"), *command], capture_output=True, text=True, check=False, env=environment
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        module = next(build.rglob("libsmall.*"))
+        listing = subprocess.run(
+            [tool("nm"), "-D", "--defined-only", module], capture_output=True, text=True, check=True
+        )
+        assert [line.split()[-1] for line in listing.stdout.splitlines()] == ["PyInit_small"]
+        whole = subprocess.run([tool("nm"), module], capture_output=True, text=True, check=False)
+        assert "no symbols" in whole.stderr  # stripped
+
+    @pytest.mark.parametrize(
+        "name", ["a;b", 'say "x"', "a<b>", "x|y", "back\\slash", "$(pwd)", "${HOME}", "open [", "shut]"]
+    )
+    def test_a_name_that_cmake_cannot_take_is_refused_at_once(self, tmp_path: Path, name: str) -> None:
+        script = f'include("{REPOSITORY}/cmake/compiler.cmake")\nhesplit_check_path([==[/home/{name}/src]==])'
+        done = run_recipe(script, tmp_path)
+        assert done.returncode != 0
+        assert "hesplit_native cannot be built in" in done.stderr
+        assert "another name" in done.stderr
+
+    def test_the_whole_project_configures_and_links_by_valid_commands(self, tmp_path: Path) -> None:
+        import pybind11
+
+        archive = run_recipe('hesplit_seal_cache_dir(path)\nmessage("${path}")', tmp_path, HESPLIT_CACHE_DIR="")
+        if not (Path(archive.stderr.strip()) / "pyfhel-3.5.0.tar.gz").is_file():
+            pytest.skip("NO SEAL ARCHIVE in the build's cache: this machine has not built the package by itself")
+        source = tmp_path / "it's a (1) [2], $x & #3" / "src"
+        ignored = shutil.ignore_patterns(".*", "build", "tests", "docs", "benchmarks")
+        shutil.copytree(REPOSITORY, source, ignore=ignored)
+        tool("ninja")
+        defined = [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+        done = subprocess.run(
+            [tool("cmake"), "-G", "Ninja", "-S", source, "-B", source / "build", *defined],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        )
+        assert done.returncode == 0, done.stderr
+        ninja = (source / "build" / "build.ninja").read_text()
+        assert "_core" in ninja
+        for line in re.findall(r"(?:PRE_LINK|POST_BUILD) = (.*)", ninja):
+            assert subprocess.run(["sh", "-n", "-c", line.replace("$$", "$")], check=False).returncode == 0, line

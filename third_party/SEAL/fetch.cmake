@@ -18,7 +18,8 @@ function(hesplit_seal_cache_dir result)
   else()
     set(directory "${CMAKE_BINARY_DIR}/seal-cache")
   endif()
-  file(REAL_PATH "${directory}" directory BASE_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}" EXPAND_TILDE)
+  string(REGEX REPLACE "^~/" "$ENV{HOME}/" directory "${directory}")
+  cmake_path(ABSOLUTE_PATH directory BASE_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}" NORMALIZE)
   set(${result} "${directory}" PARENT_SCOPE)
 endfunction()
 
@@ -78,11 +79,35 @@ function(hesplit_seal_download directory)
   endif()
 endfunction()
 
+# Whether files can be made in `directory`, which is made if it is missing.
+function(hesplit_seal_writable directory result)
+  set(status 1)
+  execute_process(COMMAND "${CMAKE_COMMAND}" -E make_directory "${directory}"
+    RESULT_VARIABLE status OUTPUT_QUIET ERROR_QUIET)
+  if(status EQUAL 0)
+    execute_process(COMMAND "${CMAKE_COMMAND}" -E touch "${directory}/lock"
+      RESULT_VARIABLE status OUTPUT_QUIET ERROR_QUIET)
+  endif()
+  string(COMPARE EQUAL "${status}" 0 writable)
+  set(${result} ${writable} PARENT_SCOPE)
+endfunction()
+
 # Put the verified archive into the cache folder, from there or from the network; return its path.
 function(hesplit_seal_archive result)
   hesplit_seal_cache_dir(cache)
   set(archive "${cache}/${HESPLIT_SEAL_ARCHIVE}")
-  file(MAKE_DIRECTORY "${cache}")
+  hesplit_seal_writable("${cache}" writable)
+  if(NOT writable AND EXISTS "${archive}")
+    hesplit_seal_verify("${archive}" ${HESPLIT_SEAL_SHA256})
+    set(${result} "${archive}" PARENT_SCOPE)
+    return()
+  elseif(NOT writable)
+    # A container's user has no home, or the home of somebody else: the build folder will do.
+    message(STATUS "hesplit_native: ${cache} cannot be written; the archive stays in the build folder")
+    set(cache "${CMAKE_BINARY_DIR}/seal-cache")
+    set(archive "${cache}/${HESPLIT_SEAL_ARCHIVE}")
+    file(MAKE_DIRECTORY "${cache}")
+  endif()
   # Builds side by side: the first fetches, the others wait. Where locking fails (some network
   # file systems) each fetches for itself, and the rename below is still atomic.
   file(LOCK "${cache}/lock" GUARD FUNCTION TIMEOUT 900 RESULT_VARIABLE ignored)

@@ -27,12 +27,13 @@ def _bar(console: Console, title: str, *details: str) -> Progress:
         TimeRemainingColumn,
     )
 
+    narrow = console.width < 110  # columns that do not fit are cut in the middle of a word
     return Progress(
         TextColumn(title),
-        BarColumn(),
+        BarColumn(bar_width=10 if narrow else 40),
         MofNCompleteColumn(),
-        *(TextColumn(detail) for detail in details),
-        TimeElapsedColumn(),
+        *(TextColumn(detail) for detail in (details[:1] if narrow else details)),
+        *(() if narrow else (TimeElapsedColumn(),)),
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
@@ -52,7 +53,8 @@ class TrainingProgress:
         self.bar = _bar(
             console,
             "epoch {task.fields[epoch]}/" + str(epochs),
-            "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}  {task.fields[rate]:.0f} batches/s",
+            "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}",
+            "{task.fields[rate]:.0f} batches/s",
         )
         self.task = self.bar.add_task("train", total=None, epoch=1, loss=float("nan"), accuracy=0.0, rate=0.0)
 

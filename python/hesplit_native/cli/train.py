@@ -112,8 +112,8 @@ def train_command(
     set_threads(execution.threads)
     if connection.server is not None and not config.traits.is_split:
         raise ParameterError(f"--protocol {config.protocol} has no server; leave --server out")
-    data = load_dataset(source.dataset, source.data_dir, source.split)
     folder = output_folder(execution.output or _default_folder(source, config, together))
+    data = load_dataset(source.dataset, source.data_dir, source.split)
     result = _run(console, config, data, together, connection, folder, resume=execution.resume)
     _finish(console, result, data, folder)
 
@@ -158,6 +158,7 @@ def _run(
 def _finish(console: Console, result: RunResult, data: Any, folder: Path) -> None:
     from rich.console import Console as ErrorConsole
 
+    from hesplit_native.cli.terminal import one_line
     from hesplit_native.reproduce.published import published_table
     from hesplit_native.training import report
     from hesplit_native.training.model_file import save_model
@@ -191,5 +192,6 @@ def _finish(console: Console, result: RunResult, data: Any, folder: Path) -> Non
         console.print(f"{result.clipped} samples were beyond the agreed ranges and were clipped.", style="yellow")
     console.print(f"Written to {folder}: {', '.join(written)}", highlight=False)
     if result.interrupted:
-        ErrorConsole(stderr=True).print(f"stopped early: {result.interrupted}", style="red", markup=False)
+        why = one_line(f"stopped early: {result.interrupted}")  # a server's words, perhaps
+        ErrorConsole(stderr=True, soft_wrap=True).print(why, style="red", markup=False)
         raise typer.Exit(130 if "by the user" in result.interrupted else 1)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hesplit_native.plots import pyplot
 from hesplit_native.privacy.audit import Finding, Likeness, Row
 
 COLUMNS = {
@@ -207,23 +208,17 @@ def page(report: Report) -> str:
 
 
 def _png(figure: Any) -> str:
-    from matplotlib import pyplot as plt
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
+    pyplot().close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _plot(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt.subplots(
+    figure, axes = pyplot().subplots(
         rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False, sharex=True
     )
+    return figure, axes
 
 
 def _signals(rows: list[Row]) -> str:

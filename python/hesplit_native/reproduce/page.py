@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from hesplit_native.plots import pyplot
 from hesplit_native.reproduce.tables import Row
 from hesplit_native.training import report
 from hesplit_native.triad import TriadConfig
@@ -131,11 +132,9 @@ def markdown(title: str, rows: list[Row], results: Results, *, quick: bool) -> s
 
 def _curves(members: list[Row], results: Results) -> str:
     """A PNG of accuracy by epoch, as a data address; empty when there is nothing to draw."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
+
+    plt = pyplot()
 
     drawn = [(row, results[row.id]["curve"]) for row in members if row.id in results]
     if not drawn:
@@ -191,6 +190,6 @@ def page(title: str, rows: list[Row], results: Results, *, quick: bool) -> str:
 def write(folder: Path, name: str, title: str, rows: list[Row], results: Results, *, quick: bool) -> list[Path]:
     """Both files; returns their paths."""
     paths = [folder / f"{name}.md", folder / f"{name}.html"]
-    paths[0].write_text(markdown(title, rows, results, quick=quick))
-    paths[1].write_text(page(title, rows, results, quick=quick))
+    paths[0].write_text(markdown(title, rows, results, quick=quick), encoding="utf-8")
+    paths[1].write_text(page(title, rows, results, quick=quick), encoding="utf-8")
     return paths

@@ -42,7 +42,7 @@ def run_row(row: Row, folder: Path, sources: dict[str, str | None], queue: Any) 
         else _train(row, row.config, folder, sources, queue)
     )
     temporary = folder / f".{row.id}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, folder / f"{row.id}.json")
 
 

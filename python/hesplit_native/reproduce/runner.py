@@ -21,7 +21,7 @@ def results(rows: list[Row], folder: Path) -> dict[str, dict[str, Any]]:
     for row in rows:
         path = folder / f"{row.id}.json"
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         ours = json.loads(json.dumps(asdict(row.config)))

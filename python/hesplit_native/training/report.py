@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hesplit_native import _core
+from hesplit_native.plots import pyplot
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -83,16 +84,13 @@ def environment() -> dict[str, Any]:
 def write_metrics(path: Path, values: dict[str, Any]) -> None:
     """Write JSON atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
 def write_curves(path: Path, values: dict[str, Any]) -> None:
     """Loss and accuracy per epoch as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    plt = pyplot()
 
     history = values["history"]
     epochs = [record["epoch"] for record in history]

@@ -131,13 +131,13 @@ def private_key_of(data: bytes, path: Path | str) -> PrivateKeyTypes:
         raise DataError(
             f"{path} is no private key that can be used: its text is damaged or of an unknown kind"
         ) from error
-    curves = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+    curves = (ec.SECP256R1, ec.SECP384R1)
     if isinstance(key, rsa.RSAPrivateKey) or (
         isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, curves)
     ):
         return key
     raise DataError(
-        f"{path} is a private key of a kind that gRPC's TLS does not take; make one for ECDSA (P-256) or RSA"
+        f"{path} is a private key of a kind that gRPC's TLS does not take; make one for ECDSA (P-256, P-384) or RSA"
     )
 
 

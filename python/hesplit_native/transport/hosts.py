@@ -44,10 +44,8 @@ def certificate_host(text: str) -> str:
     """`normal_host` for a certificate, which may also name all hosts of a domain (``*.clinic.example``)."""
     if text.strip().startswith("*."):
         domain = normal_host(text.strip()[2:])
-        if "." not in domain or _is_address(domain):
-            raise ParameterError(
-                f"{text!r} matches no host: after *. comes a domain of two parts or more, *.clinic.example"
-            )
+        if _is_address(domain):
+            raise ParameterError(f"{text!r} matches no host: after *. comes a domain, as in *.clinic.example")
         return f"*.{domain}"
     host = normal_host(text)
     if _is_address(host) and (ipaddress.ip_address(host).is_unspecified or "%" in host):
