@@ -28,6 +28,10 @@ struct Lanes {
     static Vector add_if_negative(Vector x, Vector q) { return add(x, both(_mm256_cmpgt_epi64(zero(), x), q)); }
     // x - q where x >= q, for x < 2q.
     static Vector subtract_once(Vector x, Vector q) { return add_if_negative(subtract(x, q), q); }
+    // q - x, but 0 for 0.
+    static Vector negate(Vector x, Vector q) {
+        return _mm256_andnot_si256(_mm256_cmpeq_epi64(x, zero()), subtract(q, x));
+    }
     static Vector small(const std::int8_t* in) {
         int four;
         __builtin_memcpy(&four, in, sizeof(four));

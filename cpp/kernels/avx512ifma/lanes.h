@@ -28,6 +28,8 @@ struct Lanes {
     static Vector add_if_negative(Vector x, Vector q) { return _mm512_min_epu64(x, add(x, q)); }
     // x - q where x >= q, for x < 2q.
     static Vector subtract_once(Vector x, Vector q) { return _mm512_min_epu64(x, subtract(x, q)); }
+    // q - x, but 0 for 0.
+    static Vector negate(Vector x, Vector q) { return _mm512_min_epu64(subtract(zero(), x), subtract(q, x)); }
     static Vector small(const std::int8_t* in) {
         return _mm512_cvtepi8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(in)));
     }

@@ -3,6 +3,7 @@
 //   Lanes   64-bit words side by side: Vector, kLanes, load, store, all, zero, add, subtract,
 //           subtract_once(x, q)    x - q where x >= q, for x < 2q
 //           add_if_negative(x, q)  x + q where x < 0, for -q <= x < q
+//           negate(x, q)           q - x, but 0 for 0
 //           small(bytes)           kLanes signed bytes
 //           sum(x)                 of the lanes, modulo 2^64
 //           multiply_low(x, y)     modulo 2^64
@@ -64,7 +65,7 @@ template <class Lanes>
 void negate(std::uint64_t q, const std::uint64_t* a, std::uint64_t* out, std::size_t n) {
     const auto modulus = Lanes::all(q);
     for (std::size_t i = 0; i < n; i += Lanes::kLanes) {
-        Lanes::store(out + i, Lanes::add_if_negative(Lanes::subtract(Lanes::zero(), Lanes::load(a + i)), modulus));
+        Lanes::store(out + i, Lanes::negate(Lanes::load(a + i), modulus));
     }
 }
 
