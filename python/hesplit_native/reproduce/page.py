@@ -132,9 +132,9 @@ def markdown(title: str, rows: list[Row], results: Results, *, quick: bool) -> s
 
 def _curves(members: list[Row], results: Results) -> str:
     """A PNG of accuracy by epoch, as a data address; empty when there is nothing to draw."""
+    plt = pyplot()
     from matplotlib.ticker import MaxNLocator
 
-    plt = pyplot()
 
     drawn = [(row, results[row.id]["curve"]) for row in members if row.id in results]
     if not drawn:

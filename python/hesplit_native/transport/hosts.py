@@ -91,7 +91,7 @@ def _is_label(label: str) -> bool:
     if not _LABEL.fullmatch(label):
         return False
     try:
-        label.encode("ascii").decode("idna")
+        label.removeprefix("xn--").encode("ascii").decode("punycode" if label.startswith("xn--") else "ascii")
     except UnicodeError:
         return False
     return True
