@@ -123,8 +123,8 @@ class TextTable:
     rows: tuple[tuple[str, ...], ...]
     faults: tuple[Fault, ...]
 
-    def column(self, name: str) -> list[str]:
-        """The cells of a column that is named as in the header, or differs in case, spaces, hyphens or underscores only.
+    def place(self, name: str) -> int:
+        """Where a column is that is named as in the header, or differs in case, spaces, hyphens or underscores only.
 
         Raises
         ------
@@ -136,6 +136,11 @@ class TextTable:
             raise DataError(f"{self.path} has no column {name!r}: {name!r} is not in the header {list(self.header)}")
         if place < 0:
             raise DataError(f"{self.path}: the column {name!r} is more than once in the header {list(self.header)}")
+        return place
+
+    def column(self, name: str) -> list[str]:
+        """The cells of a column; names and errors as of `place`."""
+        place = self.place(name)
         return [row[place] for row in self.rows]
 
 
@@ -172,7 +177,7 @@ def read_table(path: Path, columns: Sequence[str]) -> TextTable:
         rows.append((*record.cells, *[""] * (len(header) - len(record.cells)))[: len(header)])
     table = TextTable(path, header, tuple(numbers), tuple(rows), tuple(faults))
     for name in columns:
-        table.column(name)
+        table.place(name)
     return table
 
 

@@ -1,11 +1,16 @@
 """CIFAR-10, the classification task of the paper (section IV-B), and a synthetic stand-in.
 
-The format of the binary files is that of Krizhevsky 2009: rows of one byte of label and 3,072 of pixels, channel by channel.
+The format of the binary files is that of Krizhevsky 2009: rows of one byte of label and 3,072 of pixels, channel by channel. The
+files of the Python version hold the same rows in pickles, which are read without unpickling.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
+import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +21,21 @@ import numpy.typing as npt
 
 from hesplit_native.data.npz import read_npz
 from hesplit_native.errors import DataError, ParameterError
+from hesplit_native.triad.cifar10_batches import read_batch
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHAPE = (3, 32, 32)
 
-_TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-_TEST_FILE = "test_batch.bin"
+_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+_FOLDERS = {
+    ".bin": "cifar-10-batches-bin",
+    "": "cifar-10-batches-py",
+}  # of the binary and the Python version, by suffix
 _ROWS_PER_FILE = 10_000
 _ROW_BYTES = 1 + 3 * 32 * 32
+_MAX_BATCH_BYTES = 1 << 26  # of a file of the Python version; the official ones have 31 MB
 _MAX_ARCHIVE_BYTES = 1 << 30  # of what an archive says it unpacks to; the whole of CIFAR-10 has 0.18 GB
+_MAX_TAR_BYTES = 1 << 28  # it is unpacked in memory
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -50,9 +61,10 @@ def load_cifar10(path: str | os.PathLike[str]) -> Images:
     Parameters
     ----------
     path
-        The directory of the official binary files ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin``, or one
-        ``.npz`` file with ``x_train`` and ``x_test`` (uint8 [n, 3, 32, 32]), ``y_train`` and ``y_test`` (integers [n], 0..9) and,
-        if it likes, ``classes`` (ten names).
+        The directory of the official files, ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin`` or those of the
+        Python version without suffix, or the directory that it is in; the official ``.tar.gz`` of either; or one ``.npz`` file with
+        ``x_train`` and ``x_test`` (uint8 [n, 3, 32, 32]), ``y_train`` and ``y_test`` (integers [n], 0..9) and, if it likes,
+        ``classes`` (ten names).
 
     Raises
     ------
@@ -61,31 +73,106 @@ def load_cifar10(path: str | os.PathLike[str]) -> Images:
     """
     path = Path(path)
     if path.is_dir():
-        return _load_binary(path)
+        return _load_directory(path)
     if not path.is_file():
-        raise DataError(f"{path} is missing; name a directory of CIFAR-10's binary files or an .npz file")
+        raise DataError(f"{path} is missing; name a directory of CIFAR-10's files, their .tar.gz or an .npz file")
+    if path.name.endswith((".tar.gz", ".tgz", ".tar")):
+        return _load_archive(path)
     return _load_npz(path)
 
 
-def _load_binary(directory: Path) -> Images:
-    parts = [_read_binary(directory / name) for name in _TRAIN_FILES]
-    test_x, test_y = _read_binary(directory / _TEST_FILE)
-    train_x, train_y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+Rows = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+
+
+def _load_directory(path: Path) -> Images:
+    """From the version that the directory, or the folder of a version in it, has a file of; from an archive where there is none."""
+    for suffix, folder in _FOLDERS.items():
+        for directory in (path, path / folder):
+            if any((directory / f"{name}{suffix}").exists() for name in _BATCHES):
+                read = _read_binary if suffix else _read_pickled
+                return _assemble([read(directory / f"{name}{suffix}") for name in _BATCHES])
+    for archive in sorted(path.glob("cifar-10-*.tar.gz")):
+        return _load_archive(archive)
+    raise DataError(f"{path / _BATCHES[0]}.bin is missing, and so is every other file of CIFAR-10")
+
+
+def _assemble(parts: list[Rows]) -> Images:
+    *train, (test_x, test_y) = parts
+    train_x, train_y = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
     return Images("cifar10", train_x, train_y, test_x, test_y, CLASSES)
 
 
-def _read_binary(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _read_binary(path: Path) -> Rows:
     expected = _ROWS_PER_FILE * _ROW_BYTES
     try:
         size = path.stat().st_size
         # Before reading: what has another size is not read at all.
         if size != expected:
             raise DataError(f"{path} has {size} bytes instead of {expected}: not a CIFAR-10 binary file, or damaged")
-        rows = np.fromfile(path, np.uint8).reshape(_ROWS_PER_FILE, _ROW_BYTES)
-    except (OSError, ValueError) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    labels = _labels(rows[:, 0], str(path))
-    return rows[:, 1:].reshape(-1, *SHAPE), labels
+    return _binary_rows(data, str(path))
+
+
+def _binary_rows(data: bytes, where: str) -> Rows:
+    expected = _ROWS_PER_FILE * _ROW_BYTES
+    if len(data) != expected:
+        raise DataError(f"{where} has {len(data)} bytes instead of {expected}: not a CIFAR-10 binary file, or damaged")
+    rows = np.frombuffer(data, np.uint8).reshape(_ROWS_PER_FILE, _ROW_BYTES)
+    return rows[:, 1:].reshape(-1, *SHAPE).copy(), _labels(rows[:, 0], where)
+
+
+def _read_pickled(path: Path) -> Rows:
+    try:
+        size = path.stat().st_size
+        if size > _MAX_BATCH_BYTES:
+            raise DataError(f"{path} has {size} bytes, more than a CIFAR-10 file of the Python version has")
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return _pickled_rows(data, str(path))
+
+
+def _pickled_rows(data: bytes, where: str) -> Rows:
+    pixels, labels = read_batch(data, where)
+    shape = (_ROWS_PER_FILE, _ROW_BYTES - 1)
+    if pixels.dtype != np.uint8 or pixels.shape != shape or labels.shape != shape[:1]:
+        raise DataError(
+            f"{where}: expected uint8 {list(shape)} and {shape[0]} labels, got {pixels.dtype} {list(pixels.shape)} and "
+            f"{list(labels.shape)}"
+        )
+    return pixels.reshape(-1, *SHAPE).copy(), _labels(labels, where)
+
+
+def _load_archive(path: Path) -> Images:
+    """The batches of one version from its archive; nothing is unpacked to disk, and members of other names are not looked at."""
+    found: dict[str, bytes] = {}
+    wanted = {f"{name}{suffix}" for name in _BATCHES for suffix in _FOLDERS}
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            data = file.read(_MAX_TAR_BYTES + 1)
+        if len(data) > _MAX_TAR_BYTES:
+            raise DataError(f"{path} would unpack to more than the {_MAX_TAR_BYTES} bytes that are expected")
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            for member in archive:
+                name = member.name.rpartition("/")[2]
+                if name not in wanted or not member.isreg():
+                    continue
+                content = archive.extractfile(member) if member.size <= _MAX_BATCH_BYTES else None
+                if content is None or name in found:
+                    raise DataError(f"{path}: {member.name} is there twice or too large")
+                found[name] = content.read()
+    except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, tarfile.TarError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    suffix = ".bin" if any(name.endswith(".bin") for name in found) else ""
+    missing = [f"{name}{suffix}" for name in _BATCHES if f"{name}{suffix}" not in found]
+    if missing:
+        raise DataError(f"{path} has no file {missing[0]}")
+    rows = _binary_rows if suffix else _pickled_rows
+    return _assemble([rows(found[f"{name}{suffix}"], f"{path}, {name}{suffix}") for name in _BATCHES])
 
 
 def _load_npz(path: Path) -> Images:

@@ -7,8 +7,10 @@ the device's model, having sent it, and looks for the private features and the l
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
+import math
+import re
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hesplit_native.data.tables import (
+    Fault,
+    Notation,
+    is_censored,
+    is_missing,
+    not_a_number,
+    notations,
+    number,
+    read_table,
+    settle,
+)
 from hesplit_native.errors import DataError, ParameterError
 from hesplit_native.seeding import seeded
 
@@ -48,45 +61,68 @@ def synthetic_table(rows: int = 2000, *, public: int = 12, private: int = 8, see
 
 
 def load_table(path: Path, *, private: list[str], label: str) -> Table:
-    """Any CSV with a header: the named private columns and the label have two values each, the other numeric columns are public.
+    """Any table with a header: the named private columns and the label have two values each, the other numeric columns are public.
+
+    Columns without a name are a spreadsheet's index, no feature. Rows that lack a value of these columns, or have one that only lies
+    beyond a limit (``<0.2``), are left out; so are malformed ones and those without a number in a column of numbers, with a warning
+    that counts them and as long as they are at most one in fifty.
 
     Raises
     ------
     DataError
         When a column is missing or has more than two values, or nothing numeric is left.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if all((value or "").strip() for value in row.values())]
-    columns = list(rows[0]) if rows else []
-    for name in (*private, label):
-        if name not in columns:
-            raise DataError(f"{path}: there is no column {name!r}, only {', '.join(columns)}")
-
-    def zeros_and_ones(name: str) -> npt.NDArray[np.float32]:
-        values = [row[name].strip() for row in rows]
-        kinds = sorted(set(values))
-        if len(kinds) != 2:
-            raise DataError(f"{path}: column {name!r} has {len(kinds)} values, a private feature or label has 2")
-        return np.array([kinds.index(value) for value in values], np.float32)
-
-    shown = []
-    for name in columns:
-        if name in (*private, label):
-            continue
-        try:
-            values = np.array([float(row[name]) for row in rows])
-        except ValueError:
-            continue
-        if values.std() > 0:
-            shown.append((values - values.mean()) / values.std())
-    if not shown:
+    table = read_table(path, (*private, label))
+    named = [table.place(name) for name in (*private, label)]
+    cells = list(zip(*table.rows, strict=True)) or [()] * len(table.header)
+    written = notations({str(at): [cell for cell in column if not is_missing(cell)] for at, column in enumerate(cells)})
+    numbers = {
+        at: [number(cell, written[str(at)]) for cell in column]
+        for at, column in enumerate(cells)
+        if at not in named
+        and not re.fullmatch(r"(Unnamed: \d+)?", table.header[at])
+        and _numeric(column, written[str(at)])
+    }
+    if not numbers:
         raise DataError(f"{path}: no numeric column is left as a public feature")
-    return Table(
-        path.stem,
-        np.stack(shown, 1).astype(np.float32),
-        np.stack([zeros_and_ones(name) for name in private], 1),
-        zeros_and_ones(label),
-    )
+    whole, faults = [], list(table.faults)
+    for row, line in enumerate(table.lines):
+        if any(is_missing(cells[at][row]) or is_censored(cells[at][row]) for at in (*named, *numbers)):
+            continue
+        strange = [at for at, values in numbers.items() if values[row] is None or not math.isfinite(values[row] or 0)]
+        if strange:
+            where = f"row {line}, column {table.header[strange[0]]!r}"
+            faults.append(Fault("not a number", f"{where}: {not_a_number(cells[strange[0]][row])}"))
+        else:
+            whole.append(row)
+    dropped = settle(path, faults, len(table.rows) + len(table.faults))
+    if dropped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+        warnings.warn(f"{path}: rows left out: {counts}; the first: {faults[0].words}", stacklevel=2)
+    if not whole:
+        raise DataError(f"{path}: no row has a value in every column that is used")
+    two = [_two_values(path, table.header[at], [cells[at][row] for row in whole], written[str(at)]) for at in named]
+    shown = np.array([[values[row] for row in whole] for values in numbers.values()], np.float64)
+    varied = shown[shown.std(axis=1) > 0]
+    if not len(varied):
+        raise DataError(f"{path}: no numeric column is left as a public feature")
+    public = (varied - varied.mean(axis=1, keepdims=True)) / varied.std(axis=1, keepdims=True)
+    return Table(path.stem, np.ascontiguousarray(public.T, np.float32), np.stack(two[:-1], 1), two[-1])
+
+
+def _numeric(column: Sequence[str], notation: Notation) -> bool:
+    """Whether most cells that are not missing are numbers."""
+    present = [cell for cell in column if not (is_missing(cell) or is_censored(cell))]
+    return 2 * sum(number(cell, notation) is not None for cell in present) > len(present)
+
+
+def _two_values(path: Path, name: str, cells: Sequence[str], notation: Notation) -> Float32:
+    """0 and 1 for the two values of a column, whatever their case or, of numbers, their decimals."""
+    values = [cell.casefold() if (value := number(cell, notation)) is None else repr(value) for cell in cells]
+    kinds = sorted(set(values))
+    if len(kinds) != 2:
+        raise DataError(f"{path}: column {name!r} has {len(kinds)} values, a private feature or label has 2")
+    return np.array([kinds.index(value) for value in values], np.float32)
 
 
 def _device_model(representation: int, private: int, width: int = 32) -> nn.Module:
