@@ -42,11 +42,19 @@ def python2(seed):
 
     def text(value):
         value = value.encode("latin-1") if isinstance(value, str) else value
-        return b"U" + bytes([len(value)]) + value if len(value) < 256 else b"T" + len(value).to_bytes(4, "little") + value
+        return (
+            b"U" + bytes([len(value)]) + value if len(value) < 256 else b"T" + len(value).to_bytes(4, "little") + value
+        )
 
     short = b"".join(b"K" + bytes([label]) for label in labels)
     shape = b"M" + ROWS.to_bytes(2, "little") + b"M" + (3072).to_bytes(2, "little") + b"\x86"
-    dtype = b"cnumpy\ndtype\nq\x05" + text("u1") + b"K\x00K\x01\x87Rq\x06(K\x03" + text("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    dtype = (
+        b"cnumpy\ndtype\nq\x05"
+        + text("u1")
+        + b"K\x00K\x01\x87Rq\x06(K\x03"
+        + text("|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
     array = b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85" + text("b") + b"\x87Rq\x09"
     array += b"(K\x01" + shape + dtype + b"\x89" + text(pixels.tobytes()) + b"tb"
     names = b"]q\x0a(" + b"".join(text(f"image_{i}.png") for i in range(ROWS)) + b"e"
@@ -59,7 +67,9 @@ def python2(seed):
 def python3(protocol):
     def dump(seed):
         pixels, labels = batch(seed)
-        return pickle.dumps({b"batch_label": b"x", b"labels": labels, b"data": pixels, b"filenames": [b"a"] * ROWS}, protocol)
+        return pickle.dumps(
+            {b"batch_label": b"x", b"labels": labels, b"data": pixels, b"filenames": [b"a"] * ROWS}, protocol
+        )
 
     return dump
 
@@ -141,7 +151,7 @@ def test_nothing_that_a_pickle_names_is_run(tmp_path, protocol, where):
     content = {"data": pixels, "labels": labels, "filenames": []}
     content["filenames" if where == "name" else where] = attack
     data = pickle.dumps(attack if where == "whole" else content, protocol)
-    with pytest.raises(hn.DataError, match="first.*(asks for|uses the opcode)"):
+    with pytest.raises(hn.DataError, match=r"first.*(asks for|uses the opcode)"):
         read_batch(data, "first")
     assert not target.exists()
 
@@ -198,7 +208,11 @@ def test_no_bytes_raise_anything_else(data):
 
 
 def test_a_pickle_of_a_huge_memo_or_length_takes_no_memory():
-    for data in (b"\x80\x04}r\xff\xff\xff\x7f.", b"\x80\x05\x96" + (1 << 50).to_bytes(8, "little") + b"x.", b"\x80\x04" + b"N" * 1_100_000):
+    for data in (
+        b"\x80\x04}r\xff\xff\xff\x7f.",
+        b"\x80\x05\x96" + (1 << 50).to_bytes(8, "little") + b"x.",
+        b"\x80\x04" + b"N" * 1_100_000,
+    ):
         with pytest.raises(hn.DataError):
             read_batch(data, "huge")
 

@@ -135,7 +135,6 @@ def _curves(members: list[Row], results: Results) -> str:
     plt = pyplot()
     from matplotlib.ticker import MaxNLocator
 
-
     drawn = [(row, results[row.id]["curve"]) for row in members if row.id in results]
     if not drawn:
         return ""
