@@ -8,6 +8,7 @@
 #include "linear/blocks/layout.h"
 #include "linear/blocks/weights.h"
 #include "linear/precision.h"
+#include "linear/ranges.h"
 #include "rlwe/encryption.h"
 
 namespace hesplit {
@@ -91,19 +92,6 @@ Inputs read_inputs(const Ring& ring, OpenRequest& request) {
     return inputs;
 }
 
-void check_weights(const LinearServer& server, View<const double> weight, View<const double> bias) {
-    if (weight.size != server.features() * server.outputs() || (bias.size != 0 && bias.size != server.outputs())) {
-        throw ParameterError("expected weight [" + std::to_string(server.outputs()) + ", " +
-                             std::to_string(server.features()) + "] and bias [" + std::to_string(server.outputs()) +
-                             "]");
-    }
-    for (const View<const double>& values : {weight, bias}) {
-        if (!std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); })) {
-            throw RangeError("the weights contain NaN or infinity");
-        }
-    }
-}
-
 }  // namespace
 
 InspectedMessage inspect_request(const LinearServer& server, View<const std::uint8_t> request) {
@@ -124,7 +112,7 @@ InspectedMessage inspect_request(const LinearServer& server, View<const std::uin
 
 InspectedMessage inspect_products(const LinearServer& server, View<const std::uint8_t> request,
                                   View<const double> weight, View<const double> bias) {
-    check_weights(server, weight, bias);
+    check_weights(weight, bias, server.features(), server.outputs());
     const Ring ring = ring_of(server);
     OpenRequest opened = open_request(server, ring, request);
     Inputs inputs = read_inputs(ring, opened);

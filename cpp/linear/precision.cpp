@@ -95,6 +95,14 @@ WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weigh
     return norms;
 }
 
+WeightNorms planned_norms(const ParameterChoice& choice, double weight_norm, std::size_t per_product) {
+    WeightNorms norms;
+    norms.largest = norms.l2 = weight_norm;
+    norms.group_l2 = weight_norm * std::sqrt(static_cast<double>(per_product));
+    norms.reach = choice.activation_norm * weight_norm;
+    return norms;
+}
+
 namespace {
 
 // The largest l2 norm of a row of W * scale - round(W * scale).

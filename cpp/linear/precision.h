@@ -43,6 +43,9 @@ struct WeightNorms {
 WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weight, View<const double> bias,
                          std::size_t features, std::size_t per_product);
 
+// For planning: of weights of which only the largest l2 norm of a row is known.
+WeightNorms planned_norms(const ParameterChoice& choice, double weight_norm, std::size_t per_product);
+
 struct Scaling {
     double weight_scale = 1;  // weights are rounded at this scale,
     // then multiplied by 2^weight_shift (blocks with a large modulus: rounded weights are 64-bit).

@@ -41,6 +41,15 @@ void check_finite(View<const double> values, const char* what) {
     }
 }
 
+void check_weights(View<const double> weight, View<const double> bias, std::size_t features, std::size_t outputs) {
+    if (weight.size != features * outputs || (bias.size != 0 && bias.size != outputs)) {
+        throw ParameterError("expected weight [" + std::to_string(outputs) + ", " + std::to_string(features) +
+                             "] and bias [" + std::to_string(outputs) + "]");
+    }
+    check_finite(weight, "weights contain");
+    check_finite(bias, "weights contain");
+}
+
 template <class T>
 Inspection inspect(const T* x, std::size_t samples, std::size_t features, const ParameterChoice& choice) {
     constexpr double kSlack = 1 + 5e-6;  // clipped float32 samples must pass

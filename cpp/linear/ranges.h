@@ -14,6 +14,10 @@ namespace hesplit {
 // Throws RangeError("the <what> NaN or infinity") unless all are finite: what is "weights contain", for example.
 void check_finite(View<const double> values, const char* what);
 
+// Throws ParameterError unless weight is [outputs, features] and bias [outputs] or empty, RangeError for NaN and
+// infinities.
+void check_weights(View<const double> weight, View<const double> bias, std::size_t features, std::size_t outputs);
+
 struct Inspection {
     bool finite = true;
     std::vector<std::size_t> beyond;  // samples beyond the ranges

@@ -34,12 +34,7 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples)
 }
 
 void LinearServer::set_weight(View<const double> weight, View<const double> bias) {
-    if (weight.size != features_ * outputs_ || (bias.size != 0 && bias.size != outputs_)) {
-        throw ParameterError("expected weight [" + std::to_string(outputs_) + ", " + std::to_string(features_) +
-                             "] and bias [" + std::to_string(outputs_) + "]");
-    }
-    check_finite(weight, "weights contain");
-    check_finite(bias, "weights contain");
+    check_weights(weight, bias, features_, outputs_);
     const std::shared_ptr<const LayerWeights> fresh =
         packing_->make_weights({weight.begin(), weight.end()}, {bias.begin(), bias.end()});
     {

@@ -20,11 +20,11 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
     const std::size_t inputs = layout_.inputs();
     if (prefers_strands(layout_, ring.prime_count())) {
         const std::size_t padded = StrandWeights::padded_features(layout_);
-        strands_ = std::make_unique<const StrandWeights>(ring, layout_, encode_rows(1, layout_.features, padded));
+        strands_ = std::make_unique<const StrandWeights>(ring, layout_, weight_residues(1, layout_.features, padded));
         return;
     }
     if (direct()) {
-        residues_ = encode_rows(inputs, layout_.width, padded_width());
+        residues_ = weight_residues(inputs, layout_.width, padded_width());
     }
     if (products * inputs * ring.size() * sizeof(std::uint64_t) <= kMaxKeptBytes) {
         encoded_.resize(products);
@@ -35,7 +35,7 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
     }
 }
 
-Buffer<std::uint64_t> BlockWeights::encode_rows(std::size_t inputs, std::size_t width, std::size_t padded) const {
+Buffer<std::uint64_t> BlockWeights::weight_residues(std::size_t inputs, std::size_t width, std::size_t padded) const {
     const std::size_t features = layout_.features, outputs = layout_.outputs;
     Buffer<std::uint64_t> all(ring_.prime_count() * outputs * inputs * padded);
     parallel_for(outputs, [&](std::size_t o) {
@@ -74,7 +74,7 @@ void BlockWeights::encode(std::size_t p, std::uint64_t* polys) const {
     }
 }
 
-// As place_weight, with the residues that encode_rows made: rounded and reduced once instead of twice.
+// As place_weight, with the residues that weight_residues made: rounded and reduced once instead of twice.
 void BlockWeights::encode_residues(std::size_t p, std::uint64_t* polys) const {
     const std::size_t n = ring_.degree(), inputs = layout_.inputs(), padded = padded_width();
     for (std::size_t index = 0; index < inputs * ring_.prime_count(); ++index) {

@@ -53,7 +53,7 @@ class BlockWeights {
     void encode(std::size_t p, std::uint64_t* polys) const;  // inputs() polynomials in NTT form
     void encode_residues(std::size_t p, std::uint64_t* polys) const;
     // Residues of the rounded weights, [row of the ring, output, input, padded]: `width` to an input, then zeros.
-    Buffer<std::uint64_t> encode_rows(std::size_t inputs, std::size_t width, std::size_t padded) const;
+    Buffer<std::uint64_t> weight_residues(std::size_t inputs, std::size_t width, std::size_t padded) const;
     void multiply(const Buffer<std::uint64_t>& inputs, std::size_t p, std::uint64_t* out) const;  // in NTT form
     void direct_outputs(const Buffer<std::uint64_t>& windows, std::size_t p, std::size_t samples,
                         std::uint64_t* outputs) const;

@@ -5,8 +5,10 @@
 #include <limits>
 
 #include "base/error.h"
+#include "linear/messages.h"
 #include "linear/precision.h"
 #include "rlwe/decryption.h"
+#include "wire/codec.h"
 
 namespace hesplit {
 
@@ -75,6 +77,31 @@ SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, cons
                      std::to_string(choice.updates) + " updates, not to the agreed error bound of " +
                      std::to_string(choice.error_bound) +
                      ". Choose a larger modulus or error_bound, fewer updates between refreshes, or smaller ranges");
+}
+
+std::optional<SealedEstimate> estimate_sealed(const Parameters& parameters, std::size_t features, std::size_t outputs,
+                                              double weight_norm) {
+    const Ring ring(parameters.ring_degree(), parameters.primes());
+    const PolynomialCodec codec(ring, dropped_bits(ring));
+    const ParameterChoice& choice = parameters.choice();
+    SealedEstimate estimate;
+    estimate.layout = plan_sealed(choice, features + 1, outputs, codec.bits_per_coefficient(), kTypicalReplyBits);
+    try {
+        const SealedScaling scaling = scale_sealed(choice, ring, estimate.layout, weight_norm);
+        estimate.error = scaling.error;
+        estimate.reply_bits = scaling.logit_bits;
+    } catch (const RangeError&) {
+        return std::nullopt;
+    }
+    const std::size_t inputs = estimate.layout.inputs(), products = estimate.layout.products();
+    const std::size_t groups = (choice.batch_size + estimate.layout.group_size - 1) / estimate.layout.group_size;
+    estimate.request_bytes = groups * inputs * codec.bytes();
+    estimate.update_bytes = (groups * products + products * inputs) * codec.bytes();
+    estimate.reply_bytes = groups * (products * 2 * packed_bytes(ring.degree(), estimate.reply_bits) +
+                                     inputs * 2 * packed_bytes(ring.degree(), kInputGradientBits)) +
+                           packed_bytes(choice.batch_size * outputs, estimate.reply_bits) +
+                           packed_bytes(choice.batch_size * features, kInputGradientBits);
+    return estimate;
 }
 
 }  // namespace hesplit

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 
 #include "packing/blocks.h"
 #include "ring/ring.h"
@@ -35,5 +36,19 @@ struct SealedScaling {
 // Throws RangeError when the parameters cannot keep their error bound with such weights.
 SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, const BlockLayout& layout,
                            double weight_norm);
+
+// One training step of a sealed layer.
+struct SealedEstimate {
+    BlockLayout layout;
+    double error = 0;
+    int reply_bits = 0;  // of logits
+    std::size_t request_bytes = 0;
+    std::size_t update_bytes = 0;
+    std::size_t reply_bytes = 0;  // of both replies
+};
+
+// Nothing when the parameters cannot keep their error bound. features are those without the bias.
+std::optional<SealedEstimate> estimate_sealed(const Parameters& parameters, std::size_t features, std::size_t outputs,
+                                              double weight_norm);
 
 }  // namespace hesplit

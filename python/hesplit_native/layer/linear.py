@@ -143,7 +143,7 @@ class LinearClient:
         return self._native.open_weight_gradient(message, g)
 
     def destroy(self) -> None:
-        """Zero every key of this client; it cannot be used again. What a client does that was answered with nonsense."""
+        """Zero every key of this client, which cannot be used again: for a peer whose replies showed that it is not honest."""
         self._native.destroy()
 
     def clip_counted(self, x: ArrayT) -> ArrayT:

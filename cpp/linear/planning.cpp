@@ -1,0 +1,40 @@
+#include "linear/planning.h"
+
+#include <cmath>
+
+#include "base/error.h"
+#include "linear/blocks/planning.h"
+#include "linear/slots/planning.h"
+
+namespace hesplit {
+
+std::unique_ptr<const LayerPlan> plan_layer(const Parameters& parameters, const PlannedLayer& layer) {
+    if (parameters.packing() == Packing::blocks) {
+        return std::make_unique<const BlockPlan>(parameters, layer);
+    }
+    return std::make_unique<const SlotPlan>(parameters, layer);
+}
+
+double best_scale(const LayerPlan& plan, bool releases) {
+    double best = 0;
+    Scaling chosen;
+    for (int bits = 8; bits <= 50; ++bits) {
+        const double scale = std::ldexp(1.0, bits);
+        try {
+            const Scaling found = plan.scaling(scale);
+            const bool better =
+                best == 0 || (releases ? plan.flooding(scale, found) < plan.flooding(best, chosen)
+                                       : found.reply_bits < chosen.reply_bits ||
+                                             (found.reply_bits == chosen.reply_bits && found.error < chosen.error));
+            if (better) {
+                best = scale;
+                chosen = found;
+            }
+        } catch (const RangeError&) {
+            continue;  // the parameters do not keep the error bound at this scale
+        }
+    }
+    return best;
+}
+
+}  // namespace hesplit
