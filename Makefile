@@ -3,6 +3,8 @@
 #   make test    the same environment, then linters, type checker and every test
 # and what CI adds:
 #   make test-avx2    the tests that compute, as on a processor without AVX-512 whose libraries take two threads
+#   make fuzz         fuzzers of every entry that takes a peer's bytes, FUZZ_SECONDS each (CMake and Clang; docs/fuzzing.md)
+#   make tsan         what may be used from several threads, under ThreadSanitizer (CMake)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,6 +15,8 @@ PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 DEMO_OUTPUT ?= demo-output
+CLANG ?= clang
+FUZZ_SECONDS ?= 60
 
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -22,7 +26,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find cmake cpp p
 	-type f -not -name '*.so' -not -name '*.pyc')
 CPP_FILES = $(shell find cpp -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-avx2 lint format install clean
+.PHONY: demo test test-avx2 lint format install fuzz tsan clean
 
 demo: $(VENV)/installed
 	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways \
@@ -69,6 +73,17 @@ $(VENV)/installed-test: $(SOURCES) | $(BIN)/python
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "hesplit_native needs Python >= 3.10; name one: make PYTHON=/path/to/python3")'
 	$(PYTHON) -m venv $(VENV)
+
+fuzz:
+	CC=$(CLANG) CXX=$(subst clang,clang++,$(CLANG)) cmake -S . -B build/fuzz -DHESPLIT_PYTHON=OFF -DHESPLIT_FUZZ=ON \
+		-DHESPLIT_SANITIZE=address,undefined
+	cmake --build build/fuzz --target fuzzers
+	$(PYTHON) cpp/fuzz/campaign.py build/fuzz/cpp/fuzz --seconds $(FUZZ_SECONDS)
+
+tsan:
+	cmake -S . -B build/tsan -DHESPLIT_PYTHON=OFF -DHESPLIT_CHECKS=ON -DHESPLIT_SANITIZE=thread
+	cmake --build build/tsan --target threads
+	build/tsan/cpp/threads
 
 clean:
 	rm -rf build dist $(VENV) $(DEMO_OUTPUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@
 namespace hesplit {
 
 double flood_deviation(std::uint32_t releases, std::size_t released, double noise) {
-    constexpr double kHalfSecurityBits = 15;  // s / 2
+    constexpr int kHalfSecurityBits = 15;  // s / 2
     return std::sqrt(12.0 * releases) * std::ldexp(noise, kHalfSecurityBits) * std::sqrt(static_cast<double>(released));
 }
 

@@ -126,7 +126,7 @@ class ReleaseLedger:
         try:
             values = json.loads(self._path.read_text())
             key, released = values["key"], values["released"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise WireError(f"{self._path} is not a count of releases, or is damaged") from error
         if key != self._key:
             raise KeyMismatchError(f"{self._path} counts the releases under another key")

@@ -154,8 +154,8 @@ def take_nothing(rest: memoryview, name: str) -> None:
 
 
 def text(value: str) -> bytes:
-    """The part of a body that holds text."""
-    encoded = value.encode()
+    """The part of a body that holds text; what UTF-8 cannot carry, as only a peer's JSON can hold, is escaped."""
+    encoded = value.encode(errors="backslashreplace")
     return _LENGTH.pack(len(encoded)) + encoded
 
 
@@ -176,13 +176,18 @@ def take_text(body: memoryview, name: str) -> tuple[str, memoryview]:
 def take_json(body: memoryview, name: str) -> tuple[dict[str, Any], memoryview]:
     """Read text that holds a JSON object from the front of `body`."""
     content, rest = take_text(body, name)
+    return json_object(content, name), rest
+
+
+def json_object(content: str, name: str) -> dict[str, Any]:
+    """The JSON object that a peer's text or a file's holds; WireError if it holds anything else."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
         raise WireError(f"{name}: the text is not JSON") from None
     if not isinstance(value, dict):
         raise WireError(f"{name}: expected a JSON object")
-    return value, rest
+    return value
 
 
 def _check_finite(values: Float32Array, name: str) -> None:

@@ -191,10 +191,7 @@ class Server:
         run, step, text = values.get("run"), values.get("checkpoint"), values.get("terms")
         if not isinstance(run, str) or type(step) is not int or not isinstance(text, str):
             raise WireError("restore: expected a run, a checkpoint and terms")
-        try:
-            terms = Terms.from_json(json.loads(text))
-        except ValueError as error:
-            raise WireError(f"restore: {error}") from None
+        terms = Terms.from_json(messages.json_object(text, "restore"))
         owner, saved_terms, tensors = self._store.load(run, step)
         if owner != client.id:
             raise KeyMismatchError("restore: the run belongs to another client")

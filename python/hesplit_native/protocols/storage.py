@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hesplit_native.errors import DataError, ProtocolError
+from hesplit_native.errors import DataError, ProtocolError, WireError
+from hesplit_native.protocols.messages import json_object
 from hesplit_native.protocols.terms import Terms
 
 _FORMAT = "hesplit_native-server-1"
@@ -68,10 +69,13 @@ class CheckpointStore:
         if not _RUN.fullmatch(run):
             raise ProtocolError("a run is named by 32 hexadecimal digits")
         tensors, values = read_tensors(self._folder / run / f"{step}.safetensors", _FORMAT)
-        client = values.get("client")
-        if not isinstance(client, str) or not isinstance(values.get("terms"), dict):
+        client, terms = values.get("client"), values.get("terms")
+        if not isinstance(client, str) or not isinstance(terms, dict):
             raise DataError(f"the checkpoint {step} of run {run} is damaged")
-        return client, Terms.from_json(values["terms"]), tensors
+        try:
+            return client, Terms.from_json(terms), tensors
+        except WireError as error:
+            raise DataError(f"the checkpoint {step} of run {run} is damaged: {error}") from error
 
     def _on_disk(self, run: str) -> list[int]:
         if self._folder is None or not _RUN.fullmatch(run):
@@ -98,15 +102,18 @@ def read_tensors(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, An
     """What `write_tensors` wrote; DataError for any other file."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise DataError(f"{path} does not exist")
     try:
+        if not path.is_file():
+            raise DataError(f"{path} does not exist")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        values = json.loads(metadata.get("values", ""))
     except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    if metadata.get("format") != form or not isinstance(values, dict):
+        raise DataError(f"{path} is damaged or cannot be read: {error}") from error
+    if metadata.get("format") != form:
         raise DataError(f"{path} is of another format ({metadata.get('format')!r}, expected {form!r})")
+    try:
+        values = json_object(metadata.get("values", ""), "its values")
+    except WireError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
     return tensors, values

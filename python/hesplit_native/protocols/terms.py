@@ -108,7 +108,7 @@ class Terms:
         for f in fields(self):
             ours, theirs = getattr(self, f.name), getattr(other, f.name)
             if ours != theirs:
-                raise ProtocolError(f"handshake: {f.name} is {ours} here and {theirs} at the peer")
+                raise ProtocolError(f"handshake: {f.name} is {ours!r} here and {theirs!r} at the peer")
 
 
 def initial_linear(terms: Terms) -> nn.Linear:

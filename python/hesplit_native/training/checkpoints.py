@@ -107,7 +107,10 @@ class ClientCheckpoints:
         path = self._path(number)
         tensors, values = read_tensors(path, _FORMAT)
         ours = json.loads(json.dumps(asdict(self._config)))
-        for name, value in values.get("config", {}).items():
+        config = values.get("config")
+        if not isinstance(config, dict):
+            raise DataError(f"{path} is damaged or of another version: it holds no configuration")
+        for name, value in config.items():
             if name != "epochs" and ours.get(name) != value:
                 raise DataError(f"{path} belongs to a run with {name}={value!r}, this one has {ours.get(name)!r}")
         try:

@@ -1,0 +1,108 @@
+#include "fixtures.h"
+
+namespace hesplit::fuzz {
+
+namespace {
+
+// Far below 128 bits, as fuzzing needs no secrets: rings this small are an order of magnitude faster.
+ParameterChoice choice(std::vector<int> modulus_bits, int scale_bits, double error_bound) {
+    ParameterChoice choice;
+    choice.ring_degree = 1024;
+    choice.modulus_bits = std::move(modulus_bits);
+    choice.scale = static_cast<double>(std::uint64_t{1} << scale_bits);
+    choice.security = Security::paper;
+    choice.activation_bound = 4;
+    choice.activation_norm = 8;
+    choice.error_bound = error_bound;
+    choice.batch_size = 4;
+    return choice;
+}
+
+// Numbers in [-1, 1], the same in every process.
+std::vector<double> numbers(std::size_t count) {
+    std::vector<double> values(count);
+    for (std::size_t i = 0; i < count; ++i) {
+        values[i] = static_cast<double>(i * 7 % 17) / 8 - 1;
+    }
+    return values;
+}
+
+}  // namespace
+
+Linear::Linear(const ParameterChoice& choice, std::size_t features, std::size_t outputs)
+    : client(SecretKey::generate(Parameters(choice)), features, outputs, choice.releases != 0, 0, true),
+      material(client.public_material()),
+      server(view(material), 16),
+      samples(choice.batch_size),
+      hash(server.parameters().hash()) {
+    std::vector<double> weight = numbers(features * outputs);
+    for (double& value : weight) {
+        value /= 4;
+    }
+    const std::vector<double> bias = numbers(outputs);
+    server.set_weight({weight.data(), weight.size()}, {bias.data(), bias.size()});
+}
+
+std::vector<double> Linear::activations() const {
+    return numbers(samples * client.features());
+}
+std::vector<double> Linear::gradient() const {
+    return numbers(samples * client.outputs());
+}
+std::string Linear::request() {
+    return client.encrypt(activations().data(), samples, false).bytes;
+}
+
+const std::vector<std::unique_ptr<Linear>>& linears() {
+    static const std::vector<std::unique_ptr<Linear>> layers = [] {
+        std::vector<std::unique_ptr<Linear>> made;
+        made.push_back(std::make_unique<Linear>(choice({26}, 10, 1), 20, 3));
+        made.push_back(std::make_unique<Linear>(choice({30, 30, 30}, 20, 0.1), 20, 3));
+        ParameterChoice flooded = choice({40, 40}, 30, 0.1);
+        flooded.releases = 1;
+        made.push_back(std::make_unique<Linear>(flooded, 20, 3));
+        ParameterChoice slots = choice({30, 30}, 10, 20);
+        slots.packing = Packing::slots;
+        slots.batch_size = 2;
+        made.push_back(std::make_unique<Linear>(slots, 8, 2));
+        return made;
+    }();
+    return layers;
+}
+
+Sealed::Sealed(const std::shared_ptr<const SecretKey>& secret_key, std::size_t features, std::size_t outputs)
+    : client(secret_key, features, outputs, 4),
+      weight(client.seal({numbers(features * outputs).data(), features * outputs}, {numbers(outputs).data(), outputs})),
+      server(view(weight), 16),
+      key(secret_key->id()),
+      samples(secret_key->parameters().choice().batch_size),
+      hash(secret_key->parameters().hash()) {}
+
+std::string Sealed::request() {
+    const std::vector<double> x = numbers(samples * client.features());
+    return client.encrypt({x.data(), x.size()});
+}
+
+std::string Sealed::update() {
+    const std::vector<double> gradient = numbers(samples * client.outputs());
+    const std::vector<double> w = numbers(client.features() * client.outputs()), b = numbers(client.outputs());
+    if (client.updates_left() == 0) {
+        client.seal({w.data(), w.size()}, {b.data(), b.size()});
+    }
+    return client.update({gradient.data(), gradient.size()}, {w.data(), w.size()}, {b.data(), b.size()});
+}
+
+const std::vector<std::unique_ptr<Sealed>>& sealed_layers() {
+    static const std::vector<std::unique_ptr<Sealed>> layers = [] {
+        std::vector<std::unique_ptr<Sealed>> made;
+        for (const std::vector<int>& bits : {std::vector<int>{50}, {30, 30}}) {
+            ParameterChoice sealed = choice(bits, 20, 10);
+            sealed.updates = 1000;
+            made.push_back(std::make_unique<Sealed>(SecretKey::generate(Parameters(sealed)), 20, 3));
+        }
+        return made;
+    }();
+    return layers;
+}
+
+}  // namespace hesplit::fuzz

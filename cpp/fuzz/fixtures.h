@@ -1,0 +1,60 @@
+// Small layers, each with a client and a server that know each other, made once for a program.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fuzz.h"
+#include "linear/client.h"
+#include "linear/sealed/client.h"
+#include "linear/sealed/server.h"
+#include "linear/server.h"
+
+namespace hesplit::fuzz {
+
+struct Linear {
+    LinearClient client;
+    std::string material;
+    LinearServer server;
+    std::size_t samples;
+    ParameterHash hash;
+
+    Linear(const ParameterChoice& choice, std::size_t features, std::size_t outputs);
+    std::vector<double> activations() const;
+    std::string request();
+    // A request's gradient dJ/dY.
+    std::vector<double> gradient() const;
+};
+
+// On blocks with one small prime, on blocks with three, on blocks with a flooded release and a fresh key a request, and
+// on slots.
+const std::vector<std::unique_ptr<Linear>>& linears();
+
+struct Sealed {
+    SealedLayerClient client;
+    std::string weight;
+    SealedLayerServer server;
+    Id key;
+    std::size_t samples;
+    ParameterHash hash;
+
+    Sealed(const std::shared_ptr<const SecretKey>& secret_key, std::size_t features, std::size_t outputs);
+    std::string request();
+    std::string update();
+};
+
+const std::vector<std::unique_ptr<Sealed>>& sealed_layers();
+
+// The layer with the parameters that the bytes name, or the first.
+template <class Layer>
+Layer& layer_of(const std::vector<std::unique_ptr<Layer>>& layers, const Bytes& bytes) {
+    for (const std::unique_ptr<Layer>& layer : layers) {
+        if (layer->hash == parameter_hash(bytes)) {
+            return *layer;
+        }
+    }
+    return *layers.front();
+}
+
+}  // namespace hesplit::fuzz

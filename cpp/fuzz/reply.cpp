@@ -1,0 +1,41 @@
+// LinearClient::decrypt: the logits that a server sends back.
+#include <map>
+
+#include "fixtures.h"
+
+namespace hesplit::fuzz {
+
+namespace {
+
+// A request that waits for its reply.
+std::string& waiting(Linear& layer) {
+    static std::map<const Linear*, std::string> requests;
+    std::string& request = requests[&layer];
+    if (request.empty()) {
+        request = layer.request();
+    }
+    return request;
+}
+
+}  // namespace
+
+std::vector<std::string> genuine() {
+    std::vector<std::string> all;
+    for (const std::unique_ptr<Linear>& layer : linears()) {
+        all.push_back(anonymous(layer->server.forward(view(layer->request()))));
+    }
+    return all;
+}
+
+void receive(const Bytes& bytes) {
+    Linear& layer = layer_of(linears(), bytes);
+    std::string& request = waiting(layer);
+    const Bytes reply = addressed(bytes, key_id(request), message_id(request));
+    // As the bindings do: room for as many samples as the request had.
+    std::vector<double> y(layer.client.samples_of(view(reply)) * layer.client.outputs());
+    const bool release = layer.server.parameters().choice().releases != 0;
+    layer.client.decrypt(view(reply), release ? Purpose::release : Purpose::local, false, y.data());
+    request.clear();  // it has been answered
+}
+
+}  // namespace hesplit::fuzz
