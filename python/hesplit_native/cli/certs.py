@@ -31,43 +31,47 @@ def certs_command(
 
     asked = list(dict.fromkeys(map(hosts.certificate_host, host)))
     named = [certificates.check_client_id(name) for name in dict.fromkeys(client)]
-    fresh = new_ca or not any((folder / name).exists() for name in ("ca.pem", "ca.key"))
     before, present = authority.server_hosts(folder), authority.client_ids(folder)
+    fresh = new_ca or not any((folder / name).exists() for name in ("ca.pem", "ca.key"))
     if not fresh:
         authority.load_authority(folder)
     elif (before or present) and not new_ca:
         raise ParameterError(f"{folder} holds certificates of a CA that is not there; take another folder, or --new-ca")
-    whole = new_ca or (overwrite and not asked and not named)  # renew all
     replace = overwrite or new_ca
     for name in () if replace else named:
         if name in present:
             raise ParameterError(f"{folder / f'client-{name}.pem'} exists already; renew it with --overwrite")
+    whole = new_ca or (overwrite and not asked and not named)
     kept = [] if asked and overwrite else before
     serving = [*kept, *(name for name in asked if name not in kept)] or _HOSTS
     make_server = whole or not before or (bool(asked) and (overwrite or serving != before))
+    if make_server and before and not replace:
+        authority.check_signed(folder, "server")
     clients = [*present, *(name for name in named if name not in present)] if whole else named
     if not (clients or present):
         clients = ["client"]
-
-    console = Console(soft_wrap=True, highlight=False)
+    if not (fresh or make_server or clients):
+        typer.echo(f"nothing to do: the server's certificate is for {', '.join(before)}")
+        return
     output_folder(folder)
     if fresh:
         authority.make_authority(folder, overwrite=new_ca)
-        console.print(f"ca: new, valid until {authority.valid_until(folder, 'ca'):%Y-%m-%d}", markup=False)
+        _print(folder, "ca")
     if make_server:
         authority.make_server(folder, serving, overwrite=bool(before) or replace)
-        until = authority.valid_until(folder, "server")
-        console.print(f"server: new, for {', '.join(serving)}, valid until {until:%Y-%m-%d}", markup=False)
+        _print(folder, "server", f", for {', '.join(serving)}")
         if before:
-            console.print(f"  (was for {', '.join(before)}; start the server again with the new files)", markup=False)
+            typer.echo(f"  (was for {', '.join(before)}; start the server again with the new files)")
     for name in clients:
         authority.make_client(folder, name, overwrite=replace)
-        until = authority.valid_until(folder, f"client-{name}")
-        console.print(f"client-{name}: new, valid until {until:%Y-%m-%d}", markup=False)
-    if not (fresh or make_server or clients):
-        console.print(f"nothing to do: the server's certificate is for {', '.join(before)}", markup=False)
-        return
-    console.print(f"Written to {folder}", markup=False)
-    console.print(
+        _print(folder, f"client-{name}")
+    typer.echo(f"Written to {folder}")
+    Console().print(
         "A client needs ca.pem, client-<id>.pem and client-<id>.key; keep ca.key away from both.", style="yellow"
     )
+
+
+def _print(folder: Path, name: str, more: str = "") -> None:
+    from hesplit_native.transport.authority import valid_until
+
+    typer.echo(f"{name}: new{more}, valid until {valid_until(folder, name):%Y-%m-%d}")

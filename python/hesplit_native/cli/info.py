@@ -90,7 +90,7 @@ def _measure(in_features: int, out_features: int, batch_size: int, packing: str,
         "public material, once": size(len(material)),
         "request": size(len(request)),
         "reply": size(len(reply)),
-        "gradients": size(4 * (out_features * (batch_size + in_features) + batch_size * in_features)) + ", in clear",
+        "gradients": size(4 * (out_features * (batch_size + in_features) + batch_size * in_features)) + " clear",
         "client": f"{encrypt + decrypt:.3f} ms",
         "server": f"{forward:.3f} ms",
     }
@@ -150,7 +150,7 @@ def _measure_sealed(in_features: int, out_features: int, batch_size: int) -> dic
         "public material, once": size(len(material)),
         "request": size(len(request)),
         "reply": size(len(reply)),
-        "gradients": size(len(update) + len(answer)) + ", sealed",
+        "gradients": size(len(update) + len(answer)) + " sealed",
         "client": f"{median(client for client, _ in times):.3f} ms",
         "server": f"{median(server for _, server in times):.3f} ms",
     }

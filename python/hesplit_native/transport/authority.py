@@ -102,6 +102,13 @@ def valid_until(folder: Path, name: str) -> datetime.datetime:
     return certificate.not_valid_after_utc
 
 
+def check_signed(folder: Path, name: str) -> None:
+    """DataError unless the CA of the folder signed ``<name>.pem``."""
+    paths = folder / f"{name}.pem", folder / "ca.pem"
+    chain, authorities = (certificates.certificates_of(certificates.read_file(path), path) for path in paths)
+    certificates.check_signer(chain, authorities, *paths)
+
+
 def load_authority(folder: Path) -> tuple[x509.Certificate, EllipticCurvePrivateKey | RSAPrivateKey]:
     """The CA of a folder with the key that it signs with; DataError names the file that is missing or unusable."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa

@@ -214,7 +214,7 @@ def _load(folder: Path, name: str, usage: x509.ObjectIdentifier) -> tuple[bytes,
     for certificate in chain:
         check_dates(certificate, path)
     _check_usage(chain[0], usage, path)
-    _check_signer(chain, authorities, path, authority_path)
+    check_signer(chain, authorities, path, authority_path)
     return (
         b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain),
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
@@ -241,7 +241,7 @@ def _check_usage(certificate: x509.Certificate, usage: x509.ObjectIdentifier, pa
         raise DataError(f"{path} cannot be used for TLS: its key usage leaves out digitalSignature")
 
 
-def _check_signer(
+def check_signer(
     chain: list[x509.Certificate], authorities: list[x509.Certificate], path: Path, authority_path: Path
 ) -> None:
     """DataError unless one of the authorities signed the certificate, directly or through the others of its chain."""
