@@ -64,7 +64,7 @@ class Command:
 
     @property
     def output(self):
-        return self.log.read_text() if self.log.exists() else ""
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
 
     def kill(self):
         self.process.kill()
@@ -156,7 +156,7 @@ def wait_for_checkpoint(folder, step, process):
 
 
 def metrics(folder):
-    return json.loads((folder / "metrics.json").read_text())
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def run(command, folder):
