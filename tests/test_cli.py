@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -192,6 +193,17 @@ def test_help_is_quick():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip().endswith("[]")
     assert "train" in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:surrogateescape", "latin-1"])
+def test_streams_of_other_encodings_take_whatever_is_said(encoding):
+    code = (
+        "import sys; from hesplit_native.cli import terminal; terminal.accept_all_characters(); print('1 × 2 … ä 漢')"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+    expected = "1 × 2 ... ä \\u6f22" if encoding == "latin-1" else "1 x 2 ... \\xe4 \\u6f22"
+    assert out.decode("latin-1").strip() == expected
 
 
 COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()"]
