@@ -38,7 +38,9 @@ def extension(request: pytest.FixtureRequest) -> Path:
 def run_recipe(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run CMake code that uses the functions of fetch.cmake, in script mode."""
     file = folder / "recipe.cmake"
-    file.write_text(f'cmake_minimum_required(VERSION 3.25)\ninclude("{RECIPE}/fetch.cmake")\n{script}\n')
+    file.write_text(
+        f'cmake_minimum_required(VERSION 3.25)\ninclude("{RECIPE}/fetch.cmake")\n{script}\n', encoding="utf-8"
+    )
     return subprocess.run(
         [tool("cmake"), "-P", str(file)],
         capture_output=True,

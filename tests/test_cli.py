@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -40,7 +41,7 @@ def trained(tmp_path_factory, small_data):
 
 def test_train_writes_metrics_model_and_curves(trained):
     folder, output = trained
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     wanted = {
         *("test_accuracy", "train_seconds", "seconds_by_phase", "bytes_up", "bytes_down", "batches", "epochs"),
         *("protocol", "parameters", "history", "dataset", "split", "flooding", "clipped", "versions", "machine"),
@@ -91,9 +92,9 @@ def test_predict_classifies_the_test_set(trained, tmp_path, how):
     result = run("predict", "--model", folder / "model.safetensors", "--output", table, *how)
     assert result.exit_code == 0, result.output
     accuracy = float(re.search(r"accuracy ([\d.]+)%", result.output).group(1)) / 100
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert abs(accuracy - metrics["test_accuracy"]) <= 0.03
-    rows = table.read_text().splitlines()
+    rows = table.read_text(encoding="utf-8").splitlines()
     assert len(rows) == 41
     assert rows[0].startswith("beat,sample,predicted,annotated,logit_N")
 
@@ -194,6 +195,17 @@ def test_help_is_quick():
     assert "train" in out
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:surrogateescape", "latin-1"])
+def test_streams_of_other_encodings_take_whatever_is_said(encoding):
+    code = (
+        "import sys; from hesplit_native.cli import terminal; terminal.accept_all_characters(); print('1 × 2 … ä 漢')"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+    expected = "1 × 2 ... ä \\u6f22" if encoding == "latin-1" else "1 x 2 ... \\xe4 \\u6f22"
+    assert out.decode("latin-1").strip() == expected
+
+
 COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()"]
 
 
@@ -234,7 +246,7 @@ def test_two_processes_and_what_is_left_when_one_is_interrupted(tmp_path):
         _, errors = interrupted.communicate(timeout=60)
         assert interrupted.returncode == 130
         assert "interrupted by the user" in errors
-        assert json.loads((tmp_path / "b" / "metrics.json").read_text())["epochs"] >= 1
+        assert json.loads((tmp_path / "b" / "metrics.json").read_text(encoding="utf-8"))["epochs"] >= 1
 
     finally:
         server.kill()

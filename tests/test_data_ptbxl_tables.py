@@ -239,7 +239,7 @@ def test_leads_are_found_by_name(folder, expected, leads):
 @pytest.mark.parametrize("leads", [LEADS[:-1], ("II", *LEADS[1:-1], "-V6"), ("I", "I", *LEADS[2:])])
 def test_a_missing_lead_is_named(folder, leads):
     path = folder / "records100" / "00000" / "00004_lr.hea"
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     lines[1:13] = [f"{line.rpartition(' ')[0]} {lead}" for line, lead in zip(lines[1:13], (*leads, "V7"), strict=False)]
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(hn.DataError, match=r"00004_lr\.hea has (no lead|2 leads called)"):

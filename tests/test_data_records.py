@@ -37,7 +37,7 @@ def write(folder: Path, name="r", *, leads=("MLII",), units="mV", fmt="212", fs=
 
 
 def edit(path: Path, change):
-    path.write_text(change(path.read_text()))
+    path.write_text(change(path.read_text(encoding="utf-8")))
 
 
 # Leads
@@ -62,7 +62,7 @@ def test_the_lead_is_chosen_by_its_name(tmp_path, leads):
 )
 def test_a_lead_that_is_not_there_or_twice_is_refused_and_the_others_named(tmp_path, leads, words):
     write(tmp_path, leads=["a" * (i + 1) for i in range(len(leads))])  # wfdb does not write a name twice
-    lines = (tmp_path / "r.hea").read_text().splitlines()
+    lines = (tmp_path / "r.hea").read_text(encoding="utf-8").splitlines()
     for i, lead in enumerate(leads, 1):
         lines[i] = lines[i].rpartition(" ")[0] + f" {lead}"
     (tmp_path / "r.hea").write_text("\n".join(lines) + "\n")
@@ -195,7 +195,7 @@ def test_truncated_files_of_every_format_are_named(tmp_path, fmt):
 def test_several_signal_files(tmp_path):
     one = write(tmp_path, "one", leads=("V1",), fmt="16")
     two = write(tmp_path, "two", leads=("MLII",), fmt="24", change=lambda x: 0.5 * x + 0.1)
-    specifications = [(tmp_path / f"{name}.hea").read_text().splitlines()[1] for name in ("one", "two")]
+    specifications = [(tmp_path / f"{name}.hea").read_text(encoding="utf-8").splitlines()[1] for name in ("one", "two")]
     (tmp_path / "r.hea").write_text("\n".join(["r 2 360 7200", *specifications, "# two devices"]) + "\n")
     shutil.copy(tmp_path / "one.atr", tmp_path / "r.atr")
     np.testing.assert_allclose(read_record(tmp_path, "r", any_storage=True).signal, two[:, 0], atol=0.001)
@@ -328,7 +328,7 @@ def test_the_cache_follows_the_file_that_a_header_names(mitdb, tmp_path):
         for suffix in (".hea", ".dat", ".atr"):
             (folder / f"{name}{suffix}").symlink_to((mitdb / f"{name}{suffix}").resolve())
     (folder / "100.hea").unlink()
-    (folder / "100.hea").write_text((mitdb / "100.hea").read_text().replace("100.dat", "moved.dat"))
+    (folder / "100.hea").write_text((mitdb / "100.hea").read_text(encoding="utf-8").replace("100.dat", "moved.dat"))
     shutil.copy(mitdb / "100.dat", folder / "moved.dat")
     first = load_mitbih(folder, split="patients", cache_dir=tmp_path / "cache")
     shutil.copy(mitdb / "101.dat", folder / "moved.dat")

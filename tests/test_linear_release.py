@@ -126,13 +126,13 @@ def test_the_ledger_is_written_before_a_release_and_never_counts_backwards(tmp_p
     client = hn.LinearClient(key, 16, 3, ledger=ledger)
     server = hn.LinearServer(client.public_material(), np.zeros((3, 16)))
     released(client, server, np.ones((2, 16)))
-    reserved = json.loads(path.read_text())["released"]
+    reserved = json.loads(path.read_text(encoding="utf-8"))["released"]
     assert reserved >= 1
     # A process that was killed here goes on from what was reserved.
     assert ReleaseLedger(path, key).released == reserved
     again = hn.LinearClient(key, 16, 3, ledger=ReleaseLedger(path, key))
     released(again, hn.LinearServer(again.public_material(), np.zeros((3, 16))), np.ones((2, 16)))
-    assert json.loads(path.read_text())["released"] > reserved
+    assert json.loads(path.read_text(encoding="utf-8"))["released"] > reserved
     with pytest.raises(hn.KeyMismatchError):
         ReleaseLedger(path, hn.SecretKey.generate(params))
     for damaged in ("", "[]", '{"key": 1}', json.dumps({"key": key.id, "released": -1})):

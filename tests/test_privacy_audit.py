@@ -71,12 +71,12 @@ def test_the_command_writes_table_page_and_numbers(tmp_path):
         ],
     )
     assert done.exit_code == 0, done.output
-    values = json.loads((tmp_path / "audit.json").read_text())
+    values = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
     found = {row["title"]: row["findings"] for row in values["rows"]}
     assert found["vanilla"]["activations"]["value"] == pytest.approx(1)
     assert abs(found["sealed"]["activations"]["value"]) < 0.3
-    assert "What an honest-but-curious server recovers" in (tmp_path / "audit.md").read_text()
-    text = (tmp_path / "audit.html").read_text()
+    assert "What an honest-but-curious server recovers" in (tmp_path / "audit.md").read_text(encoding="utf-8")
+    text = (tmp_path / "audit.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") >= 2
     assert 'src="http' not in text
 

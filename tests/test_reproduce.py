@@ -49,15 +49,15 @@ def test_a_table_is_run_written_and_not_run_again(tmp_path):
     arguments = ["split-ways", "--quick", "--rows", "ours-sealed,plain", "--jobs", "2", "--output", tmp_path / "t"]
     first = run(*arguments)
     assert first.exit_code == 0, first.output
-    text = (tmp_path / "t" / "split-ways.md").read_text()
-    html = (tmp_path / "t" / "split-ways.html").read_text()
+    text = (tmp_path / "t" / "split-ways.md").read_text(encoding="utf-8")
+    html = (tmp_path / "t" / "split-ways.html").read_text(encoding="utf-8")
     assert "the figures mean nothing" in text
     assert re.search(r"\| sealed \|  \| \d+\.\d+ \| \d+\.\d+ \| [+-]\d+\.\d+ \|", text)
     assert "not run" in text
     assert html.count("data:image/png;base64,") >= 2
     assert "<script" not in html
     assert "http" not in html
-    result = json.loads((tmp_path / "t" / "mitbih-ours-sealed-step.json").read_text())
+    result = json.loads((tmp_path / "t" / "mitbih-ours-sealed-step.json").read_text(encoding="utf-8"))
     assert result["bytes_per_epoch"] > 20 * 100_000
     assert result["versions"]["SEAL"]
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").glob("*.json")}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
-import signal
-import subprocess
-import sys
 import time
 from functools import partial
 
@@ -21,17 +19,71 @@ from hesplit_native.transport import ClientTls, connect, make_authority, make_cl
 
 RunConfig = partial(Config, batch_size=4, accept_leak=True)  # the papers' setting
 
-COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()"]
-
-# The client as a user runs it, on a smaller synthetic set.
-CLIENT = """
-import sys
+# What a process runs: the command line, a client's on a smaller synthetic set. One that is to be killed takes its time from step
+# 60 on, and goes beyond step 150 only once `killed` exists: however busy the machine, it is met in the middle of its run.
+PROGRAM = """
+import os, sys, time
+sys.argv = ["hesplit-native", *arguments]
+said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.dup2(said, 1), os.dup2(said, 2)
 import hesplit_native.data as data
 original = data.synthetic_ecg
 data.synthetic_ecg = lambda: original(train=400, test=50)
+if killed:
+    from hesplit_native.training.client import Client
+    learn, step = Client.learn, 0
+    def slow_learn(client, *batch):
+        global step
+        step += 1
+        while step > 60 and not os.path.exists(killed):
+            time.sleep(0.01)
+            if step < 150:
+                break
+        return learn(client, *batch)
+    Client.learn = slow_learn
 from hesplit_native.cli import app
 app()
 """
+
+# Forked from one process that has imported all of it: that takes longer than these runs. (torch's optimisers import _dynamo.)
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([
+    "hesplit_native.cli.train", "hesplit_native.training.run", "hesplit_native.transport", "matplotlib.backends.backend_agg",
+    "matplotlib.pyplot", "rich.progress", "rich.table", "safetensors.torch", "torch._dynamo",
+])  # fmt: skip
+
+
+class Command:
+    """`hesplit-native` in a process of its own; what it says goes to a file."""
+
+    def __init__(self, arguments, log, *, killed=None):
+        self.arguments, self.log, self.killed = [str(word) for word in arguments], log, killed
+        names = {"__name__": "program", "arguments": self.arguments, "log": str(log), "killed": killed and str(killed)}
+        self.process = FORKS.Process(target=exec, args=(PROGRAM, names), daemon=True)
+        self.process.start()
+
+    @property
+    def output(self):
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+    def kill(self):
+        self.process.kill()
+        self.process.join()
+        if self.killed:
+            self.killed.touch()
+
+    def wait(self, code=0):
+        self.process.join(300)
+        assert self.process.exitcode == code, self.output
+
+    def eventually(self, condition):
+        """Wait for something that this process does."""
+        deadline = time.monotonic() + 300
+        while not (found := condition()):
+            assert self.process.is_alive(), self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.005)
+        return found
 
 
 def dataset():
@@ -57,17 +109,21 @@ class ServerProcess:
         self.start()
 
     def start(self):
-        self.process = subprocess.Popen(
-            [*COMMAND, "serve", "--port", str(self.port), "--tls", str(self.tls), "--checkpoints",
-             str(self.folder / "server"), "--output", str(self.folder / "layers")],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        line = self.process.stdout.readline()
-        self.port = int(re.search(r":(\d+) ", line).group(1))
+        options = ["--port", self.port, "--tls", self.tls, "--checkpoints", self.folder / "server"]
+        self.command = Command(["serve", *options, "--output", self.folder / "layers"], self.folder / "server.log")
+        found = self.command.eventually(lambda: re.search(r"listening on .*:(\d+) ", self.command.output))
+        self.port = int(found.group(1))
 
     def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.communicate()
+        self.command.kill()
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory, tls):
+    """A server that nobody kills."""
+    process = ServerProcess(tmp_path_factory.mktemp("steady"), tls)
+    yield process
+    process.kill()
 
 
 @pytest.fixture
@@ -79,31 +135,32 @@ def server(tmp_path, tls):
 
 def arguments(server, output, *more):
     return [
-        sys.executable, "-c", CLIENT, "train", "--server", f"localhost:{server.port}", "--tls", str(server.tls),
-        "--client-id", "alice", "--epochs", "2", "--seed", "3", "--checkpoint-every", "20", "--output", str(output),
-        "--batch-size", "4", "--accept-leak",
-        *more,
+        "train", "--server", f"localhost:{server.port}", "--tls", server.tls, "--client-id", "alice", "--epochs", "2",
+        "--seed", "3", "--checkpoint-every", "20", "--output", output, "--batch-size", "4", "--accept-leak", *more,
     ]  # fmt: skip
+
+
+def start(command, folder):
+    """A client that is going to lose its server or be killed."""
+    return Command(command, folder / "part.log", killed=folder / "killed")
 
 
 def wait_for_checkpoint(folder, step, process):
     """Until the client has written the checkpoint of that step or a later one."""
-    for _ in range(6000):
-        steps = [int(p.stem.split("-")[1]) for p in (folder / "checkpoints").glob("client-*.safetensors")]
-        if steps and max(steps) >= step:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    raise AssertionError("no checkpoint")
+
+    def reached():
+        names = (folder / "checkpoints").glob("client-*.safetensors")
+        return any(int(path.stem.split("-")[1]) >= step for path in names)
+
+    process.eventually(reached)
 
 
 def metrics(folder):
-    return json.loads((folder / "metrics.json").read_text())
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
-def run(command):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr + done.stdout
+def run(command, folder):
+    Command(command, folder / "run.log").wait()
 
 
 def same_model(a, b):
@@ -112,8 +169,9 @@ def same_model(a, b):
 
 
 @pytest.mark.parametrize("protocol", ["plain", "splitways", "sealed"])
-def test_two_processes_over_mutual_tls_train_as_one_does(server, tmp_path, protocol):
-    run([*arguments(server, tmp_path / "two", "--protocol", protocol, "--flooding", "off"), "--limit-batches", "20"])
+def test_two_processes_over_mutual_tls_train_as_one_does(steady, tmp_path, protocol):
+    options = ["--protocol", protocol, "--flooding", "off", "--limit-batches", "20"]
+    run(arguments(steady, tmp_path / "two", *options), tmp_path)
     two = metrics(tmp_path / "two")
     config = RunConfig(protocol=protocol, flooding="off", epochs=2, seed=3, limit_batches=20)
     one = train(config, dataset())
@@ -125,83 +183,91 @@ def test_two_processes_over_mutual_tls_train_as_one_does(server, tmp_path, proto
     assert two["bytes_up"] == one.bytes_up
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tls):
+    """An undisturbed run, under `run`, with the server's layer under `layers`."""
+    folder = tmp_path_factory.mktemp("whole")
+    server = ServerProcess(folder, tls)
+    run(arguments(server, folder / "run", "--protocol", "plain"), folder)
+    server.kill()
+    return folder
+
+
 @pytest.mark.parametrize("whom", ["client", "server", "both"])
-def test_plain_ends_bit_for_bit_as_undisturbed(server, tmp_path, whom):
-    run(arguments(server, tmp_path / "whole", "--protocol", "plain"))
+def test_plain_ends_bit_for_bit_as_undisturbed(server, whole, tmp_path, whom):
     part = tmp_path / "part"
     command = arguments(server, part, "--protocol", "plain")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(command, tmp_path)
     wait_for_checkpoint(part, 60, process)
     time.sleep(0.02)  # somewhere between two checkpoints
     if whom in ("client", "both"):
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
     if whom in ("server", "both"):
         server.kill()
         server.start()
     if whom == "server":
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors + output
+        process.killed.touch()
+        process.wait()
     else:
-        run([*command, "--resume"])
-    assert same_model(tmp_path / "whole", part)
-    whole, resumed = metrics(tmp_path / "whole"), metrics(part)
+        run([*command, "--resume"], tmp_path)
+    assert same_model(whole / "run", part)
+    undisturbed, resumed = metrics(whole / "run"), metrics(part)
     keys = ("epoch", "train_loss", "train_accuracy", "test_accuracy")
-    assert [[r[k] for k in keys] for r in whole["history"]] == [[r[k] for k in keys] for r in resumed["history"]]
-    assert resumed["batches"] == whole["batches"]
-    layers = sorted((tmp_path / "layers").iterdir())
-    assert len(layers) == 2
-    first, second = map(load_file, layers)
+    assert [[r[k] for k in keys] for r in undisturbed["history"]] == [[r[k] for k in keys] for r in resumed["history"]]
+    assert resumed["batches"] == undisturbed["batches"]
+    (first,), (second,) = ((folder / "layers").iterdir() for folder in (whole, tmp_path))
+    first, second = load_file(first), load_file(second)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return train(RunConfig(protocol="plain", epochs=2, seed=3), dataset())
 
 
 @pytest.mark.parametrize("whom", ["client", "server"])
 @pytest.mark.parametrize("options", [["splitways", "--flooding", "off"], ["splitways"], ["hesplit"], ["sealed"]])
-def test_encrypted_runs_go_on_after_a_kill(server, tmp_path, options, whom):
+def test_encrypted_runs_go_on_after_a_kill(server, plain, tmp_path, options, whom):
     """The same order of data from the same state: losses as in an undisturbed run, up to what fresh noise changes."""
     part = tmp_path / "part"
     command = arguments(server, part, "--protocol", *options)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(command, tmp_path)
     wait_for_checkpoint(part, 40, process)
     if whom == "client":
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        run([*command, "--resume"])
+        process.kill()
+        run([*command, "--resume"], tmp_path)
     else:
         server.kill()
         server.start()
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors + output
+        process.killed.touch()
+        process.wait()
     found = metrics(part)
     assert found["batches"] == 200
-    plain = train(RunConfig(protocol="plain", epochs=2, seed=3), dataset())
     for there, here in zip(found["history"], plain.history, strict=True):
         assert abs(there["train_loss"] - here.train_loss) < (0.02 if "off" in options else 0.1)
 
 
-def test_another_client_cannot_resume_a_run(server, tmp_path, tls):
+def test_another_client_cannot_resume_a_run(steady, tmp_path):
     part = tmp_path / "part"
-    command = arguments(server, part, "--protocol", "plain")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = arguments(steady, part, "--protocol", "plain")
+    process = start(command, tmp_path)
     wait_for_checkpoint(part, 20, process)
     process.kill()
-    process.communicate()
-    stolen = [word if word != "alice" else "mallory" for word in command]
-    done = subprocess.run([*stolen, "--resume"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "no such run of this client" in " ".join(done.stderr.split())
-    run([*command, "--resume"])  # its owner can
+    stolen = Command([word if word != "alice" else "mallory" for word in [*command, "--resume"]], tmp_path / "log")
+    stolen.wait(code=1)
+    assert "no such run of this client" in " ".join(stolen.output.split())
+    run([*command, "--resume"], tmp_path)  # its owner can
 
 
-def test_a_wrong_handshake_and_an_unknown_run(server, tls):
-    channel = connect(f"localhost:{server.port}", tls=ClientTls.load(tls, "alice"))
+def test_a_wrong_handshake_and_an_unknown_run(steady, tls):
+    channel = connect(f"localhost:{steady.port}", tls=ClientTls.load(tls, "alice"))
     channel.send(b"HESL" + bytes(200))
     assert b"version 0" in channel.receive()
     channel.close()
     # The server still serves.
     config = RunConfig(protocol="plain", epochs=1, limit_batches=3)
     result = train(
-        config, dataset(), connect=lambda: connect(f"localhost:{server.port}", tls=ClientTls.load(tls, "alice"))
+        config, dataset(), connect=lambda: connect(f"localhost:{steady.port}", tls=ClientTls.load(tls, "alice"))
     )
     assert result.interrupted is None
 
@@ -237,11 +303,11 @@ class Cutter:
 
 
 @pytest.mark.parametrize("protocol", ["plain", "splitways", "hesplit", "sealed"])
-def test_lost_connections_are_made_again_and_the_very_same_bytes_sent_again(server, tmp_path, tls, protocol):
+def test_lost_connections_are_made_again_and_the_very_same_bytes_sent_again(steady, tmp_path, tls, protocol):
     plan = {"calls": 0, "before": {11, 30}, "after": {18, 25}, "sent": []}
 
     def open_channel():
-        return Cutter(connect(f"localhost:{server.port}", tls=ClientTls.load(tls, "alice")), plan)
+        return Cutter(connect(f"localhost:{steady.port}", tls=ClientTls.load(tls, "alice")), plan)
 
     config = RunConfig(protocol=protocol, flooding="off", epochs=1, seed=3, limit_batches=20)
     result = train(config, dataset(), connect=open_channel, checkpoints=tmp_path / "c")

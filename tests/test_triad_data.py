@@ -212,7 +212,7 @@ def test_a_real_table_is_cleaned(lipids):
     columns = {"sex": "Gender", "age": "AGE", "tc": "Chol", "hdl": "HDL", "tg": "TG", "bmi": "BMI", "ldl": "LDL"}
     cohort = load_csv(lipids, columns, unit="mmol/L")
     kept = len(cohort.train_y) + len(cohort.test_y)
-    source = len(lipids.read_text().strip().splitlines()) - 1
+    source = len(lipids.read_text(encoding="utf-8").strip().splitlines()) - 1
     assert kept + sum(cohort.dropped.values()) == source
     assert kept > 0.7 * source
     assert {"duplicate", "zero or negative"} <= set(cohort.dropped)

@@ -119,9 +119,9 @@ def main() -> None:
         lines += rows
     if options.write:
         page = DOCS / "benchmarks.md"
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         before, rest = text.split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
+        page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}", encoding="utf-8")
         plot(results, DOCS / "peers.svg")
 
 

@@ -32,7 +32,8 @@ def accept_all_characters() -> None:
     """No character ends a command because the terminal, log or pipe has an encoding without it, or the name of a file has none."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None and getattr(stream, "errors", None) in (None, "strict"):
+        # In the C locale the errors are "surrogateescape", which is for names of files only.
+        if reconfigure is not None and getattr(stream, "errors", None) in (None, "strict", "surrogateescape"):
             reconfigure(errors="hesplit_native.plain")
 
 
