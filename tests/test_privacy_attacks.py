@@ -142,7 +142,7 @@ def test_resemblance_of_channels():
 
 class TestKeys:
     def test_masked_weights_give_the_key_away_in_two_steps(self, data):
-        recording = recorded(data, "hesplit", steps=4)
+        recording = recorded(data, "hesplit", steps=8)
         found = keys.from_masked_weights(recording.transcript)
         assert found.share == 1
         opened = [x for x in found.opened if x is not None]

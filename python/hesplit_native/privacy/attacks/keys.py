@@ -3,7 +3,7 @@
 Every released value is a linear equation in the key s, a ternary polynomial: the server sent c0 and c1 and sees what c0 + c1 s was.
 
 - `hesplit` returns opened, masked integers: exact equations modulo 2^bits. A system modulo 2 gives the support of s, another one its
-  signs. Two steps of batch 4 on 256 -> 5 are enough.
+  signs. Two or three steps of batch 4 on 256 -> 5 are enough.
 - `splitways` returns dJ/dy, from which follow the decrypted logits y' up to a shift per sample. For n < o the server has the
   activations too, hence y. Then y' - y is the rounding of the reply, of which the server knows all but s: rho_0 + rho_1 s, plus the
   noise of the request: a linear regression, which half an epoch decides.
@@ -54,17 +54,20 @@ def from_masked_weights(transcript: Transcript) -> KeyFound:
     server = honest_server(transcript)
     degree = ring_degree(server)
     rows, values = [], []
-    for step in transcript.steps:
+    for number, step in enumerate(transcript.steps, 1):
         for c0, c1, positions, opened in _opened_products(server, step):
             rows.append(_equations(c1, positions) & 3)
             values.append((opened - c0) & 3)
-        if sum(map(len, rows)) >= degree + 64:
+        if sum(map(len, rows)) < degree + 64 and number < len(transcript.steps):
+            continue
+        matrix, right = np.concatenate(rows), np.concatenate(values)
+        support, rank = _solve_binary(matrix & 1, right & 1)
+        # Modulo 2, x^N + 1 is (x + 1)^N: while every c1 so far vanishes at 1, the all-one polynomial is invisible.
+        if rank == degree:
             break
-    matrix, right = np.concatenate(rows), np.concatenate(values)
-    support = _solve_binary(matrix & 1, right & 1)
     # Modulo 4 a key is support + 2 * negative.
     rest = (right - matrix.astype(np.int64) @ support) & 3
-    negative = _solve_binary(matrix & 1, (rest >> 1) & 1)
+    negative, _ = _solve_binary(matrix & 1, (rest >> 1) & 1)
     key = (support * (1 - 2 * negative)).astype(np.int8)
     return KeyFound(key, len(right), _open_all(transcript, key))
 
@@ -85,8 +88,8 @@ def _equations(poly: npt.NDArray[Any], positions: npt.NDArray[np.int64]) -> npt.
     return np.asarray(double[degree + positions[:, None] - np.arange(degree)])
 
 
-def _solve_binary(matrix: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """A solution modulo 2 of as many equations as are consistent, by elimination on packed bits."""
+def _solve_binary(matrix: npt.NDArray[Any], right: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], int]:
+    """A solution modulo 2 of as many equations as are consistent, by elimination on packed bits; and the rank."""
     unknowns = matrix.shape[1]
     table = np.packbits(np.concatenate([matrix, right[:, None]], 1).astype(np.uint8), axis=1, bitorder="little")
     pivots: list[tuple[int, int]] = []
@@ -106,7 +109,7 @@ def _solve_binary(matrix: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDAr
     solution = np.zeros(unknowns, np.int64)
     for pivot, column in pivots:
         solution[column] = (table[pivot, unknowns // 8] >> (unknowns % 8)) & 1
-    return solution
+    return solution, row
 
 
 # Gradients
