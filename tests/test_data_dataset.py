@@ -9,6 +9,7 @@ import pytest
 
 import hesplit_native as hn
 from hesplit_native.data import check_dataset, synthetic_ecg, synthetic_ptbxl
+from hesplit_native.training import RunConfig, train, train_together
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +66,14 @@ def test_other_arrays_are_refused(good, changes, words):
     with pytest.raises(hn.DataError) as caught:
         check_dataset(dataclasses.replace(good, **changes))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", ["local", "vanilla", "plain", "splitways", "hesplit", "sealed"])
+@pytest.mark.parametrize(("side", "row"), [("train", 5), ("test", 19)])
+def test_training_refuses_before_it_starts(protocol, side, row):
+    data = synthetic_ecg(train=20, test=20)
+    getattr(data, f"{side}_x")[row, 0, 17] = -np.inf
+    config = RunConfig(protocol=protocol, epochs=1, batch_size=5)
+    for start in (train, lambda *given: train_together(*given, participants=2)):
+        with pytest.raises(hn.DataError, match=rf"{side}_x: 1 of 20 rows .* row {row}, channel 0, sample 17"):
+            start(config, data)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from hesplit_native.choices import Division, Mode
-from hesplit_native.data.dataset import Dataset
+from hesplit_native.data.dataset import Dataset, check_dataset
 from hesplit_native.errors import DataError, HESplitError, ParameterError, RangeError
 from hesplit_native.layer.keys import SecretKey
 from hesplit_native.protocols.guards import leaks
@@ -76,7 +76,7 @@ def train(
     ProtocolError
         When the handshake fails.
     DataError
-        When there is nothing to resume, or it belongs to another run.
+        When there is nothing to resume, or it belongs to another run; when the data set is of no use (`data.check_dataset`).
     """
     rows = [np.arange(len(dataset.train_y))]
     opener = (lambda index: connect()) if connect is not None else None
@@ -173,6 +173,7 @@ class Run:
         connect: Callable[[int], Channel] | None = None,
         checkpoints: Path | None = None,
     ) -> None:
+        check_dataset(dataset)
         self.config = config
         self.mode = mode
         self.checkpoints = ClientCheckpoints(checkpoints, config) if checkpoints is not None else None
