@@ -42,32 +42,18 @@ def audit_command(
 
     from hesplit_native import _core
     from hesplit_native.cli.paths import output_folder
-    from hesplit_native.errors import ParameterError
-    from hesplit_native.privacy import audit, page
-    from hesplit_native.privacy.attacks import features
+    from hesplit_native.privacy import page
 
     console = Console()
     torch.set_num_threads(1)
     _core.set_num_threads(1)
-    wanted = [*audit.settings(batch_size), *audit.defended(batch_size)]
-    if quick:
-        wanted = [
-            row
-            for row in wanted
-            if not row.title.startswith("plain, ") or "eps=3" in row.title or "eps=10" in row.title
-        ]
+    wanted = _settings(batch_size, quick=quick)
     if rows == "list":
         for row in wanted:
             console.print(row.title, highlight=False, markup=False)
         return
-    table = features.synthetic_table()
-    if csv is not None:
-        if not private or not label:
-            raise ParameterError("a table needs --private and --label, which of its columns are what")
-        table = features.load_table(csv, private=[name.strip() for name in private.split(",")], label=label)
-    chosen = wanted
-    if rows is not None:
-        chosen = with_words(rows, wanted, lambda row: row.title, "has a title")
+    table = _private_table(csv, private, label)
+    chosen = wanted if rows is None else with_words(rows, wanted, lambda row: row.title, "has a title")
     for folder in (output, save):
         if folder is not None:
             output_folder(folder)
@@ -93,6 +79,28 @@ def audit_command(
     _print(console, report)
     written = page.write(report, output)
     console.print(f"Written: {', '.join(map(str, written))}", highlight=False)
+
+
+def _settings(batch_size: int, *, quick: bool) -> list[Setting]:
+    """The rows of the audit; `quick`: of those with noise on activations, the weakest and the strongest."""
+    from hesplit_native.privacy import audit
+
+    rows = [*audit.settings(batch_size), *audit.defended(batch_size)]
+    if not quick:
+        return rows
+    return [row for row in rows if not row.title.startswith("plain, ") or "eps=3" in row.title or "eps=10" in row.title]
+
+
+def _private_table(csv: Path | None, private: str, label: str) -> Table:
+    """The table whose private features are attacked."""
+    from hesplit_native.errors import ParameterError
+    from hesplit_native.privacy.attacks import features
+
+    if csv is None:
+        return features.synthetic_table()
+    if not private or not label:
+        raise ParameterError("a table needs --private and --label, which of its columns are what")
+    return features.load_table(csv, private=[name.strip() for name in private.split(",")], label=label)
 
 
 def _run(

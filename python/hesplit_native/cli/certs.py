@@ -32,11 +32,7 @@ def certs_command(
     asked = list(dict.fromkeys(map(hosts.certificate_host, host)))
     named = [certificates.check_client_id(name) for name in dict.fromkeys(client)]
     before, present = authority.server_hosts(folder), authority.client_ids(folder)
-    fresh = new_ca or not any((folder / name).exists() for name in ("ca.pem", "ca.key"))
-    if not fresh:
-        authority.load_authority(folder)
-    elif (before or present) and not new_ca:
-        raise ParameterError(f"{folder} holds certificates of a CA that is not there; take another folder, or --new-ca")
+    fresh = new_ca or _needs_authority(folder, orphans=bool(before or present))
     replace = overwrite or new_ca
     for name in () if replace else named:
         if name in present:
@@ -69,6 +65,19 @@ def certs_command(
     Console().print(
         "A client needs ca.pem, client-<id>.pem and client-<id>.key; keep ca.key away from both.", style="yellow"
     )
+
+
+def _needs_authority(folder: Path, *, orphans: bool) -> bool:
+    """Whether the folder has no CA yet; `orphans`: whether there are certificates in it."""
+    from hesplit_native.errors import ParameterError
+    from hesplit_native.transport import authority
+
+    if any((folder / name).exists() for name in ("ca.pem", "ca.key")):
+        authority.load_authority(folder)
+        return False
+    if orphans:
+        raise ParameterError(f"{folder} holds certificates of a CA that is not there; take another folder, or --new-ca")
+    return True
 
 
 def _print(folder: Path, name: str, more: str = "") -> None:

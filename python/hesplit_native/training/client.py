@@ -116,23 +116,7 @@ class Client:
         self.linear: Encryption | None = None
         self.session: Session | None = None
         self._connect = connect if config.traits.is_split else None
-        terms = Terms(
-            protocol=config.protocol,
-            in_features=architecture.activations,
-            out_features=architecture.outputs,
-            batch_size=config.batch_size,
-            batches=batches,
-            epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            server_optimizer=config.optimizer,
-            weight_seed=weight_seed(config.seed),
-            parameter_hash=self.parameters.hash if self.parameters else "",
-            hidden=architecture.hidden,
-            classes=architecture.classes,
-            double_softmax=config.recipe == "paper",
-            group=group,
-            members=members,
-        )
+        terms = self._terms(batches, group, members)
         #: The linear layer where the client holds it: `local`, which trains it here, and `sealed`, whose server sees ciphertexts.
         self.own_layer = TrainedLayer(terms) if config.traits.client_holds_layer else None
         if self.own_layer is not None:  # a server is told nothing about it
@@ -150,6 +134,27 @@ class Client:
             accumulate=config.accumulate,
         )
         self.layer: RemoteLayer | RemoteLearner | None = None
+
+    def _terms(self, batches: int, group: str, members: int) -> Terms:
+        """What the server is to agree on, if it holds the layer."""
+        config, architecture = self.config, self.architecture
+        return Terms(
+            protocol=config.protocol,
+            in_features=architecture.activations,
+            out_features=architecture.outputs,
+            batch_size=config.batch_size,
+            batches=batches,
+            epochs=config.epochs,
+            learning_rate=config.learning_rate,
+            server_optimizer=config.optimizer,
+            weight_seed=weight_seed(config.seed),
+            parameter_hash=self.parameters.hash if self.parameters else "",
+            hidden=architecture.hidden,
+            classes=architecture.classes,
+            double_softmax=config.recipe == "paper",
+            group=group,
+            members=members,
+        )
 
     @property
     def terms(self) -> Terms:
