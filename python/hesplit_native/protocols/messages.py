@@ -191,6 +191,8 @@ def json_object(content: str, name: str) -> dict[str, Any]:
 
 
 def _check_finite(values: Float32Array, name: str) -> None:
-    # A sum is finite when all are, unless it overflows: then look at each.
-    if not math.isfinite(values.sum(dtype=np.float64)) and not np.isfinite(values).all():
+    # A sum is finite when all are, unless it overflows: then look at each. Signalling NaNs make numpy warn.
+    with np.errstate(invalid="ignore"):
+        total = values.sum(dtype=np.float64)
+    if not math.isfinite(total) and not np.isfinite(values).all():
         raise RangeError(f"{name}: contains NaN or Inf (a lower learning rate may help)")

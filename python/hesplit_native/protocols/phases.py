@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 
@@ -22,3 +24,14 @@ class Phases:
             self.seconds[previous] += now - self._since
         self._current, self._since = name, now
         return previous
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Outside of training: whatever is entered meanwhile counts nothing."""
+        counted = dict(self.seconds)
+        try:
+            yield
+        finally:
+            self.enter(None)
+            self.seconds.clear()
+            self.seconds.update(counted)

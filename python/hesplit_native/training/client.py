@@ -212,9 +212,7 @@ class Client:
         """End the session; the server's seconds by phase."""
         if self.session is None:
             return {}
-        seconds = self.session.end()
-        self.phases.enter(None)
-        return seconds
+        return self.session.end()
 
     def close(self) -> None:
         """Close the connection."""

@@ -470,7 +470,9 @@ class Run:
     def finish(self) -> None:
         """End all sessions and take the server's account of its time."""
         for participant in self.participants:
-            for phase, seconds in participant.client.end().items():
+            with participant.client.phases.uncounted():
+                spent = participant.client.end()
+            for phase, seconds in spent.items():
                 self.server_seconds[phase] = self.server_seconds.get(phase, 0.0) + seconds
 
     def result(self, interrupted: str | None) -> RunResult:
@@ -597,15 +599,12 @@ def client_state(client: Client) -> dict[str, Tensor]:
 
 def evaluate(client: Client, x: Tensor, labels: Tensor) -> float:
     """Accuracy through the protocol, in large batches; not counted as a phase of training."""
-    counted = dict(client.phases.seconds)
     correct = 0
     # Sealed weights keep the batch size's layout whatever the rows: more of them at once only take memory.
     rows = 64 * client.config.batch_size if client.config.traits.seals_weights else EVALUATION_ROWS
-    for part, wanted in zip(torch.split(x, rows), torch.split(labels, rows), strict=True):
-        correct += client.correct(part, wanted)
-    client.phases.enter(None)
-    client.phases.seconds.clear()
-    client.phases.seconds.update(counted)
+    with client.phases.uncounted():
+        for part, wanted in zip(torch.split(x, rows), torch.split(labels, rows), strict=True):
+            correct += client.correct(part, wanted)
     return correct / len(labels)
 
 
