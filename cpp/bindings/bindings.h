@@ -16,6 +16,7 @@ void register_errors(pybind11::module_& module);
 void register_runtime(pybind11::module_& module);
 void register_parameters(pybind11::module_& module);
 void register_keys(pybind11::module_& module);
+void register_costs(pybind11::module_& module);
 void register_linear(pybind11::module_& module);
 void register_sealed(pybind11::module_& module);
 void register_inspection(pybind11::module_& module);
@@ -27,6 +28,9 @@ using Matrix = pybind11::array_t<T, pybind11::array::c_style>;
 inline View<const double> view(const Matrix<double>& values) {
     return {values.data(), static_cast<std::size_t>(values.size())};
 }
+
+struct ServingCost;
+pybind11::dict as_dict(const ServingCost& cost);
 
 // Calls `work`, which returns a std::string, without the GIL.
 template <class Work>

@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, module) {
     hesplit::register_runtime(module);
     hesplit::register_parameters(module);
     hesplit::register_keys(module);
+    hesplit::register_costs(module);
     hesplit::register_linear(module);
     hesplit::register_sealed(module);
     hesplit::register_inspection(module);

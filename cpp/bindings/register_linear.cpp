@@ -124,15 +124,31 @@ void register_linear(py::module_& module) {
     py::class_<KeptRequest>(module, "KeptRequest");
     py::class_<MaskedGradient>(module, "MaskedGradient");
     py::class_<LinearServer>(module, "LinearServer")
-        .def(py::init([](const py::buffer& object, std::size_t max_samples) {
+        .def(py::init([](const py::buffer& object, std::size_t max_samples, std::size_t max_reply_bytes,
+                         double max_multiplications) {
                  const Bytes public_material(object);
                  py::gil_scoped_release release;
-                 return std::make_unique<LinearServer>(public_material.view(), max_samples);
+                 return std::make_unique<LinearServer>(public_material.view(), max_samples,
+                                                       ServingLimits{max_reply_bytes, max_multiplications});
              }),
-             py::arg("public_material"), py::arg("max_samples"))
+             py::arg("public_material"), py::arg("max_samples"),
+             py::arg("max_reply_bytes") = ServingLimits{}.reply_bytes,
+             py::arg("max_multiplications") = ServingLimits{}.multiplications)
         .def_property_readonly("features", &LinearServer::features)
         .def_property_readonly("outputs", &LinearServer::outputs)
         .def_property_readonly("parameters", &LinearServer::parameters)
+        .def(
+            "cost",
+            [](const LinearServer& server, const py::buffer& object, bool keep) {
+                return as_dict(server.cost(Bytes(object).view(), keep));
+            },
+            py::arg("request"), py::arg("keep"))
+        .def(
+            "gradient_cost",
+            [](const LinearServer& server, const KeptRequest& kept) {
+                return as_dict(server.gradient_cost(*kept.kept));
+            },
+            py::arg("kept"))
         .def("set_weight", &set_weight, py::arg("weight"), py::arg("bias"))
         .def(
             "forward",

@@ -90,12 +90,21 @@ void register_sealed(py::module_& module) {
         .def("destroy", &SealedLayerClient::destroy);
 
     py::class_<SealedLayerServer>(module, "SealedLayerServer")
-        .def(py::init([](const py::buffer& object, std::size_t max_samples) {
+        .def(py::init([](const py::buffer& object, std::size_t max_samples, std::size_t max_reply_bytes,
+                         double max_multiplications) {
                  const Bytes bytes(object);
                  py::gil_scoped_release release;
-                 return std::make_unique<SealedLayerServer>(bytes.view(), max_samples);
+                 return std::make_unique<SealedLayerServer>(bytes.view(), max_samples,
+                                                            ServingLimits{max_reply_bytes, max_multiplications});
              }),
-             py::arg("sealed"), py::arg("max_samples"))
+             py::arg("sealed"), py::arg("max_samples"), py::arg("max_reply_bytes") = ServingLimits{}.reply_bytes,
+             py::arg("max_multiplications") = ServingLimits{}.multiplications)
+        .def(
+            "cost",
+            [](const SealedLayerServer& server, const py::buffer& object) {
+                return as_dict(server.cost(Bytes(object).view()));
+            },
+            py::arg("message"))
         .def_property_readonly("features", &SealedLayerServer::features)
         .def_property_readonly("outputs", &SealedLayerServer::outputs)
         .def_property_readonly("parameters", &SealedLayerServer::parameters)

@@ -12,10 +12,6 @@ namespace hesplit {
 
 namespace {
 
-// A coefficient of a product with c1 must not wrap around in the client's auxiliary ring (rlwe/decryption.cpp).
-constexpr int kMaxSlotReplyBits = 44;
-constexpr int kMaxBlockReplyBits = 62;
-
 std::string number(double value) {
     char text[32];
     std::snprintf(text, sizeof(text), "%.3g", value);

@@ -1,5 +1,6 @@
 #include "linear/server.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -12,11 +13,15 @@
 
 namespace hesplit {
 
-LinearServer::LinearServer(View<const std::uint8_t> public_material, std::size_t max_samples)
-    : LinearServer(WireReader(public_material, MessageType::public_material), max_samples) {}
+LinearServer::LinearServer(View<const std::uint8_t> public_material, std::size_t max_samples,
+                           const ServingLimits& limits)
+    : LinearServer(WireReader(public_material, MessageType::public_material), max_samples, limits) {}
 
-LinearServer::LinearServer(WireReader reader, std::size_t max_samples)
-    : parameters_(read_parameters(reader)), key_id_(reader.header().key), max_samples_(max_samples) {
+LinearServer::LinearServer(WireReader reader, std::size_t max_samples, const ServingLimits& limits)
+    : parameters_(read_parameters(reader)),
+      key_id_(reader.header().key),
+      max_samples_(std::min(max_samples, kMaxSamples)),
+      limits_(limits) {
     features_ = reader.u32();
     outputs_ = reader.u32();
     weight_gradients_ = reader.u8() == 1;
@@ -70,11 +75,24 @@ ForwardRequest LinearServer::read(View<const std::uint8_t> bytes) const {
     return request;
 }
 
+ServingCost LinearServer::cost(View<const std::uint8_t> bytes, bool keep) const {
+    const BatchShape shape = read(bytes).head.shape;
+    return packing_->cost(keep ? Served::training : Served::forward, shape, weights()->reply_bits(shape));
+}
+
+ServingCost LinearServer::gradient_cost(const Kept& kept) const {
+    return packing_->cost(Served::weight_gradient, kept.shape, most_reply_bits(packing_->ring()));
+}
+
 std::string LinearServer::forward(View<const std::uint8_t> bytes, std::size_t* samples,
                                   std::shared_ptr<const Kept>* kept) const {
     const ForwardRequest request = read(bytes);
     const std::shared_ptr<Kept> keep = kept ? std::make_shared<Kept>() : nullptr;
-    std::string reply = weights()->forward(request, keep ? &keep->groups : nullptr);
+    const std::shared_ptr<const LayerWeights> weights = this->weights();
+    check(packing_->cost(kept ? Served::training : Served::forward, request.head.shape,
+                         weights->reply_bits(request.head.shape)),
+          limits_);
+    std::string reply = weights->forward(request, keep ? &keep->groups : nullptr);
     if (samples) {
         *samples = request.head.shape.samples;
     }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "linear/costs.h"
 #include "linear/messages.h"
 #include "linear/server_packing.h"
 #include "rlwe/parameters.h"
@@ -19,8 +20,9 @@ namespace hesplit {
 // Safe to use from several threads: a forward pass uses the weights that were set when it began.
 class LinearServer {
   public:
-    // Throws WireError unless the bytes are LinearClient::public_material().
-    LinearServer(View<const std::uint8_t> public_material, std::size_t max_samples);
+    // Throws WireError unless the bytes are LinearClient::public_material(). Requests of more samples, and what costs
+    // more than the limits, are refused before anything is done for them.
+    LinearServer(View<const std::uint8_t> public_material, std::size_t max_samples, const ServingLimits& limits = {});
 
     std::size_t features() const { return features_; }
     std::size_t outputs() const { return outputs_; }
@@ -44,6 +46,10 @@ class LinearServer {
         std::vector<SecretBuffer<std::uint64_t>> masks;  // by run, uniform in [0, 2^bits)
     };
 
+    // What forward() would take for a request, with `keep` what it takes to keep it; and weight_gradient(), at most.
+    ServingCost cost(View<const std::uint8_t> request, bool keep) const;
+    ServingCost gradient_cost(const Kept& kept) const;
+
     // A reply of as many samples as the request has, which `samples` receives if it is not null. Throws WireError or
     // KeyMismatchError. `kept`, if not null, receives what weight_gradient needs.
     std::string forward(View<const std::uint8_t> request, std::size_t* samples = nullptr,
@@ -56,13 +62,14 @@ class LinearServer {
     void unmask(const Masked& masked, View<const std::uint8_t> opened, double* weight_gradient) const;
 
   private:
-    LinearServer(WireReader reader, std::size_t max_samples);
+    LinearServer(WireReader reader, std::size_t max_samples, const ServingLimits& limits);
     ForwardRequest read(View<const std::uint8_t> request) const;
     std::shared_ptr<const LayerWeights> weights() const;
 
     Parameters parameters_;
     Id key_id_{};
     std::size_t max_samples_;
+    ServingLimits limits_;
     std::size_t features_ = 0;
     std::size_t outputs_ = 0;
     bool weight_gradients_ = false;  // the client sent what they need

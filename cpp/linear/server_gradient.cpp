@@ -42,10 +42,13 @@ std::string LinearServer::weight_gradient(const Kept& kept, View<const double> g
         throw WireError("expected the gradient of the logits of " + std::to_string(kept.shape.samples) + " samples");
     }
     check_finite(gradient, "gradient contains");
+    packing_->check_gradient(kept.shape);
     const Ring& ring = packing_->ring();
     const double scale = packing_->gradient_scale(gradient), modulus = ring.modulus_value();
     const int most_bits = static_cast<int>(std::floor(std::log2(modulus)));
     const int bits = std::min(most_bits, packing_->gradient_bits(kept.shape, gradient, scale));
+
+    check(packing_->cost(Served::weight_gradient, kept.shape, bits), limits_);
 
     auto masked = std::make_shared<Masked>();
     masked->header = kept.header;
@@ -61,18 +64,26 @@ std::string LinearServer::weight_gradient(const Kept& kept, View<const double> g
 
     SecretBuffer<std::uint8_t> mask_key(32);
     os_random(mask_key.data(), mask_key.size());
-    const std::unique_ptr<const LayerGradient> encoded = packing_->make_gradient(kept.shape, gradient, scale);
-    parallel_for(masked->runs.size(), [&](std::size_t r) {
-        const GradientRun& run = masked->runs[r];
-        Buffer<std::uint64_t> c0(ring.size()), c1(ring.size());
-        encoded->product(kept.groups, run, c0.data(), c1.data());
-        SecretBuffer<std::uint64_t>& mask = masked->masks[r];
-        mask.resize(run.coefficients);
-        ChaCha20 stream(mask_key.data(), Domain::mask, static_cast<std::uint32_t>(r), 0);
-        sample_bits(stream, bits, mask.data(), mask.size());
-        write_masked_run(ring, c0, c1, packing_->gradient_positions(kept.shape, run), mask, bits,
-                         out + layout.offset(r));
-    });
+    const std::vector<GradientRun>& runs = masked->runs;  // product by product
+    const std::size_t at_once = packing_->gradient_products_at_once(kept.shape);
+    for (std::size_t first = 0, end = 0; first < runs.size(); first = end) {
+        while (end < runs.size() && runs[end].p < runs[first].p + at_once) {
+            ++end;
+        }
+        const std::unique_ptr<const LayerGradient> encoded =
+            packing_->make_gradient(kept.shape, gradient, scale, runs[first].p, runs[end - 1].p + 1 - runs[first].p);
+        parallel_for(end - first, [&](std::size_t i) {
+            const std::size_t r = first + i;
+            Buffer<std::uint64_t> c0(ring.size()), c1(ring.size());
+            encoded->product(kept.groups, runs[r], c0.data(), c1.data());
+            SecretBuffer<std::uint64_t>& mask = masked->masks[r];
+            mask.resize(runs[r].coefficients);
+            ChaCha20 stream(mask_key.data(), Domain::mask, static_cast<std::uint32_t>(r), 0);
+            sample_bits(stream, bits, mask.data(), mask.size());
+            write_masked_run(ring, c0, c1, packing_->gradient_positions(kept.shape, runs[r]), mask, bits,
+                             out + layout.offset(r));
+        });
+    }
     masked_out = std::move(masked);
     return writer.finish();
 }

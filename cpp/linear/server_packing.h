@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "linear/costs.h"
 #include "linear/messages.h"
 #include "ring/ring.h"
 #include "wire/format.h"
@@ -33,13 +34,15 @@ class LayerWeights {
   public:
     virtual ~LayerWeights() = default;
 
+    // Of a coefficient of the replies to requests of that shape.
+    virtual int reply_bits(const BatchShape& shape) const = 0;
     // The reply to a request. `kept`, if not null, receives its input ciphertexts, by group.
     virtual std::string forward(const ForwardRequest& request, std::vector<GroupInputs>* kept) const = 0;
     // Begins what can be computed of the reply to the next request, before that has come.
     virtual void work_ahead() const = 0;
 };
 
-// dJ/dY of a batch, made ready to be multiplied with the kept inputs of its request.
+// Some products of dJ/dY of a batch, made ready to be multiplied with the kept inputs of its request.
 class LayerGradient {
   public:
     virtual ~LayerGradient() = default;
@@ -64,14 +67,21 @@ class ServerPacking {
     // Throws WireError for a batch that is laid out in an impossible way.
     virtual void check_shape(const BatchShape& shape) const = 0;
     virtual std::size_t inputs(const BatchShape& shape) const = 0;  // ciphertexts of a group
+    // What serving a batch of such a shape takes, with so many bits to a coefficient of the reply.
+    virtual ServingCost cost(Served served, const BatchShape& shape, int bits) const = 0;
 
+    // Throws WireError where there can be no weight gradient of such a batch.
+    virtual void check_gradient(const BatchShape& shape) const = 0;
     // The weight gradient: scale of G (row-major [samples, outputs]), bits of the message, and its ciphertexts.
     virtual double gradient_scale(View<const double> gradient) const = 0;
     virtual int gradient_bits(const BatchShape& shape, View<const double> gradient, double scale) const = 0;
     virtual std::vector<GradientRun> gradient_runs(const BatchShape& shape) const = 0;
     virtual std::vector<std::uint32_t> gradient_positions(const BatchShape& shape, const GradientRun& run) const = 0;
+    // How many products of it are best encoded at once, and these, from the `first` on.
+    virtual std::size_t gradient_products_at_once(const BatchShape& shape) const = 0;
     virtual std::unique_ptr<const LayerGradient> make_gradient(const BatchShape& shape, View<const double> gradient,
-                                                               double scale) const = 0;
+                                                               double scale, std::size_t first,
+                                                               std::size_t count) const = 0;
     // The part of dW that a run holds, ordered by output, then feature, from its decrypted values.
     virtual std::vector<double> decode_gradient(const GradientRun& run, View<const std::int64_t> values,
                                                 double scale) const = 0;

@@ -69,6 +69,11 @@ BlockCost block_cost(const BlockLayout& layout, const BlockMedium& medium, std::
     return cost;
 }
 
+std::size_t next_division(std::size_t size, std::size_t parts) {
+    const std::size_t each = (size + parts - 1) / parts;
+    return each == 1 ? size + 1 : (size + each - 2) / (each - 1);
+}
+
 BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples,
                         const BlockMedium& medium) {
     const std::size_t groups = (samples + degree - 1) / degree;
@@ -76,9 +81,9 @@ BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t ou
     double best_cost = std::numeric_limits<double>::infinity();
     BlockLayout candidate = best;
     // The smallest width for each number of inputs; a larger one with the same number only wastes coefficients.
-    for (std::size_t inputs = 1; inputs <= features; ++inputs) {
+    for (std::size_t inputs = 1; inputs <= features; inputs = next_division(features, inputs)) {
         candidate.width = (features + inputs - 1) / inputs;
-        if (candidate.block() > degree || candidate.inputs() != inputs) {
+        if (candidate.block() > degree) {
             continue;
         }
         const double cost = block_cost(candidate, medium, samples).total();

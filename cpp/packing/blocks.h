@@ -76,6 +76,10 @@ struct BlockMedium {
 // layouts are.
 BlockCost block_cost(const BlockLayout& layout, const BlockMedium& medium, std::size_t samples);
 
+// The next number of parts, above `parts`, that `size` things can be divided into so that each but the last holds
+// ceil(size / parts): there are no more than 2 sqrt(size) such numbers. size + 1 after the last.
+std::size_t next_division(std::size_t size, std::size_t parts);
+
 // The layout with the least cost for `samples`; splits them into equal groups when they do not fit one polynomial.
 BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples,
                         const BlockMedium& medium);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "packing/blocks.h"
 
 namespace hesplit {
 
@@ -64,11 +65,8 @@ SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outpu
     double best_cost = std::numeric_limits<double>::infinity();
     SlotLayout candidate;
     candidate.slots = slots, candidate.features = features, candidate.outputs = outputs;
-    for (std::size_t inputs = 1; inputs <= features; ++inputs) {
+    for (std::size_t inputs = 1; inputs <= features; inputs = next_division(features, inputs)) {
         candidate.width = (features + inputs - 1) / inputs;
-        if (candidate.inputs() != inputs) {
-            continue;
-        }
         for (candidate.halvings = 0; candidate.parts() <= candidate.width; ++candidate.halvings) {
             candidate.period = std::max(candidate.outputs_per_product(),
                                         (candidate.width + candidate.parts() - 1) / candidate.parts());

@@ -19,6 +19,11 @@ Packing = Literal["blocks", "slots"]
 Security = Literal["standard", "paper"]
 #: Under which keys decryptions are released with noise: a fresh one per step, one per run; off: without noise.
 Flooding = Literal["step", "run", "off"]
+#: What a server of the encrypted layer is asked for (`hesplit_native.layer.costs`).
+Served = Literal[
+    "public_material", "forward", "training", "weight_gradient", "opened_gradient",
+    "sealed_weight", "sealed_forward", "sealed_update", "sealed_state",
+]  # fmt: skip
 #: What happens to activations beyond the agreed ranges.
 Overflow = Literal["clip", "raise"]
 #: Noise on activations.

@@ -43,7 +43,7 @@ BlockLayerWeights::BlockLayerWeights(const BlockServing& serving, std::vector<do
 }
 
 std::shared_ptr<const BlockWeights> BlockLayerWeights::encoded(const BatchShape& shape) const {
-    constexpr std::size_t kMaxLayouts = 4;  // each may keep 256 MB
+    constexpr std::size_t kMaxLayouts = 4;
     const BlockLayout layout = block_layout(serving_.ring, serving_.features, serving_.outputs, shape);
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [known, weights] : encoded_) {
@@ -51,14 +51,38 @@ std::shared_ptr<const BlockWeights> BlockLayerWeights::encoded(const BatchShape&
             return weights;
         }
     }
-    if (encoded_.size() >= kMaxLayouts) {
-        encoded_.erase(encoded_.begin());
-    }
     encoded_.emplace_back(shape,
                           std::make_shared<const BlockWeights>(serving_.parameters, serving_.ring, layout,
                                                                View<const double>{weight_.data(), weight_.size()},
                                                                View<const double>{bias_.data(), bias_.size()}));
+    // Layouts are the client's choice: all that are kept together take no more than one may.
+    std::size_t bytes = 0;
+    for (const auto& [known, weights] : encoded_) {
+        bytes += weights->bytes();
+    }
+    while (encoded_.size() > 1 && (encoded_.size() > kMaxLayouts || bytes > kMaxKeptBytes)) {
+        bytes -= encoded_.front().second->bytes();
+        encoded_.erase(encoded_.begin());
+    }
     return encoded_.back().second;
+}
+
+int BlockLayerWeights::reply_bits(const BatchShape& shape) const {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (const auto& [known, weights] : encoded_) {
+            if (known.group_size == shape.group_size && known.width == shape.width) {
+                return weights->scaling().reply_bits;
+            }
+        }
+    }
+    const std::size_t features = serving_.features,
+                      per_product = block_layout(serving_.ring, features, serving_.outputs, shape).per_product();
+    const ParameterChoice& choice = serving_.parameters.choice();
+    const View<const double> w{weight_.data(), weight_.size()}, b{bias_.data(), bias_.size()};
+    return scale_blocks(choice, serving_.ring, weight_norms(choice, w, b, features, per_product), features, per_product,
+                        w)
+        .reply_bits;
 }
 
 bool BlockLayerWeights::worth_keeping(const BatchShape& shape) const {

@@ -61,6 +61,7 @@ class BlockLayerWeights final : public LayerWeights, public std::enable_shared_f
     // Throws RangeError when the parameters cannot hold these weights in any layout.
     BlockLayerWeights(const BlockServing& serving, std::vector<double> weight, std::vector<double> bias);
 
+    int reply_bits(const BatchShape& shape) const override;
     std::string forward(const ForwardRequest& request, std::vector<GroupInputs>* kept) const override;
     void work_ahead() const override { serving_.next.start(shared_from_this()); }
 

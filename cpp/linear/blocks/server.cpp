@@ -34,6 +34,14 @@ std::size_t BlockServerPacking::inputs(const BatchShape& shape) const {
     return layout(shape).inputs();
 }
 
+ServingCost BlockServerPacking::cost(Served served, const BatchShape& shape, int bits) const {
+    return block_serving_cost(served, ring_, codec_.bytes(), layout(shape), shape, bits);
+}
+
+std::size_t BlockServerPacking::gradient_products_at_once(const BatchShape& shape) const {
+    return hesplit::gradient_products_at_once(shape.groups(), ring_.size() * sizeof(std::uint64_t));
+}
+
 double BlockServerPacking::gradient_scale(View<const double> gradient) const {
     // G * scale is rounded to 64-bit integers.
     return largest_gradient_scale(parameters_.choice(), ring_, gradient, outputs_, std::ldexp(1.0, 60));
@@ -53,9 +61,9 @@ std::vector<std::uint32_t> BlockServerPacking::gradient_positions(const BatchSha
 }
 
 std::unique_ptr<const LayerGradient> BlockServerPacking::make_gradient(const BatchShape& shape,
-                                                                       View<const double> gradient,
-                                                                       double scale) const {
-    return std::make_unique<const BlockGradient>(ring_, layout(shape), gradient, scale);
+                                                                       View<const double> gradient, double scale,
+                                                                       std::size_t first, std::size_t count) const {
+    return std::make_unique<const BlockGradient>(ring_, layout(shape), gradient, scale, first, count);
 }
 
 std::vector<double> BlockServerPacking::decode_gradient(const GradientRun&, View<const std::int64_t> values,

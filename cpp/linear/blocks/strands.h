@@ -27,6 +27,8 @@ class StrandWeights {
 
     static std::size_t padded_features(const BlockLayout& layout) { return (layout.features + 15) / 16 * 16; }
 
+    std::size_t bytes() const { return values_.size() * sizeof(std::uint64_t); }
+
     // The c1 of a group's inputs, in NTT form one after the other, as products() reads them.
     Buffer<std::uint64_t> prepare_c1(const Buffer<std::uint64_t>& c1) const;
     // Their c0, in coefficient form, as outputs() reads them.

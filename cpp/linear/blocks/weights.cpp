@@ -35,6 +35,11 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
     }
 }
 
+std::size_t BlockWeights::bytes() const {
+    const std::size_t polynomials = encoded_.size() * layout_.inputs() * ring_.size();
+    return (polynomials + residues_.size()) * sizeof(std::uint64_t) + (strands_ ? strands_->bytes() : 0);
+}
+
 Buffer<std::uint64_t> BlockWeights::weight_residues(std::size_t inputs, std::size_t width, std::size_t padded) const {
     const std::size_t features = layout_.features, outputs = layout_.outputs;
     Buffer<std::uint64_t> all(ring_.prime_count() * outputs * inputs * padded);

@@ -19,6 +19,9 @@
 
 namespace hesplit {
 
+// Direct inner products cost about one multiplication per output and coefficient of c0; a transform as much as 20.
+inline constexpr std::size_t kMaxDirectOutputs = 20;
+
 // Weights and bias encoded for one layout. Immutable.
 class BlockWeights {
   public:
@@ -28,6 +31,7 @@ class BlockWeights {
 
     const BlockLayout& layout() const { return layout_; }
     const Scaling& scaling() const { return scaling_; }
+    std::size_t bytes() const;  // of all that is kept
     // Turns the c0 of a group's inputs, coefficients one polynomial after the other, into what outputs() reads.
     Buffer<std::uint64_t> prepare_c0(Buffer<std::uint64_t> c0) const;
     // The same for c1, in NTT form, and products(); empty where products() reads c1 itself.
@@ -45,8 +49,7 @@ class BlockWeights {
     std::size_t padded_outputs() const { return (layout_.per_product() * layout_.group_size + 15) / 16 * 16; }
 
   private:
-    // Direct inner products cost about one multiplication per output and coefficient of c0; a transform as much as 20.
-    bool direct() const { return layout_.outputs <= 20; }
+    bool direct() const { return layout_.outputs <= kMaxDirectOutputs; }
     std::size_t padded_width() const { return (layout_.width + 7) / 8 * 8; }
     std::size_t window() const { return 2 * layout_.degree + 8; }
 

@@ -17,14 +17,11 @@ BlockLayout plan_sealed(const ParameterChoice& choice, std::size_t features, std
     BlockLayout best{choice.ring_degree, features, outputs, 0, 0};
     double best_cost = std::numeric_limits<double>::infinity();
     BlockLayout candidate = best;
-    for (std::size_t groups = 1; groups <= choice.batch_size; ++groups) {
+    for (std::size_t groups = 1; groups <= choice.batch_size; groups = next_division(choice.batch_size, groups)) {
         candidate.group_size = (choice.batch_size + groups - 1) / groups;
-        if ((choice.batch_size + candidate.group_size - 1) / candidate.group_size != groups) {
-            continue;
-        }
-        for (std::size_t inputs = 1; inputs <= features; ++inputs) {
+        for (std::size_t inputs = 1; inputs <= features; inputs = next_division(features, inputs)) {
             candidate.width = (features + inputs - 1) / inputs;
-            if (candidate.group_size * candidate.width > candidate.degree || candidate.inputs() != inputs) {
+            if (candidate.group_size * candidate.width > candidate.degree) {
                 continue;
             }
             const auto g = static_cast<double>(groups);

@@ -21,14 +21,16 @@ MessageType type_of(View<const std::uint8_t> bytes) {
 
 }  // namespace
 
-SealedLayerServer::SealedLayerServer(View<const std::uint8_t> bytes, std::size_t max_samples)
-    : SealedLayerServer(WireReader(bytes, type_of(bytes)), max_samples) {}
+SealedLayerServer::SealedLayerServer(View<const std::uint8_t> bytes, std::size_t max_samples,
+                                     const ServingLimits& limits)
+    : SealedLayerServer(WireReader(bytes, type_of(bytes)), max_samples, limits) {}
 
-SealedLayerServer::SealedLayerServer(WireReader reader, std::size_t max_samples)
+SealedLayerServer::SealedLayerServer(WireReader reader, std::size_t max_samples, const ServingLimits& limits)
     : parameters_(read_sealed_parameters(reader)),
       key_id_(reader.header().key),
       layer_(read_sealed_layer(reader, parameters_)),
-      max_samples_(max_samples),
+      max_samples_(std::min(max_samples, kMaxSamples)),
+      limits_(limits),
       ring_(std::make_unique<const Ring>(parameters_.ring_degree(), parameters_.primes())),
       codec_(std::make_unique<const PolynomialCodec>(*ring_, dropped_bits(*ring_))),
       layout_(plan_sealed(parameters_.choice(), layer_.features + 1, layer_.outputs, codec_->bits_per_coefficient(),
@@ -88,9 +90,11 @@ void SealedLayerServer::refresh(View<const std::uint8_t> sealed) {
     weights_ = std::move(fresh);
 }
 
-// `per_group` ciphertexts for every group of the batch, then `per_message` more.
-SealedLayerServer::Batch SealedLayerServer::read_batch(View<const std::uint8_t> bytes, MessageType type,
-                                                       std::size_t per_group, std::size_t per_message) const {
+// A request has the inputs of every group; an update the gradients of every group, then a step for every weight.
+SealedLayerServer::Batch SealedLayerServer::read_batch(View<const std::uint8_t> bytes, MessageType type) const {
+    const bool request = type == MessageType::sealed_request;
+    const std::size_t per_group = request ? layout_.inputs() : layout_.products();
+    const std::size_t per_message = request ? 0 : layout_.products() * layout_.inputs();
     WireReader reader(bytes, type);
     reader.require(parameters_.hash(), key_id_);
     Batch batch;
@@ -103,10 +107,23 @@ SealedLayerServer::Batch SealedLayerServer::read_batch(View<const std::uint8_t> 
     return batch;
 }
 
+ServingCost SealedLayerServer::cost(const Batch& batch, const Weights& weights) const {
+    const Served served =
+        batch.header.type == MessageType::sealed_request ? Served::sealed_forward : Served::sealed_update;
+    return sealed_serving_cost(served, *ring_, codec_->bytes(), sealed_layer_bytes(parameters_), layout_, batch.shape,
+                               weights.bits);
+}
+
+ServingCost SealedLayerServer::cost(View<const std::uint8_t> message) const {
+    const bool request = message.size > 5 && message[5] == static_cast<std::uint8_t>(MessageType::sealed_request);
+    return cost(read_batch(message, request ? MessageType::sealed_request : MessageType::sealed_update), *weights());
+}
+
 std::string SealedLayerServer::forward(View<const std::uint8_t> bytes) const {
     const std::size_t inputs = layout_.inputs(), products = layout_.products();
-    const Batch batch = read_batch(bytes, MessageType::sealed_request, inputs, 0);
+    const Batch batch = read_batch(bytes, MessageType::sealed_request);
     const std::shared_ptr<const Weights> weights = this->weights();
+    check(cost(batch, *weights), limits_);
     const BatchShape& shape = batch.shape;
     std::vector<std::vector<std::uint32_t>> positions;
     for (std::size_t group = 0; group < shape.groups(); ++group) {
@@ -128,12 +145,12 @@ std::string SealedLayerServer::forward(View<const std::uint8_t> bytes) const {
 }
 
 std::string SealedLayerServer::update(View<const std::uint8_t> bytes) {
-    const Batch batch =
-        read_batch(bytes, MessageType::sealed_update, layout_.products(), layout_.products() * layout_.inputs());
+    const Batch batch = read_batch(bytes, MessageType::sealed_update);
     const std::shared_ptr<const Weights> weights = this->weights();
     if (weights->updates >= parameters_.choice().updates) {
         throw WireError("the sealed weights have taken all the updates that the parameters allow; refresh them");
     }
+    check(cost(batch, *weights), limits_);
     std::string reply = input_gradient(batch, *weights);
     std::shared_ptr<const Weights> next = updated(batch, *weights);
     const std::lock_guard<std::mutex> lock(mutex_);

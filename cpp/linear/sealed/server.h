@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/buffer.h"
+#include "linear/costs.h"
 #include "linear/messages.h"
 #include "linear/sealed/messages.h"
 #include "linear/sealed/plan.h"
@@ -21,13 +22,16 @@ namespace hesplit {
 // Safe to use from several threads: a call uses the weights that were there when it began.
 class SealedLayerServer {
   public:
-    // From SealedLayerClient::seal(), or from saved(). Throws WireError.
-    SealedLayerServer(View<const std::uint8_t> bytes, std::size_t max_samples);
+    // From SealedLayerClient::seal(), or from saved(). Throws WireError. Messages of more samples, and what costs more
+    // than the limits, are refused before anything is done for them.
+    SealedLayerServer(View<const std::uint8_t> bytes, std::size_t max_samples, const ServingLimits& limits = {});
 
     const Parameters& parameters() const { return parameters_; }
     std::size_t features() const { return layer_.features; }
     std::size_t outputs() const { return layer_.outputs; }
 
+    // What forward() or update() would take for a message.
+    ServingCost cost(View<const std::uint8_t> message) const;
     // Replaces the weights by newly encrypted ones.
     void refresh(View<const std::uint8_t> sealed);
     std::string forward(View<const std::uint8_t> request) const;
@@ -50,13 +54,13 @@ class SealedLayerServer {
         Seed seed{};
         View<const std::uint8_t> ciphertexts;
     };
-    SealedLayerServer(WireReader reader, std::size_t max_samples);
+    SealedLayerServer(WireReader reader, std::size_t max_samples, const ServingLimits& limits);
     std::shared_ptr<const Weights> read_weights(WireReader& reader, const SealedBits& bits) const;
     std::shared_ptr<const Weights> read_state(WireReader& reader, const SealedBits& bits) const;
     void read_ciphertexts(View<const std::uint8_t> bytes, const Seed& seed, std::size_t first, std::size_t count,
                           std::uint64_t* c0, std::uint64_t* c1) const;
-    Batch read_batch(View<const std::uint8_t> bytes, MessageType type, std::size_t per_group,
-                     std::size_t per_message) const;
+    Batch read_batch(View<const std::uint8_t> bytes, MessageType type) const;
+    ServingCost cost(const Batch& batch, const Weights& weights) const;
     std::string input_gradient(const Batch& batch, const Weights& weights) const;
     std::shared_ptr<const Weights> updated(const Batch& batch, const Weights& weights) const;
     void check_shape(const BatchShape& shape) const;
@@ -66,6 +70,7 @@ class SealedLayerServer {
     Id key_id_{};
     SealedLayer layer_;  // as it was announced first; weights_ knows the present bits
     std::size_t max_samples_;
+    ServingLimits limits_;
     std::unique_ptr<const Ring> ring_;
     std::unique_ptr<const PolynomialCodec> codec_;
     BlockLayout layout_;

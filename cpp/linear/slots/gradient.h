@@ -11,6 +11,9 @@
 
 namespace hesplit {
 
+// Of the message: its rounding then stays below 2^-18 of the largest possible entry, where the noise is.
+inline constexpr int kSlotGradientBits = 34;
+
 // `gradient` is row-major [samples, outputs]; it and the rest outlive this object.
 class SlotGradient final : public LayerGradient {
   public:

@@ -41,8 +41,7 @@ double SlotServerPacking::gradient_scale(View<const double> gradient) const {
 }
 
 int SlotServerPacking::gradient_bits(const BatchShape&, View<const double>, double) const {
-    // The rounding of the message then stays below 2^-18 of the largest possible entry, where the noise is.
-    return 34;
+    return kSlotGradientBits;
 }
 
 std::vector<GradientRun> SlotServerPacking::gradient_runs(const BatchShape&) const {
@@ -53,8 +52,11 @@ std::vector<std::uint32_t> SlotServerPacking::gradient_positions(const BatchShap
     return all_positions(ring_.data().degree());
 }
 
-std::unique_ptr<const LayerGradient> SlotServerPacking::make_gradient(const BatchShape& shape,
-                                                                      View<const double> gradient, double scale) const {
+ServingCost SlotServerPacking::cost(Served served, const BatchShape& shape, int bits) const {
+    return slot_serving_cost(served, ring_, codec_.bytes(), layout_, shape, bits);
+}
+
+void SlotServerPacking::check_gradient(const BatchShape& shape) const {
     for (const int step : gradient_steps(layout_, shape.samples)) {
         if (keys_.count(step) == 0) {
             throw WireError("the rotation keys are for weight gradients of batches of up to " +
@@ -62,6 +64,10 @@ std::unique_ptr<const LayerGradient> SlotServerPacking::make_gradient(const Batc
                             std::to_string(shape.samples));
         }
     }
+}
+
+std::unique_ptr<const LayerGradient> SlotServerPacking::make_gradient(const BatchShape&, View<const double> gradient,
+                                                                      double scale, std::size_t, std::size_t) const {
     return std::make_unique<const SlotGradient>(ring_, layout_, keys_, gradient, scale);
 }
 

@@ -26,13 +26,18 @@ class SlotServerPacking final : public ServerPacking {
 
     void check_shape(const BatchShape& shape) const override;
     std::size_t inputs(const BatchShape&) const override { return layout_.inputs(); }
+    ServingCost cost(Served served, const BatchShape& shape, int bits) const override;
+
+    void check_gradient(const BatchShape& shape) const override;
+    std::size_t gradient_products_at_once(const BatchShape&) const override { return gradient_products(layout_); }
 
     double gradient_scale(View<const double> gradient) const override;
     int gradient_bits(const BatchShape& shape, View<const double> gradient, double scale) const override;
     std::vector<GradientRun> gradient_runs(const BatchShape& shape) const override;
     std::vector<std::uint32_t> gradient_positions(const BatchShape& shape, const GradientRun& run) const override;
     std::unique_ptr<const LayerGradient> make_gradient(const BatchShape& shape, View<const double> gradient,
-                                                       double scale) const override;
+                                                       double scale, std::size_t first,
+                                                       std::size_t count) const override;
     std::vector<double> decode_gradient(const GradientRun& run, View<const std::int64_t> values,
                                         double scale) const override;
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from hesplit_native import _core
 from hesplit_native.choices import Overflow
 from hesplit_native.errors import ParameterError
+from hesplit_native.layer.costs import MAX_MULTIPLICATIONS, MAX_REPLY_BYTES, ServingCost
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
 from hesplit_native.layer.parameters import GIGABIT, WEIGHT_NORM, Parameters, byte_nanoseconds
 
@@ -170,6 +171,9 @@ class LinearServer:
         Arrays or CPU tensors [out_features, in_features] and [out_features]; bias may be None.
     max_batch
         Requests of more samples are refused.
+    max_reply_bytes, max_multiplications
+        What would lead to a longer reply, or to more work, is refused before anything is done for it
+        (`hesplit_native.layer.costs`).
 
     Raises
     ------
@@ -180,9 +184,16 @@ class LinearServer:
     """
 
     def __init__(
-        self, public_material: bytes, weight: Array, bias: Array | None = None, *, max_batch: int = 65536
+        self,
+        public_material: bytes,
+        weight: Array,
+        bias: Array | None = None,
+        *,
+        max_batch: int = 65536,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
+        max_multiplications: float = MAX_MULTIPLICATIONS,
     ) -> None:
-        self._native = _core.LinearServer(public_material, max_batch)
+        self._native = _core.LinearServer(public_material, max_batch, max_reply_bytes, max_multiplications)
         self.in_features: int = self._native.features
         self.out_features: int = self._native.outputs
         self.parameters = Parameters._wrap(self._native.parameters)
@@ -200,7 +211,7 @@ class LinearServer:
         Raises
         ------
         WireError
-            Damaged bytes, or a larger batch than ``max_batch``.
+            Damaged bytes, a larger batch than ``max_batch``, or one that costs more than this server's limits.
         KeyMismatchError
             A request made under another key or other parameters.
         """
@@ -210,8 +221,24 @@ class LinearServer:
         """`forward`, the number of samples, and with `keep` the request's ciphertexts for `weight_gradient`."""
         return self._native.forward_training(request, keep)
 
+    def cost(self, request: Buffer, *, keep: bool = False) -> ServingCost:
+        """What `forward` would take for a request, with `keep` what it takes to keep it; errors as for `forward`."""
+        return ServingCost(**self._native.cost(request, keep))
+
+    def gradient_cost(self, kept: _core.KeptRequest) -> ServingCost:
+        """What `weight_gradient` would take for a kept request, at most."""
+        return ServingCost(**self._native.gradient_cost(kept))
+
     def weight_gradient(self, kept: _core.KeptRequest, gradient: Array) -> tuple[bytes, _core.MaskedGradient]:
-        """Enc(dJ/dW) from a request's own ciphertexts and dJ/dy [n, out_features], uniformly masked for the client to open."""
+        """Enc(dJ/dW) from a request's own ciphertexts and dJ/dy [n, out_features], uniformly masked for the client to open.
+
+        Raises
+        ------
+        WireError
+            When it would cost more than this server's limits, or the rotation keys are for smaller batches.
+        RangeError
+            NaN or infinity in the gradient.
+        """
         g = _matrix(gradient, "gradient", (None, self.out_features)).astype(np.float64, copy=False)
         return self._native.weight_gradient(kept, g)
 
@@ -313,6 +340,9 @@ class SealedServer:
         The bytes of `SealedClient.seal`, or of `saved`.
     max_batch
         Requests of more samples are refused.
+    max_reply_bytes, max_multiplications
+        What would lead to a longer reply, or to more work, is refused before anything is done for it
+        (`hesplit_native.layer.costs`).
 
     Raises
     ------
@@ -320,11 +350,22 @@ class SealedServer:
         For other bytes.
     """
 
-    def __init__(self, sealed: bytes, *, max_batch: int = 65536) -> None:
-        self._native = _core.SealedLayerServer(sealed, max_batch)
+    def __init__(
+        self,
+        sealed: bytes,
+        *,
+        max_batch: int = 65536,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
+        max_multiplications: float = MAX_MULTIPLICATIONS,
+    ) -> None:
+        self._native = _core.SealedLayerServer(sealed, max_batch, max_reply_bytes, max_multiplications)
         self.in_features: int = self._native.features
         self.out_features: int = self._native.outputs
         self.parameters = Parameters._wrap(self._native.parameters)
+
+    def cost(self, message: Buffer) -> ServingCost:
+        """What `forward` or `update` would take for the bytes of `SealedClient.encrypt` or `update`; errors as for these."""
+        return ServingCost(**self._native.cost(message))
 
     def refresh(self, sealed: bytes) -> None:
         """Replace the weights by newly encrypted ones."""

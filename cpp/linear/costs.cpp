@@ -1,0 +1,403 @@
+#include "linear/costs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "base/error.h"
+#include "linear/blocks/gradient.h"
+#include "linear/blocks/strands.h"
+#include "linear/blocks/weights.h"
+#include "linear/precision.h"
+#include "linear/sealed/messages.h"
+#include "linear/slots/gradient.h"
+#include "linear/slots/layout.h"
+#include "rlwe/decryption.h"
+#include "wire/codec.h"
+
+namespace hesplit {
+
+namespace {
+
+constexpr std::size_t kFrame = kHeaderBytes + kFooterBytes;
+constexpr std::size_t kResidue = sizeof(std::uint64_t);
+constexpr std::size_t kEntry = 128;  // of a list with buffers, headers and offsets, in bytes
+
+// What reading a ciphertext (and expanding its c1) and finishing a product (switching its modulus, packing it) take, in
+// multiplications for each residue; from the constants of block_cost.
+constexpr double kReceive = 45, kFinish = 15;
+
+// size(last row?, last column?) summed over a grid whose last row and last column may be smaller.
+template <class Size>
+std::size_t sum_over(std::size_t rows, std::size_t columns, const Size& size) {
+    return (rows - 1) * ((columns - 1) * size(false, false) + size(false, true)) + (columns - 1) * size(true, false) +
+           size(true, true);
+}
+
+double real(std::size_t value) {
+    return static_cast<double>(value);
+}
+
+// Of one polynomial over the ring: transforms, other passes over its residues, bytes in memory.
+struct Polynomial {
+    explicit Polynomial(const Ring& ring)
+        : residues(real(ring.size())),
+          transform(residues / 2 * std::log2(real(ring.degree()))),
+          bytes(ring.size() * kResidue) {}
+
+    double residues, transform;
+    std::size_t bytes;
+};
+
+std::size_t kept_bytes(const BlockLayout& layout, const Polynomial& poly) {
+    const std::size_t all = layout.products() * layout.inputs() * poly.bytes;
+    return all <= kMaxKeptBytes ? all : 0;
+}
+
+// Weights in a layout: what they take, and what it takes to make them ready.
+void add_block_weights(const Ring& ring, const BlockLayout& layout, std::size_t groups, ServingCost& cost) {
+    const Polynomial poly(ring);
+    const double pairs = real(layout.products()) * real(layout.inputs());
+    if (prefers_strands(layout, ring.prime_count())) {
+        const std::size_t strands = layout.degree / layout.block();
+        const std::size_t padded = StrandWeights::padded_features(layout);
+        cost.layer_bytes += ring.prime_count() * strands * layout.products() * layout.features * kResidue;
+        cost.working_bytes += ring.prime_count() * layout.outputs * padded * kResidue;
+        cost.multiplications += real(ring.prime_count()) * real(strands) * real(layout.outputs) * real(padded);
+        return;
+    }
+    const bool direct = layout.outputs <= kMaxDirectOutputs;
+    const std::size_t kept = kept_bytes(layout, poly);
+    if (direct) {
+        cost.layer_bytes +=
+            ring.prime_count() * layout.outputs * layout.inputs() * ((layout.width + 7) / 8 * 8) * kResidue;
+    }
+    cost.layer_bytes += kept;
+    // Weights that are too many to keep are made anew for every group, for c1 and for c0.
+    const double times = kept != 0 ? 1 : real(groups) * (direct ? 1 : 2);
+    cost.working_bytes += kept != 0 ? 0 : layout.inputs() * poly.bytes;
+    cost.multiplications += times * pairs * (poly.transform + kFinish * poly.residues);
+}
+
+double block_products(const Ring& ring, const BlockLayout& layout) {
+    const Polynomial poly(ring);
+    const double products = real(layout.products()), inputs = real(layout.inputs());
+    const double finish = products * 2 * kFinish * poly.residues;
+    if (prefers_strands(layout, ring.prime_count())) {
+        const double strands = real(layout.degree / layout.block());
+        const double split = (inputs * 2 + products * 2) * strands * poly.residues;
+        const double outputs = real(ring.prime_count()) * products * real(layout.features) * strands *
+                               real((layout.group_size + 15) / 16 * 16);
+        return inputs * poly.transform + split + products * real(layout.features) * poly.residues + outputs + finish;
+    }
+    const double transformed = products * (inputs * poly.residues + poly.transform);  // of c1, and of c0
+    if (layout.outputs <= kMaxDirectOutputs) {
+        const double runs = real(layout.per_product() * layout.per_product()) * real(layout.group_size);
+        return transformed + products * runs * inputs * real((layout.width + 7) / 8 * 8) * real(ring.prime_count()) +
+               finish;
+    }
+    return 2 * transformed + inputs * poly.transform + finish;
+}
+
+// Memory of one group of a forward pass, beside its inputs' c1.
+std::size_t block_group_bytes(const Ring& ring, const BlockLayout& layout) {
+    const Polynomial poly(ring);
+    const std::size_t inputs = layout.inputs() * poly.bytes;
+    if (prefers_strands(layout, ring.prime_count())) {
+        const std::size_t strands = layout.degree / layout.block(), group = (layout.group_size + 15) / 16 * 16;
+        const std::size_t gathered = ring.prime_count() * strands * layout.features * group * kResidue;
+        const std::size_t window = layout.block() + (layout.width + 14) / 16 * 16;
+        const std::size_t windows = ring.prime_count() * strands * layout.inputs() * window * kResidue;
+        const std::size_t at_once = std::max<std::size_t>(24, layout.products() / 8);
+        return inputs + std::max(gathered, windows) + std::min(layout.products(), at_once) * 2 * poly.bytes;
+    }
+    return 3 * inputs + 4 * poly.bytes;
+}
+
+ServingCost block_forward(Served served, const Ring& ring, std::size_t ciphertext_bytes, const BlockLayout& layout,
+                          const BatchShape& shape, int bits) {
+    const Polynomial poly(ring);
+    const std::size_t groups = shape.groups(), products = layout.products(), inputs = groups * layout.inputs();
+    ServingCost cost;
+    cost.request_bytes = kFrame + kRequestPrefix + inputs * ciphertext_bytes;
+    cost.reply_bytes = kFrame + kReplyPrefix + sum_over(groups, products, [&](bool last_group, bool last_product) {
+                           const std::size_t samples = shape.samples_of(last_group ? groups - 1 : 0);
+                           return packed_bytes(layout.outputs_of(last_product ? products - 1 : 0) * samples, bits) +
+                                  packed_bytes(layout.degree, bits);
+                       });
+    cost.held_bytes = served == Served::training ? 2 * inputs * poly.bytes + groups * kEntry : 0;
+    // The reply as it is made, its c1 packed before that, and its copy for Python.
+    cost.working_bytes = 2 * cost.reply_bytes + groups * products * kEntry + layout.inputs() * poly.bytes +
+                         block_group_bytes(ring, layout);
+    cost.multiplications = real(inputs) * kReceive * poly.residues + real(groups) * block_products(ring, layout) +
+                           (served == Served::training ? real(inputs) * poly.transform : 0);
+    add_block_weights(ring, layout, groups, cost);
+    return cost;
+}
+
+ServingCost block_gradient(Served served, const Ring& ring, const BlockLayout& layout, const BatchShape& shape,
+                           int bits) {
+    const Polynomial poly(ring);
+    const std::size_t groups = shape.groups(), products = layout.products(), inputs = layout.inputs();
+    const std::size_t runs = products * inputs;
+    const auto coefficients = [&](bool last_product, bool last_input) {
+        return layout.outputs_of(last_product ? products - 1 : 0) * layout.features_of(last_input ? inputs - 1 : 0);
+    };
+    const std::size_t c0 = sum_over(products, inputs, [&](bool last_product, bool last_input) {
+        return packed_bytes(coefficients(last_product, last_input), bits);
+    });
+    ServingCost cost;
+    if (served == Served::opened_gradient) {
+        cost.request_bytes = kFrame + c0;
+        cost.working_bytes = 3 * layout.features * layout.outputs * kResidue;
+        cost.multiplications = real(layout.features) * real(layout.outputs);
+        return cost;
+    }
+    cost.reply_bytes = kFrame + kReplyPrefix + c0 + runs * packed_bytes(layout.degree, bits);
+    cost.held_bytes = layout.features * layout.outputs * kResidue + runs * kEntry;
+    cost.working_bytes =
+        cost.reply_bytes +
+        (std::min(products, gradient_products_at_once(groups, poly.bytes)) * groups * (poly.bytes + kEntry)) +
+        4 * poly.bytes;
+    const double encoded = real(products) * real(groups) * (poly.transform + 2 * poly.residues);
+    cost.multiplications =
+        encoded + real(runs) * 2 * (real(groups) * poly.residues + poly.transform + kFinish * poly.residues);
+    return cost;
+}
+
+// Of slots: what rotations take (ckks/slot_ring.h).
+struct Rotation {
+    explicit Rotation(const SlotRing& ring) {
+        const double digits = real(ring.data().prime_count()), rows = real(ring.key().prime_count());
+        const double row = real(ring.data().degree()), transform = row / 2 * std::log2(row);
+        decompose = (digits + digits * rows) * transform;
+        apply = 2 * digits * rows * row;
+        divide = 2 * (1 + digits) * transform + 2 * digits * row;
+    }
+    double decompose, apply, divide;
+};
+
+ServingCost slot_forward(Served served, const SlotRing& slots, std::size_t ciphertext_bytes, const SlotLayout& layout,
+                         const BatchShape& shape, int bits) {
+    const Ring& ring = slots.data();
+    const Polynomial poly(ring), key(slots.key());
+    const Rotation rotation(slots);
+    const std::size_t groups = shape.groups(), inputs = layout.inputs(), products = layout.products();
+    const std::size_t babies = layout.babies, giants = layout.giants();
+    const std::size_t diagonals = products * giants * inputs * babies;
+    ServingCost cost;
+    cost.request_bytes = kFrame + kRequestPrefix + groups * inputs * ciphertext_bytes;
+    cost.reply_bytes = kFrame + kReplyPrefix + groups * products * 2 * packed_bytes(ring.degree(), bits);
+    cost.held_bytes = served == Served::training ? groups * (2 * inputs * poly.bytes + kEntry) : 0;
+    cost.layer_bytes = diagonals * (poly.bytes + kEntry) + products * poly.bytes;
+    cost.working_bytes = cost.reply_bytes + groups * products * kEntry + 2 * inputs * poly.bytes +
+                         inputs * (babies * 2 * poly.bytes + ring.prime_count() * key.bytes) +
+                         giants * (2 * key.bytes + poly.bytes) + products * 2 * poly.bytes;
+    const double rotated = real(inputs) * (babies > 1 ? rotation.decompose : 0) +
+                           real(inputs) * real(babies - 1) * (rotation.apply + rotation.divide);
+    const double each = real(giants) * (rotation.decompose + rotation.apply) + rotation.divide + 2 * poly.transform +
+                        2 * kFinish * poly.residues;
+    const double group = real(inputs) * (kReceive * poly.residues + poly.transform) + rotated + real(products) * each +
+                         2 * real(diagonals) * poly.residues;
+    cost.multiplications = real(groups) * group + real(diagonals) * (2 * poly.transform + kFinish * poly.residues);
+    return cost;
+}
+
+ServingCost slot_gradient(Served served, const SlotRing& slots, const SlotLayout& layout, const BatchShape& shape,
+                          int bits) {
+    const Ring& ring = slots.data();
+    const Polynomial poly(ring), key(slots.key());
+    const Rotation rotation(slots);
+    const std::size_t runs = gradient_products(layout) * layout.inputs(), groups = shape.groups();
+    const std::size_t shifts = std::min<std::size_t>(layout.group_size(), shape.samples) + gradient_outputs(layout) - 1;
+    ServingCost cost;
+    if (served == Served::opened_gradient) {
+        cost.request_bytes = kFrame + runs * packed_bytes(ring.degree(), bits);
+        cost.working_bytes = 4 * ring.degree() * kResidue;
+        cost.multiplications = real(runs) * 2 * poly.transform;
+        return cost;
+    }
+    cost.reply_bytes = kFrame + kReplyPrefix + runs * 2 * packed_bytes(ring.degree(), bits);
+    cost.held_bytes = runs * (ring.degree() * kResidue + kEntry);
+    cost.working_bytes =
+        cost.reply_bytes + shifts * (2 * key.bytes + poly.bytes) + groups * (poly.bytes + 4 * kEntry) + 8 * poly.bytes;
+    const double shift = real(groups) * (2 * poly.transform + 2 * poly.residues) + rotation.decompose + rotation.apply;
+    cost.multiplications =
+        real(runs) * (real(shifts) * shift + rotation.divide + 2 * poly.transform + 2 * kFinish * poly.residues);
+    return cost;
+}
+
+std::size_t degree_2_bytes(std::size_t positions, std::size_t degree, int bits) {
+    return packed_bytes(positions, bits) + 2 * packed_bytes(degree, bits);
+}
+
+[[noreturn]] void refuse(const char* what) {
+    throw ParameterError(std::string("these parameters are not for ") + what);
+}
+
+bool is_sealed(Served served) {
+    return served == Served::sealed_weight || served == Served::sealed_forward || served == Served::sealed_update ||
+           served == Served::sealed_state;
+}
+
+ServingCost public_material_cost(const Parameters& parameters, const Ring& ring) {
+    ServingCost cost;
+    cost.request_bytes = kFrame + parameter_bytes(parameters) + 9;
+    cost.held_bytes = 4 * Polynomial(ring).bytes;  // roots of unity
+    return cost;
+}
+
+ServingCost of_sealed(Served served, const Parameters& parameters, const ServedLayer& layer) {
+    const ParameterChoice& choice = parameters.choice();
+    if (parameters.packing() != Packing::blocks || choice.updates == 0) {
+        refuse("sealed weights");
+    }
+    const Ring ring(parameters.ring_degree(), parameters.primes());
+    const PolynomialCodec codec(ring, dropped_bits(ring));
+    const BlockLayout layout =
+        plan_sealed(choice, layer.features + 1, layer.outputs, codec.bits_per_coefficient(), kTypicalReplyBits);
+    const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(layout.group_size),
+                           static_cast<std::uint32_t>(layout.width)};
+    const int most =
+        std::min(max_degree_2_bits(ring.degree()), static_cast<int>(std::floor(std::log2(ring.modulus_value()))));
+    return sealed_serving_cost(served, ring, codec.bytes(), sealed_layer_bytes(parameters), layout, shape,
+                               {most, kInputGradientBits});
+}
+
+ServingCost of_blocks(Served served, const Parameters& parameters, const ServedLayer& layer) {
+    const Ring ring(parameters.ring_degree(), parameters.primes());
+    if (served == Served::public_material) {
+        return public_material_cost(parameters, ring);
+    }
+    const PolynomialCodec codec(ring, dropped_bits(ring));
+    const BlockLayout layout =
+        plan_blocks(ring.degree(), layer.features, layer.outputs, layer.samples,
+                    {ring.prime_count(), codec.bits_per_coefficient(), kTypicalReplyBits, layer.byte_ns});
+    const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(layout.group_size),
+                           static_cast<std::uint32_t>(layout.width)};
+    return block_serving_cost(served, ring, codec.bytes(), layout, shape, most_reply_bits(ring));
+}
+
+ServingCost of_slots(Served served, const Parameters& parameters, const ServedLayer& layer) {
+    const SlotRing slots(parameters);
+    const std::size_t planned = parameters.choice().batch_size;
+    const SlotLayout layout =
+        plan_slots(slots.slots(), layer.features, layer.outputs, planned, allow_babies(slots), layer.weight_gradients);
+    if (served == Served::public_material) {
+        const std::vector<int> steps = server_rotations(layout, planned, layer.weight_gradients);
+        const std::size_t key = 2 * slots.data().prime_count() * slots.key().size() * kResidue;
+        ServingCost cost = public_material_cost(parameters, slots.key());
+        cost.request_bytes += rotation_key_bytes(slots, steps);
+        cost.held_bytes = 2 * cost.held_bytes + steps.size() * (key + slots.data().degree() * 4 + kEntry);
+        cost.working_bytes = key;
+        cost.multiplications = real(steps.size() * slots.data().prime_count()) * kReceive * real(slots.key().size());
+        return cost;
+    }
+    const PolynomialCodec codec(slots.data(), dropped_bits(slots.data()));
+    const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(layout.group_size()),
+                           0};
+    return slot_serving_cost(served, slots, codec.bytes(), layout, shape, most_reply_bits(slots.data()));
+}
+
+std::string megabytes(std::size_t bytes) {
+    return std::to_string((bytes + 999999) / 1000000) + " MB";
+}
+
+}  // namespace
+
+void check(const ServingCost& cost, const ServingLimits& limits) {
+    if (cost.reply_bytes > limits.reply_bytes) {
+        throw WireError("the answer to this message would have " + megabytes(cost.reply_bytes) +
+                        ", and this server sends up to " + megabytes(limits.reply_bytes) + "; send smaller batches");
+    }
+    if (cost.multiplications > limits.multiplications) {
+        throw WireError("the answer to this message would take 2^" +
+                        std::to_string(std::ilogb(cost.multiplications) + 1) +
+                        " multiplications, and this server makes up to 2^" +
+                        std::to_string(std::ilogb(limits.multiplications)) + "; send smaller batches");
+    }
+}
+
+int most_reply_bits(const Ring& ring) {
+    return std::min(kMaxBlockReplyBits, static_cast<int>(std::floor(std::log2(ring.modulus_value()))));
+}
+
+ServingCost block_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes, const BlockLayout& layout,
+                               const BatchShape& shape, int bits) {
+    if (served == Served::weight_gradient || served == Served::opened_gradient) {
+        return block_gradient(served, ring, layout, shape, bits);
+    }
+    return block_forward(served, ring, ciphertext_bytes, layout, shape, bits);
+}
+
+ServingCost slot_serving_cost(Served served, const SlotRing& ring, std::size_t ciphertext_bytes,
+                              const SlotLayout& layout, const BatchShape& shape, int bits) {
+    if (served == Served::weight_gradient || served == Served::opened_gradient) {
+        return slot_gradient(served, ring, layout, shape, std::min(bits, kSlotGradientBits));
+    }
+    return slot_forward(served, ring, ciphertext_bytes, layout, shape, std::min(bits, kMaxSlotReplyBits));
+}
+
+ServingCost sealed_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes,
+                                std::size_t layer_head_bytes, const BlockLayout& layout, const BatchShape& shape,
+                                const SealedBits& bits) {
+    const Polynomial poly(ring);
+    const std::size_t groups = shape.groups(), products = layout.products(), inputs = layout.inputs();
+    const std::size_t weights = products * inputs, n = layout.degree;
+    const double received = kReceive * poly.residues + poly.transform;
+    const double finished = 3 * (poly.transform + kFinish * poly.residues);
+    ServingCost cost;
+    switch (served) {
+        case Served::sealed_weight:
+            cost.request_bytes = kFrame + layer_head_bytes + kSealedRequestPrefix + weights * ciphertext_bytes;
+            cost.held_bytes = 2 * weights * poly.bytes;
+            cost.multiplications = real(weights) * received;
+            break;
+        case Served::sealed_state:
+            cost.request_bytes = kFrame + layer_head_bytes + 4 + 2 * weights * PolynomialCodec(ring, 0).bytes();
+            cost.held_bytes = 2 * weights * poly.bytes;
+            cost.multiplications = real(weights) * 2 * kReceive * poly.residues;
+            break;
+        case Served::sealed_forward:
+            cost.request_bytes = kFrame + kSealedRequestPrefix + groups * inputs * ciphertext_bytes;
+            cost.reply_bytes =
+                kFrame + kShapeBytes + sum_over(groups, products, [&](bool last_group, bool last_product) {
+                    const std::size_t samples = shape.samples_of(last_group ? groups - 1 : 0);
+                    return degree_2_bytes(layout.outputs_of(last_product ? products - 1 : 0) * samples, n, bits.logits);
+                });
+            cost.working_bytes = cost.reply_bytes + shape.samples * layout.outputs * 4 + groups * products * kEntry +
+                                 (2 * inputs + 4) * poly.bytes;
+            cost.multiplications = real(groups) * (real(inputs) * received +
+                                                   real(products) * (4 * real(inputs) * poly.residues + finished));
+            break;
+        default:
+            cost.request_bytes = kFrame + kSealedRequestPrefix + (groups * products + weights) * ciphertext_bytes;
+            cost.reply_bytes = kFrame + kShapeBytes + sum_over(groups, inputs, [&](bool last_group, bool last_input) {
+                                   const std::size_t samples = shape.samples_of(last_group ? groups - 1 : 0);
+                                   return degree_2_bytes(layout.features_of(last_input ? inputs - 1 : 0) * samples, n,
+                                                         bits.input_gradient);
+                               });
+            cost.working_bytes = cost.reply_bytes + shape.samples * layout.features * 4 + groups * inputs * kEntry +
+                                 (2 * groups * products + 2 * weights + 4) * poly.bytes;
+            cost.multiplications = real(groups * products + weights) * received +
+                                   real(groups) * real(inputs) * (4 * real(products) * poly.residues + finished);
+    }
+    return cost;
+}
+
+ServingCost serving_cost(Served served, const Parameters& parameters, const ServedLayer& layer) {
+    check_samples(layer.samples);
+    if (!possible_layer(layer.features + (is_sealed(served) ? 1 : 0), layer.outputs)) {
+        throw ParameterError("in_features and out_features must be between 1 and " + std::to_string(kMaxFeatures));
+    }
+    if (is_sealed(served)) {
+        return of_sealed(served, parameters, layer);
+    }
+    ServedLayer wanted = layer;
+    wanted.weight_gradients = layer.weight_gradients || served == Served::training ||
+                              served == Served::weight_gradient || served == Served::opened_gradient;
+    return parameters.packing() == Packing::blocks ? of_blocks(served, parameters, wanted)
+                                                   : of_slots(served, parameters, wanted);
+}
+
+}  // namespace hesplit
