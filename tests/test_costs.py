@@ -186,6 +186,27 @@ def test_limits_of_a_sealed_server():
         hn.SealedServer(sealed, max_multiplications=1e5).forward(client.encrypt(rng.normal(size=(2, 30))))
 
 
+def test_memory_is_bounded_where_a_ring_has_many_primes():
+    # Short messages: a modulus of many primes makes every weight of a matrix product, and every diagonal, so much larger.
+    sizes = {"scale": 2.0**20, "security": "paper", "error_bound": 0.5, "activation_bound": 1, "activation_norm": 1}
+    blocks = hn.Parameters(ring_degree=1024, modulus_bits=[60] * 16, **sizes)
+    client, server, _ = layer(blocks, 256, 512, max_memory_bytes=30_000_000)
+    request = laid_out(client.encrypt(np.zeros((1, 256))), 1024, 1024, 1, 256, ciphertext_bytes(blocks))
+    assert server.cost(request).layer_bytes > 16_000_000
+    before = peak()
+    with pytest.raises(hn.WireError, match="of memory"):
+        server.forward(request)
+    assert peak() - before < 8_000  # kB
+
+    slots = hn.Parameters(ring_degree=1024, modulus_bits=[60] * 5, packing="slots", **sizes)
+    client = hn.LinearClient(hn.SecretKey.generate(slots), 64, 256)
+    material = client.public_material()
+    limit = serving_cost(slots, 64, 256, 1, "forward").layer_bytes
+    with pytest.raises(hn.WireError, match="of memory"):
+        hn.LinearServer(material, np.zeros((256, 64)), max_memory_bytes=limit)
+    hn.LinearServer(material, np.zeros((256, 64)), max_memory_bytes=5 * limit)
+
+
 @pytest.mark.parametrize(
     ("kind", "params", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -68,6 +69,32 @@ def test_the_flood_drowns_the_noise_by_the_proven_factor():
     spread = np.max(np.abs(noise - np.mean(noise, axis=0)))
     worst = client.flooding_deviation / (math.sqrt(12) * 2**15)
     assert math.sqrt(20) * spread < worst
+
+
+def bits_beside_the_integers(y, scale):
+    """What a released value says beside the flooded integer that it stands for: the entropy of its last bits, which the unflooded
+    value decides once that integer is known. 0 where it is a function of the integer."""
+    left = np.round((y - np.rint(y * scale) / scale) / np.spacing(np.abs(y)))
+    share = np.unique(left, return_counts=True)[1] / left.size
+    return float(-(share * np.log2(share)).sum())
+
+
+@pytest.mark.parametrize(("n", "d", "o", "releases"), [(4, 64, 5, 1), (40, 300, 7, 1), (9, 20, 3, 1 << 20)])
+def test_the_last_bits_of_released_values_say_nothing_of_the_unflooded_ones(n, d, o, releases):
+    client, server, x, exact, _ = make(n, d, o, releases=releases, fresh_keys=releases == 1)
+    values, scales = [], set()
+    while len(values) * n * o < 4000:
+        reply = server.forward(client.encrypt(x))
+        scales.add(struct.unpack_from("<d", reply, 64 + 12 + 1)[0])
+        values.append(client.decrypt_for_release(reply))
+    (scale,) = scales
+    y = np.ravel(values)
+    assert bits_beside_the_integers(y, scale) == 0
+    assert np.array_equal(y, np.rint(y * scale) / scale)
+    # The same with noise that is added after the division tells more than half a bit of each.
+    unflooded = np.rint(np.tile(exact.ravel(), len(values)) * scale)
+    noise = np.rint(np.random.default_rng(0).normal(size=y.size) * client.flooding_deviation * scale)
+    assert bits_beside_the_integers(unflooded / scale + noise / scale, scale) > 0.5
 
 
 @settings(max_examples=15)

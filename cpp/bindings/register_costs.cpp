@@ -49,6 +49,7 @@ py::dict as_dict(const ServingCost& cost) {
 void register_costs(py::module_& module) {
     module.attr("MAX_REPLY_BYTES") = ServingLimits{}.reply_bytes;
     module.attr("MAX_MULTIPLICATIONS") = ServingLimits{}.multiplications;
+    module.attr("MAX_MEMORY_BYTES") = ServingLimits{}.memory_bytes;
     module.def("serving_cost", &cost_of, py::arg("parameters"), py::arg("kind"), py::arg("features"),
                py::arg("outputs"), py::arg("samples"), py::arg("byte_ns"), py::arg("weight_gradients"));
 }

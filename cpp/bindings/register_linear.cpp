@@ -125,15 +125,17 @@ void register_linear(py::module_& module) {
     py::class_<MaskedGradient>(module, "MaskedGradient");
     py::class_<LinearServer>(module, "LinearServer")
         .def(py::init([](const py::buffer& object, std::size_t max_samples, std::size_t max_reply_bytes,
-                         double max_multiplications) {
+                         double max_multiplications, std::size_t max_memory_bytes) {
                  const Bytes public_material(object);
                  py::gil_scoped_release release;
-                 return std::make_unique<LinearServer>(public_material.view(), max_samples,
-                                                       ServingLimits{max_reply_bytes, max_multiplications});
+                 return std::make_unique<LinearServer>(
+                     public_material.view(), max_samples,
+                     ServingLimits{max_reply_bytes, max_multiplications, max_memory_bytes});
              }),
              py::arg("public_material"), py::arg("max_samples"),
              py::arg("max_reply_bytes") = ServingLimits{}.reply_bytes,
-             py::arg("max_multiplications") = ServingLimits{}.multiplications)
+             py::arg("max_multiplications") = ServingLimits{}.multiplications,
+             py::arg("max_memory_bytes") = ServingLimits{}.memory_bytes)
         .def_property_readonly("features", &LinearServer::features)
         .def_property_readonly("outputs", &LinearServer::outputs)
         .def_property_readonly("parameters", &LinearServer::parameters)

@@ -91,14 +91,15 @@ void register_sealed(py::module_& module) {
 
     py::class_<SealedLayerServer>(module, "SealedLayerServer")
         .def(py::init([](const py::buffer& object, std::size_t max_samples, std::size_t max_reply_bytes,
-                         double max_multiplications) {
+                         double max_multiplications, std::size_t max_memory_bytes) {
                  const Bytes bytes(object);
                  py::gil_scoped_release release;
-                 return std::make_unique<SealedLayerServer>(bytes.view(), max_samples,
-                                                            ServingLimits{max_reply_bytes, max_multiplications});
+                 return std::make_unique<SealedLayerServer>(
+                     bytes.view(), max_samples, ServingLimits{max_reply_bytes, max_multiplications, max_memory_bytes});
              }),
              py::arg("sealed"), py::arg("max_samples"), py::arg("max_reply_bytes") = ServingLimits{}.reply_bytes,
-             py::arg("max_multiplications") = ServingLimits{}.multiplications)
+             py::arg("max_multiplications") = ServingLimits{}.multiplications,
+             py::arg("max_memory_bytes") = ServingLimits{}.memory_bytes)
         .def(
             "cost",
             [](const SealedLayerServer& server, const py::buffer& object) {

@@ -133,23 +133,35 @@ double LinearClient::decrypt(View<const std::uint8_t> bytes, Purpose purpose, bo
     if (kTail * packing_->rounding_deviation() / reply.scale > parameters_.choice().error_bound) {
         throw WireError("a reply that is too coarse for the agreed error bound");
     }
-    decrypt_groups(reply, key, reader, y);
-    const double flooding = purpose == Purpose::release ? release(reply, key, y) : 0;
+    const bool released = purpose == Purpose::release;
+    const double deviation = released ? release_deviation(reply) : 0;
+    const SecretBuffer<std::int64_t> noise =
+        released ? flooding_noise(deviation, reply.shape.samples * outputs_) : SecretBuffer<std::int64_t>();
+    decrypt_groups(reply, key, reader, noise, y);
+    if (released) {
+        session_.count_release(key);
+    }
     if (weight_gradient_follows) {
         answer.done(Awaited::weight_gradient);
     } else {
         answer.done();
     }
-    return flooding;
+    return deviation / reply.scale;
 }
 
-void LinearClient::decrypt_groups(const ReplyHead& reply, const ClientKey& key, WireReader& reader, double* y) const {
+void LinearClient::decrypt_groups(const ReplyHead& reply, const ClientKey& key, WireReader& reader,
+                                  const SecretBuffer<std::int64_t>& noise, double* y) const {
     const BatchShape& shape = reply.shape;
     const std::size_t products = packing_->products(shape);
     CiphertextRuns runs(ring_.degree(), reply.bits);
+    std::vector<std::size_t> noise_offset;
+    std::size_t coefficients = 0;
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t p = 0; p < products; ++p) {
-            runs.add(packing_->position_count(shape, p, shape.samples_of(group)));
+            const std::size_t count = packing_->position_count(shape, p, shape.samples_of(group));
+            runs.add(count);
+            noise_offset.push_back(coefficients);
+            coefficients += count;
         }
     }
     reader.require_remaining(runs.bytes());
@@ -157,27 +169,27 @@ void LinearClient::decrypt_groups(const ReplyHead& reply, const ClientKey& key, 
     parallel_for(shape.groups(), [&](std::size_t group) {
         const std::size_t samples = shape.samples_of(group);
         for (std::size_t p = 0; p < products; ++p) {
-            const SecretBuffer<std::int64_t> values = key.open(payload.data + runs.offset(group * products + p),
-                                                               packing_->positions(shape, p, samples), reply.bits);
+            SecretBuffer<std::int64_t> values = key.open(payload.data + runs.offset(group * products + p),
+                                                         packing_->positions(shape, p, samples), reply.bits);
             const View<const std::int64_t> view{values.data(), values.size()};
             check_edge(view, reply.bits);
+            // To the integers: how a double of the sum is rounded would tell of the terms.
+            for (std::size_t i = 0; !noise.empty() && i < values.size(); ++i) {
+                values[i] += noise[noise_offset[group * products + p] + i];
+            }
             packing_->decode(shape, p, samples, view, reply.scale, y + group * shape.group_size * outputs_);
         }
     });
 }
 
-double LinearClient::release(const ReplyHead& reply, ClientKey& key, double* y) {
-    session_.count_release(key);
+double LinearClient::release_deviation(const ReplyHead& reply) const {
+    if (parameters_.choice().releases == 0) {
+        return 0;
+    }
     const double product_scale = reply.scale * std::ldexp(ring_.modulus_value(), -reply.bits);
     const double l1 = packing_->weight_l1(reply.shape, product_scale);
     const std::size_t released = reply.shape.samples * outputs_;
-    const double deviation =
-        flood_deviation(parameters_.choice().releases, released, released_noise(ring_, l1, reply.bits));
-    const SecretBuffer<std::int64_t> noise = flooding_noise(deviation, released);
-    for (std::size_t i = 0; i < released; ++i) {
-        y[i] += static_cast<double>(noise[i]) / reply.scale;
-    }
-    return deviation / reply.scale;
+    return flood_deviation(parameters_.choice().releases, released, released_noise(ring_, l1, reply.bits));
 }
 
 }  // namespace hesplit

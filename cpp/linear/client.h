@@ -63,8 +63,11 @@ class LinearClient {
     std::string write_request(const BatchShape& shape, const T* x, const Encryptions& encryptions,
                               const Seed& announced, const Id& message) const;
     ReplyHead read_reply(WireReader& reader, const Outstanding& request) const;
-    void decrypt_groups(const ReplyHead& reply, const ClientKey& key, WireReader& reader, double* y) const;
-    double release(const ReplyHead& reply, ClientKey& key, double* y);
+    // `noise`, one value for each logit in the order of the reply, is added before anything is divided or rounded.
+    void decrypt_groups(const ReplyHead& reply, const ClientKey& key, WireReader& reader,
+                        const SecretBuffer<std::int64_t>& noise, double* y) const;
+    // The deviation of the noise that floods released logits, in units of the reply's last bit; 0 without releases.
+    double release_deviation(const ReplyHead& reply) const;
     SecretBuffer<std::int64_t> gradient_noise(const ReplyHead& message, ClientKey& key, View<const double> gradient,
                                               std::size_t coefficients);
     std::string open_runs(const ReplyHead& message, ClientKey& key, WireReader& reader, View<const double> gradient);

@@ -310,6 +310,11 @@ void check(const ServingCost& cost, const ServingLimits& limits) {
         throw WireError("the answer to this message would have " + megabytes(cost.reply_bytes) +
                         ", and this server sends up to " + megabytes(limits.reply_bytes) + "; send smaller batches");
     }
+    const std::size_t memory = cost.reply_bytes + cost.held_bytes + cost.layer_bytes + cost.working_bytes;
+    if (memory > limits.memory_bytes) {
+        throw WireError("this message would take " + megabytes(memory) + " of memory, and this server gives it up to " +
+                        megabytes(limits.memory_bytes) + "; send smaller batches or choose a smaller layer or ring");
+    }
     if (cost.multiplications > limits.multiplications) {
         throw WireError("the answer to this message would take 2^" +
                         std::to_string(std::ilogb(cost.multiplications) + 1) +

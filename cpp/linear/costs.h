@@ -39,10 +39,12 @@ struct ServingCost {
     double multiplications = 0;     // of residues, with everything else in units of them (0.1 to 0.8 ns each)
 };
 
-// Refused beyond. The largest message that the transport carries, and some minutes of one core.
+// Refused beyond. The largest message that the transport carries, some minutes of one core, and all the memory that one
+// message may lead to.
 struct ServingLimits {
     std::size_t reply_bytes = std::size_t{1} << 28;
     double multiplications = 0x1p40;
+    std::size_t memory_bytes = std::size_t{1} << 31;
 };
 
 // Throws WireError for a cost beyond the limits.

@@ -40,6 +40,7 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples, const Ser
 
 void LinearServer::set_weight(View<const double> weight, View<const double> bias) {
     check_weights(weight, bias, features_, outputs_);
+    check(packing_->weights_cost(), limits_);
     const std::shared_ptr<const LayerWeights> fresh =
         packing_->make_weights({weight.begin(), weight.end()}, {bias.begin(), bias.end()});
     {

@@ -29,7 +29,7 @@ class LinearServer {
     const Parameters& parameters() const { return parameters_; }
 
     // weight is row-major [outputs, features], bias [outputs] or empty. Throws RangeError when the parameters cannot
-    // hold them.
+    // hold them, WireError when that would take more than the limits.
     void set_weight(View<const double> weight, View<const double> bias);
 
     // The ciphertexts of a request, kept for its weight gradient.

@@ -59,6 +59,8 @@ class ServerPacking {
 
     virtual const Ring& ring() const = 0;  // what ciphertexts use
 
+    // Of memory for the weights before any request has come.
+    virtual ServingCost weights_cost() const = 0;
     // Throws RangeError when the parameters cannot hold these weights. weight is row-major [outputs, features], bias
     // [outputs] or empty.
     virtual std::shared_ptr<const LayerWeights> make_weights(std::vector<double> weight,

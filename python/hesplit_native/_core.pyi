@@ -50,6 +50,7 @@ class Parameters:
 
 MAX_REPLY_BYTES: int
 MAX_MULTIPLICATIONS: float
+MAX_MEMORY_BYTES: int
 
 class ServingCost(TypedDict):
     request_bytes: int
@@ -108,7 +109,12 @@ class MaskedGradient: ...
 
 class LinearServer:
     def __init__(
-        self, public_material: Buffer, max_samples: int, max_reply_bytes: int = ..., max_multiplications: float = ...
+        self,
+        public_material: Buffer,
+        max_samples: int,
+        max_reply_bytes: int = ...,
+        max_multiplications: float = ...,
+        max_memory_bytes: int = ...,
     ) -> None: ...
     @property
     def features(self) -> int: ...
@@ -144,7 +150,12 @@ class SealedLayerClient:
 
 class SealedLayerServer:
     def __init__(
-        self, sealed: Buffer, max_samples: int, max_reply_bytes: int = ..., max_multiplications: float = ...
+        self,
+        sealed: Buffer,
+        max_samples: int,
+        max_reply_bytes: int = ...,
+        max_multiplications: float = ...,
+        max_memory_bytes: int = ...,
     ) -> None: ...
     def cost(self, message: Buffer) -> ServingCost: ...
     @property

@@ -18,6 +18,7 @@ class BlockServerPacking final : public ServerPacking {
     BlockServerPacking(const Parameters& parameters, std::size_t features, std::size_t outputs);
 
     const Ring& ring() const override { return ring_; }
+    ServingCost weights_cost() const override { return {}; }  // encoded when it is known in which layout
     std::shared_ptr<const LayerWeights> make_weights(std::vector<double> weight,
                                                      std::vector<double> bias) const override;
 

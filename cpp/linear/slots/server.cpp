@@ -22,6 +22,11 @@ SlotServerPacking::SlotServerPacking(const Parameters& parameters, std::size_t f
                                reader)),
       codec_(ring_.data(), dropped_bits(ring_.data())) {}
 
+ServingCost SlotServerPacking::weights_cost() const {
+    const BatchShape one{1, static_cast<std::uint32_t>(layout_.group_size()), 0};
+    return cost(Served::forward, one, most_reply_bits(ring()));
+}
+
 std::shared_ptr<const LayerWeights> SlotServerPacking::make_weights(std::vector<double> weight,
                                                                     std::vector<double> bias) const {
     return std::make_shared<const SlotLayerWeights>(

@@ -21,6 +21,7 @@ class SlotServerPacking final : public ServerPacking {
                       WireReader& reader);
 
     const Ring& ring() const override { return ring_.data(); }
+    ServingCost weights_cost() const override;
     std::shared_ptr<const LayerWeights> make_weights(std::vector<double> weight,
                                                      std::vector<double> bias) const override;
 

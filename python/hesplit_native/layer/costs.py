@@ -13,9 +13,11 @@ from hesplit_native import _core
 from hesplit_native.choices import Served
 from hesplit_native.layer.parameters import GIGABIT, Parameters, byte_nanoseconds
 
-#: What a server refuses unless it is told otherwise: the largest message of the transport, and some minutes of one core.
+#: Beyond what a server refuses unless it is told otherwise: the largest message of the transport, some minutes of one core, and
+#: the memory of one message (all of its cost's bytes but the request's).
 MAX_REPLY_BYTES: int = _core.MAX_REPLY_BYTES
 MAX_MULTIPLICATIONS: float = _core.MAX_MULTIPLICATIONS
+MAX_MEMORY_BYTES: int = _core.MAX_MEMORY_BYTES
 
 
 @dataclass(frozen=True)

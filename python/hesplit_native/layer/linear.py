@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hesplit_native import _core
 from hesplit_native.choices import Overflow
 from hesplit_native.errors import ParameterError
-from hesplit_native.layer.costs import MAX_MULTIPLICATIONS, MAX_REPLY_BYTES, ServingCost
+from hesplit_native.layer.costs import MAX_MEMORY_BYTES, MAX_MULTIPLICATIONS, MAX_REPLY_BYTES, ServingCost
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
 from hesplit_native.layer.parameters import GIGABIT, WEIGHT_NORM, Parameters, byte_nanoseconds
 
@@ -171,14 +171,14 @@ class LinearServer:
         Arrays or CPU tensors [out_features, in_features] and [out_features]; bias may be None.
     max_batch
         Requests of more samples are refused.
-    max_reply_bytes, max_multiplications
-        What would lead to a longer reply, or to more work, is refused before anything is done for it
+    max_reply_bytes, max_multiplications, max_memory_bytes
+        What would lead to a longer reply, to more work or to more memory is refused before anything is done for it
         (`hesplit_native.layer.costs`).
 
     Raises
     ------
     WireError
-        When the bytes are not valid public material.
+        When the bytes are not valid public material, or this layer under these parameters exceeds the limits.
     RangeError
         When the parameters cannot hold these weights within their error bound.
     """
@@ -192,8 +192,11 @@ class LinearServer:
         max_batch: int = 65536,
         max_reply_bytes: int = MAX_REPLY_BYTES,
         max_multiplications: float = MAX_MULTIPLICATIONS,
+        max_memory_bytes: int = MAX_MEMORY_BYTES,
     ) -> None:
-        self._native = _core.LinearServer(public_material, max_batch, max_reply_bytes, max_multiplications)
+        self._native = _core.LinearServer(
+            public_material, max_batch, max_reply_bytes, max_multiplications, max_memory_bytes
+        )
         self.in_features: int = self._native.features
         self.out_features: int = self._native.outputs
         self.parameters = Parameters._wrap(self._native.parameters)
@@ -340,8 +343,8 @@ class SealedServer:
         The bytes of `SealedClient.seal`, or of `saved`.
     max_batch
         Requests of more samples are refused.
-    max_reply_bytes, max_multiplications
-        What would lead to a longer reply, or to more work, is refused before anything is done for it
+    max_reply_bytes, max_multiplications, max_memory_bytes
+        What would lead to a longer reply, to more work or to more memory is refused before anything is done for it
         (`hesplit_native.layer.costs`).
 
     Raises
@@ -357,8 +360,11 @@ class SealedServer:
         max_batch: int = 65536,
         max_reply_bytes: int = MAX_REPLY_BYTES,
         max_multiplications: float = MAX_MULTIPLICATIONS,
+        max_memory_bytes: int = MAX_MEMORY_BYTES,
     ) -> None:
-        self._native = _core.SealedLayerServer(sealed, max_batch, max_reply_bytes, max_multiplications)
+        self._native = _core.SealedLayerServer(
+            sealed, max_batch, max_reply_bytes, max_multiplications, max_memory_bytes
+        )
         self.in_features: int = self._native.features
         self.out_features: int = self._native.outputs
         self.parameters = Parameters._wrap(self._native.parameters)
