@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -75,3 +78,44 @@ def test_keys_differ(params):
     keys = [hn.SecretKey.generate(params) for _ in range(3)]
     assert len({key.id for key in keys}) == 3
     assert len({bytes(key._native.to_bytearray()[200:]) for key in keys}) == 3
+
+
+_PAGES = """
+import resource, sys
+import numpy as np
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+import hesplit_native as hn
+
+def locked():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmLck"))
+
+def not_dumped():
+    return sum("dd" in line.split() for line in open("/proc/self/smaps") if line.startswith("VmFlags"))
+
+before = not_dumped()
+params = hn.Parameters.recommend(in_features=20, out_features=3, batch_size=4, releases=1)
+x, w = np.ones((4, 20)), np.ones((3, 20)) / 20
+for fresh in (False, True):
+    client = hn.LinearClient(hn.SecretKey.generate(params), 20, 3, fresh_keys=fresh)
+    server = hn.LinearServer(client.public_material(), w)
+    assert np.abs(client.decrypt(server.forward(client.encrypt(x))) - 1).max() <= params.error_bound
+keys = [hn.SecretKey.generate(params) for _ in range(1000)]
+most, pages = locked(), not_dumped() - before
+del keys, client
+print(most, pages, locked())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("limit", [0, 1 << 16, 1 << 23])
+def test_pages_of_keys_are_locked_as_far_as_the_system_allows(limit):
+    run = subprocess.run([sys.executable, "-c", _PAGES, str(limit)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    most, pages, left = map(int, run.stdout.split())
+    assert pages >= 1  # of which core dumps hold nothing
+    if os.geteuid() != 0:
+        assert most <= limit // 1024
+    if limit == 1 << 23:
+        assert most >= 4 * 1000  # kB: a page each
+        assert left <= 1024 + 64  # what is kept for the next keys

@@ -327,3 +327,19 @@ def test_damaged_gradients_are_errors_of_ours(data):
         whole[at] ^= 1 << data.draw(st.integers(0, 7))
         with pytest.raises(hn.HESplitError):
             use(bytes(whole))
+
+
+@pytest.mark.parametrize(("batch", "rows", "d", "o"), [(1, 2, 8, 2), (2, 5, 20, 20), (3, 4, 300, 7), (8, 60, 4, 3)])
+def test_weight_gradients_of_more_samples_than_there_are_rotation_keys_for(batch, rows, d, o):
+    params = hn.Parameters(
+        ring_degree=4096, modulus_bits=[35, 35, 36], scale=2.0**25, packing="slots", batch_size=batch, error_bound=10
+    )
+    client = hn.LinearClient(hn.SecretKey.generate(params), d, o, weight_gradients=True)
+    server = hn.LinearServer(client.public_material(), np.zeros((o, d)))
+    for n in (batch, rows):
+        _, _, kept = server.forward_training(client.encrypt(np.ones((n, d))), keep=True)
+        if n == batch:
+            server.weight_gradient(kept, np.ones((n, o)))
+        else:
+            with pytest.raises(hn.WireError, match=f"batches of up to {batch} samples"):
+                server.weight_gradient(kept, np.ones((n, o)))

@@ -171,3 +171,26 @@ def test_damaged_messages_are_errors_of_ours(data):
     broken[data.draw(st.integers(0, len(broken) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(hn.HESplitError):
         use(bytes(broken))
+
+
+@pytest.mark.parametrize(
+    ("ring_degree", "modulus_bits", "security"),
+    [(1024, [26], "standard"), (1024, [20], "standard"), (2048, [24], "standard")],
+)
+def test_a_client_seals_nothing_that_servers_refuse(ring_degree, modulus_bits, security):
+    params = hn.Parameters(
+        ring_degree=ring_degree, modulus_bits=modulus_bits, scale=2.0**8, security=security, error_bound=1e6, updates=1
+    )
+    with pytest.raises(hn.ParameterError, match="a modulus of more than 26 bits"):
+        SealedClient(hn.SecretKey.generate(params), 3, 2, weight_norm=1)
+    assert params._native.estimate_sealed(3, 2, 1.0) is None
+
+
+@pytest.mark.parametrize(("ring_degree", "modulus_bits"), [(1024, [27]), (1024, [15, 15]), (2048, [28]), (8192, [30])])
+def test_what_a_client_seals_is_served(ring_degree, modulus_bits):
+    # Near the edge of what can be sealed: "paper", because the ring of 1024 is not secure with 27 bits.
+    params = hn.Parameters(
+        ring_degree=ring_degree, modulus_bits=modulus_bits, scale=2.0**8, security="paper", error_bound=1e9, updates=1
+    )
+    client = SealedClient(hn.SecretKey.generate(params), 3, 2, weight_norm=1)
+    SealedServer(client.seal(np.zeros((2, 3)), np.zeros(2)))

@@ -1,7 +1,11 @@
 #include "base/buffer.h"
 
-#ifdef __linux__
+#if defined(_WIN32)
+#define NOMINMAX
+#include <windows.h>
+#elif defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include <algorithm>
@@ -15,11 +19,11 @@ namespace {
 constexpr std::size_t kHugePage = std::size_t{2} << 20, kLarge = 2 * kHugePage;
 constexpr std::size_t kKept = std::size_t{256} << 10;
 
-// Freed blocks of at least kKept bytes, kept for the next one of the same size: batches of one shape ask for the same
-// ones again and again, and the system would have to zero their pages anew each time. Never waits for its lock, which a
-// fork may have caught.
+// Freed blocks that are kept for the next one of the same size. Never waits for its lock, which a fork may have caught.
 class Recycled {
   public:
+    explicit Recycled(std::size_t most_bytes) : most_bytes_(most_bytes) { blocks_.reserve(64); }
+
     void* take(std::size_t bytes) {
         const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
         if (!lock) {
@@ -37,19 +41,13 @@ class Recycled {
     }
 
     bool keep(void* memory, std::size_t bytes) noexcept {
-        constexpr std::size_t kMaxTotal = std::size_t{64} << 20;
         const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-        if (!lock || total_ + bytes > kMaxTotal || blocks_.size() == blocks_.capacity()) {
+        if (!lock || total_ + bytes > most_bytes_ || blocks_.size() == blocks_.capacity()) {
             return false;
         }
         blocks_.push_back({memory, bytes});
         total_ += bytes;
         return true;
-    }
-
-    static Recycled& get() {
-        static Recycled* const recycled = new Recycled;  // buffers may be freed until the process ends
-        return *recycled;
     }
 
   private:
@@ -58,12 +56,43 @@ class Recycled {
         std::size_t bytes;
     };
 
-    Recycled() { blocks_.reserve(64); }
-
+    std::size_t most_bytes_;
     std::mutex mutex_;
     std::vector<Block> blocks_;
     std::size_t total_ = 0;
 };
+
+// Buffers may be freed until the process ends, so neither of these is.
+
+// Blocks of at least kKept bytes: batches of one shape ask for the same ones again and again, and the system would have
+// to zero their pages anew each time.
+Recycled& recycled_blocks() {
+    static Recycled* const recycled = new Recycled(std::size_t{64} << 20);
+    return *recycled;
+}
+
+// Pages of keys: a client may take a fresh one for every request.
+Recycled& recycled_pages() {
+    static Recycled* const recycled = new Recycled(std::size_t{1} << 20);
+    return *recycled;
+}
+
+std::size_t page_size() {
+#if defined(_WIN32)
+    SYSTEM_INFO info;
+    GetSystemInfo(&info);
+    return info.dwPageSize;
+#elif defined(__unix__) || defined(__APPLE__)
+    return static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+#else
+    return kAlignment;
+#endif
+}
+
+std::size_t whole_pages(std::size_t bytes) {
+    static const std::size_t page = page_size();
+    return (bytes + page - 1) / page * page;
+}
 
 std::align_val_t alignment(std::size_t bytes) {
     return std::align_val_t{bytes < kLarge ? kAlignment : kHugePage};
@@ -73,7 +102,7 @@ std::align_val_t alignment(std::size_t bytes) {
 
 void* allocate_aligned(std::size_t bytes) {
     if (bytes >= kKept) {
-        if (void* memory = Recycled::get().take(bytes)) {
+        if (void* memory = recycled_blocks().take(bytes)) {
             return memory;
         }
     }
@@ -87,9 +116,54 @@ void* allocate_aligned(std::size_t bytes) {
 }
 
 void free_aligned(void* memory, std::size_t bytes) noexcept {
-    if (bytes < kKept || !Recycled::get().keep(memory, bytes)) {
+    if (bytes < kKept || !recycled_blocks().keep(memory, bytes)) {
         ::operator delete(memory, alignment(bytes));
     }
+}
+
+void* allocate_pages(std::size_t bytes) {
+    bytes = whole_pages(bytes);
+    if (void* memory = recycled_pages().take(bytes)) {
+        return memory;
+    }
+    // What follows the allocation itself is a wish: systems may refuse.
+#if defined(_WIN32)
+    void* memory = VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+    if (memory == nullptr) {
+        throw std::bad_alloc();
+    }
+    VirtualLock(memory, bytes);
+    return memory;
+#elif defined(__unix__) || defined(__APPLE__)
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    if (memory == MAP_FAILED) {
+        throw std::bad_alloc();
+    }
+    mlock(memory, bytes);
+#if defined(MADV_DONTDUMP)
+    madvise(memory, bytes, MADV_DONTDUMP);
+#elif defined(MADV_NOCORE)
+    madvise(memory, bytes, MADV_NOCORE);
+#endif
+    return memory;
+#else
+    return allocate_aligned(bytes);
+#endif
+}
+
+void free_pages(void* memory, std::size_t bytes) noexcept {
+    bytes = whole_pages(bytes);
+    if (recycled_pages().keep(memory, bytes)) {
+        return;
+    }
+    // Unmapping unlocks.
+#if defined(_WIN32)
+    VirtualFree(memory, 0, MEM_RELEASE);
+#elif defined(__unix__) || defined(__APPLE__)
+    munmap(memory, bytes);
+#else
+    free_aligned(memory, bytes);
+#endif
 }
 
 void secure_zero(void* memory, std::size_t size) noexcept {

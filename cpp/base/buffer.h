@@ -40,24 +40,43 @@ inline constexpr std::size_t kAlignment = 64;
 void* allocate_aligned(std::size_t bytes);
 void free_aligned(void* memory, std::size_t bytes) noexcept;
 
-template <class T, bool Secret>
+// Whole pages of their own, which are neither swapped to disk nor written into a core dump, as far as the system allows
+// that: where it does not (a small RLIMIT_MEMLOCK, say) they are ordinary memory. Of freed ones, zeroed before, a few
+// are kept for the next key. Throws std::bad_alloc.
+void* allocate_pages(std::size_t bytes);
+void free_pages(void* memory, std::size_t bytes) noexcept;
+
+// What is in a buffer: anything; a secret, zeroed when freed; a secret that stays, which gets pages of its own.
+enum class Content { any, secret, key };
+
+template <class T, Content content>
 struct AlignedAllocator {
     using value_type = T;
 
     AlignedAllocator() = default;
     template <class U>
-    AlignedAllocator(const AlignedAllocator<U, Secret>&) noexcept {}
+    AlignedAllocator(const AlignedAllocator<U, content>&) noexcept {}
     template <class U>
     struct rebind {
-        using other = AlignedAllocator<U, Secret>;
+        using other = AlignedAllocator<U, content>;
     };
 
-    T* allocate(std::size_t count) { return static_cast<T*>(allocate_aligned(count * sizeof(T))); }
+    T* allocate(std::size_t count) {
+        if constexpr (content == Content::key) {
+            return static_cast<T*>(allocate_pages(count * sizeof(T)));
+        } else {
+            return static_cast<T*>(allocate_aligned(count * sizeof(T)));
+        }
+    }
     void deallocate(T* memory, std::size_t count) noexcept {
-        if constexpr (Secret) {
+        if constexpr (content != Content::any) {
             secure_zero(memory, count * sizeof(T));
         }
-        free_aligned(memory, count * sizeof(T));
+        if constexpr (content == Content::key) {
+            free_pages(memory, count * sizeof(T));
+        } else {
+            free_aligned(memory, count * sizeof(T));
+        }
     }
     // Elements that are not given a value stay as the memory was: most buffers are written in full anyway.
     template <class U>
@@ -74,10 +93,14 @@ struct AlignedAllocator {
 
 // Not initialised unless a value is given.
 template <class T>
-using Buffer = std::vector<T, AlignedAllocator<T, false>>;
+using Buffer = std::vector<T, AlignedAllocator<T, Content::any>>;
 
-// The same, zeroed when freed: secret keys, noise, and what is derived from them.
+// The same, zeroed when freed: noise, messages, and what is derived from keys for a moment.
 template <class T>
-using SecretBuffer = std::vector<T, AlignedAllocator<T, true>>;
+using SecretBuffer = std::vector<T, AlignedAllocator<T, Content::secret>>;
+
+// Secret keys, in every form in which they stay.
+template <class T>
+using KeyBuffer = std::vector<T, AlignedAllocator<T, Content::key>>;
 
 }  // namespace hesplit

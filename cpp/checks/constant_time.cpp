@@ -36,7 +36,7 @@ void reveal(const Container& values) {
 void check_encryption(const SecretKey& key, const Ring& ring) {
     EncryptionRandomness randomness = EncryptionRandomness::fresh();
     hide(randomness.noise_key);
-    const SecretBuffer<std::uint64_t> secret = secret_in_ring(key, ring);
+    const KeyBuffer<std::uint64_t> secret = secret_in_ring(key, ring);
     Buffer<std::int64_t> message(ring.degree(), 12345);
     hide(message);
     Buffer<std::uint64_t> c0(ring.size()), zero(ring.size()), scratch;

@@ -93,7 +93,7 @@ void SlotRing::make_rotation_key(const SecretKey& secret, int step, const Encryp
     key_.lift(View<const std::int8_t>{rotated.data(), n}, rotated_ntt.data());
     key_.to_ntt(rotated_ntt.data());
 
-    const SecretBuffer<std::uint64_t> secret_ntt = secret_in_ring(secret, key_);
+    const KeyBuffer<std::uint64_t> secret_ntt = secret_in_ring(secret, key_);
     const std::uint64_t special = key_.prime(key_.prime_count() - 1);
     for (std::size_t digit = 0; digit < data_.prime_count(); ++digit) {
         std::uint64_t* out = c0 + digit * key_.size();

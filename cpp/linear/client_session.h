@@ -28,7 +28,7 @@ struct ClientKey {
                                     int degree = 1) const;
 
     std::shared_ptr<const SecretKey> key;
-    SecretBuffer<std::uint64_t> secret;  // in NTT form
+    KeyBuffer<std::uint64_t> secret;  // in NTT form
     PhaseDecryptor phase;
     std::uint32_t released = 0;  // guarded by the session's mutex
 };

@@ -231,10 +231,6 @@ std::size_t degree_2_bytes(std::size_t positions, std::size_t degree, int bits) 
     return packed_bytes(positions, bits) + 2 * packed_bytes(degree, bits);
 }
 
-[[noreturn]] void refuse(const char* what) {
-    throw ParameterError(std::string("these parameters are not for ") + what);
-}
-
 bool is_sealed(Served served) {
     return served == Served::sealed_weight || served == Served::sealed_forward || served == Served::sealed_update ||
            served == Served::sealed_state;
@@ -249,17 +245,14 @@ ServingCost public_material_cost(const Parameters& parameters, const Ring& ring)
 
 ServingCost of_sealed(Served served, const Parameters& parameters, const ServedLayer& layer) {
     const ParameterChoice& choice = parameters.choice();
-    if (parameters.packing() != Packing::blocks || choice.updates == 0) {
-        refuse("sealed weights");
-    }
+    check_sealed(parameters);
     const Ring ring(parameters.ring_degree(), parameters.primes());
     const PolynomialCodec codec(ring, dropped_bits(ring));
     const BlockLayout layout =
         plan_sealed(choice, layer.features + 1, layer.outputs, codec.bits_per_coefficient(), kTypicalReplyBits);
     const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(layout.group_size),
                            static_cast<std::uint32_t>(layout.width)};
-    const int most =
-        std::min(max_degree_2_bits(ring.degree()), static_cast<int>(std::floor(std::log2(ring.modulus_value()))));
+    const int most = most_sealed_bits(ring.degree(), parameters.total_bits());
     return sealed_serving_cost(served, ring, codec.bytes(), sealed_layer_bytes(parameters), layout, shape,
                                {most, kInputGradientBits});
 }

@@ -37,7 +37,7 @@ PhaseDecryptor::PhaseDecryptor(const SecretKey& key, const Ring& auxiliary)
     });
 }
 
-const SecretBuffer<std::uint64_t>& PhaseDecryptor::secret() const {
+const KeyBuffer<std::uint64_t>& PhaseDecryptor::secret() const {
     std::call_once(once_, [this] {
         SecretBuffer<std::int8_t> coefficients(degree_);
         for (std::size_t i = 0; i < degree_; ++i) {
@@ -52,7 +52,7 @@ const SecretBuffer<std::uint64_t>& PhaseDecryptor::secret() const {
     return secret_;
 }
 
-const SecretBuffer<std::uint64_t>& PhaseDecryptor::reversed_square() const {
+const KeyBuffer<std::uint64_t>& PhaseDecryptor::reversed_square() const {
     std::call_once(square_once_, [this] {
         // |s^2| <= N, far from wrapping around in the auxiliary ring.
         SecretBuffer<std::uint64_t> square(auxiliary_->size());
@@ -112,7 +112,7 @@ void PhaseDecryptor::product_ntt(View<const std::uint64_t> c1, View<const std::u
                                  View<const std::uint32_t> positions, int bits, std::uint64_t* out) const {
     // With centred c1 the integer product is below N * 2^(bits-1) in absolute value, with c2 below N^2 * 2^(bits-1):
     // less than half the auxiliary modulus.
-    const SecretBuffer<std::uint64_t>& s = secret();
+    const KeyBuffer<std::uint64_t>& s = secret();
     SecretBuffer<std::uint64_t> product(auxiliary_->size());
     if (c2.size != 0) {  // (c2 * s + c1) * s
         SecretBuffer<std::uint64_t> first(auxiliary_->size());

@@ -38,17 +38,17 @@ class PhaseDecryptor {
     void product_wide(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits,
                       std::uint64_t* out) const;
     void to_auxiliary(View<const std::uint64_t> values, int bits, std::uint64_t* out) const;
-    const SecretBuffer<std::uint64_t>& secret() const;
-    const SecretBuffer<std::uint64_t>& reversed_square() const;
+    const KeyBuffer<std::uint64_t>& secret() const;
+    const KeyBuffer<std::uint64_t>& reversed_square() const;
 
     std::size_t degree_;
-    SecretBuffer<std::uint64_t> reversed_sign_;     // of s reversed: all ones where the coefficient is -1
-    SecretBuffer<std::uint64_t> reversed_nonzero_;  // all ones where it is not 0
+    KeyBuffer<std::uint64_t> reversed_sign_;     // of s reversed: all ones where the coefficient is -1
+    KeyBuffer<std::uint64_t> reversed_nonzero_;  // all ones where it is not 0
     const Ring* auxiliary_;
-    mutable std::once_flag once_;                 // a key for one step often needs no transform
-    mutable SecretBuffer<std::uint64_t> secret_;  // s in NTT form over the auxiliary ring
+    mutable std::once_flag once_;              // a key for one step often needs no transform
+    mutable KeyBuffer<std::uint64_t> secret_;  // s in NTT form over the auxiliary ring
     mutable std::once_flag square_once_;
-    mutable SecretBuffer<std::uint64_t> reversed_square_;  // s^2 modulo 2^64, reversed
+    mutable KeyBuffer<std::uint64_t> reversed_square_;  // s^2 modulo 2^64, reversed
 };
 
 // How many bits a reply of degree 2 may have: N * N * 2^(bits-1) stays below half the auxiliary modulus.

@@ -20,7 +20,7 @@ EncryptionRandomness EncryptionRandomness::fresh() {
     return randomness;
 }
 
-void encrypt_zero(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
+void encrypt_zero(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
                   std::uint32_t index, std::uint64_t* c0) {
     expand_uniform(ring, randomness.seed, index, c0);
     ring.multiply(c0, secret.data(), c0);
@@ -37,7 +37,7 @@ ZeroEncryptions ZeroEncryptions::begin() {
     return {EncryptionRandomness::fresh(), {}, process_id()};
 }
 
-void ZeroEncryptions::fill(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, std::size_t count) {
+void ZeroEncryptions::fill(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, std::size_t count) {
     std::vector<SecretBuffer<std::uint64_t>> made(count);
     parallel_for(count, [&](std::size_t index) {
         made[index].resize(ring.size());

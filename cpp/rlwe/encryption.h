@@ -26,7 +26,7 @@ struct EncryptionRandomness {
 
 // c0 of a fresh encryption of zero, in coefficient form; a message is added to it. Until then it is as secret as the
 // message will be. `secret` is secret_in_ring. Never call it twice with the same randomness and index.
-void encrypt_zero(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
+void encrypt_zero(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
                   std::uint32_t index, std::uint64_t* c0);
 
 // Encryptions of zero, numbered from 0, for the ciphertexts of one message, to be used once. They may be made ahead of
@@ -37,7 +37,7 @@ struct ZeroEncryptions {
     long process = 0;
 
     static ZeroEncryptions begin();  // fresh randomness, nothing encrypted yet
-    void fill(const Ring& ring, const SecretBuffer<std::uint64_t>& secret, std::size_t count);
+    void fill(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, std::size_t count);
     // Whether there are so many of them, made by this process.
     bool usable(std::size_t count) const;
 };

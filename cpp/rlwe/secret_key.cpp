@@ -9,14 +9,14 @@
 
 namespace hesplit {
 
-SecretKey::SecretKey(Parameters parameters, const Id& id, SecretBuffer<std::int8_t> coefficients)
+SecretKey::SecretKey(Parameters parameters, const Id& id, KeyBuffer<std::int8_t> coefficients)
     : parameters_(std::move(parameters)), id_(id), coefficients_(std::move(coefficients)) {}
 
 std::shared_ptr<const SecretKey> SecretKey::generate(const Parameters& parameters) {
     SecretBuffer<std::uint8_t> seed(32);
     os_random(seed.data(), seed.size());
     ChaCha20 stream(seed.data(), Domain::secret, 0, 0);
-    SecretBuffer<std::int8_t> coefficients(parameters.ring_degree());
+    KeyBuffer<std::int8_t> coefficients(parameters.ring_degree());
     sample_ternary(stream, coefficients.data(), coefficients.size());
     return std::shared_ptr<const SecretKey>(new SecretKey(parameters, random_id(), std::move(coefficients)));
 }
@@ -55,14 +55,14 @@ std::shared_ptr<const SecretKey> SecretKey::parse(View<const std::uint8_t> bytes
     reader.require_remaining(packed_bytes(parameters.ring_degree(), 2));
     SecretBuffer<std::uint64_t> digits(parameters.ring_degree());
     reader.packed({digits.data(), digits.size()}, 2, 3);
-    SecretBuffer<std::int8_t> coefficients(digits.size());
+    KeyBuffer<std::int8_t> coefficients(digits.size());
     std::transform(digits.begin(), digits.end(), coefficients.begin(),
                    [](std::uint64_t digit) { return static_cast<std::int8_t>(static_cast<int>(digit) - 1); });
     return std::shared_ptr<const SecretKey>(new SecretKey(parameters, reader.header().key, std::move(coefficients)));
 }
 
-SecretBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring) {
-    SecretBuffer<std::uint64_t> secret(ring.size());
+KeyBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring) {
+    KeyBuffer<std::uint64_t> secret(ring.size());
     key.use_coefficients([&](View<const std::int8_t> coefficients) { ring.lift(coefficients, secret.data()); });
     ring.to_ntt(secret.data());
     return secret;

@@ -40,17 +40,17 @@ class SecretKey {
     static std::shared_ptr<const SecretKey> parse(View<const std::uint8_t> bytes);
 
   private:
-    SecretKey(Parameters parameters, const Id& id, SecretBuffer<std::int8_t> coefficients);
+    SecretKey(Parameters parameters, const Id& id, KeyBuffer<std::int8_t> coefficients);
     void require_alive() const;
 
     Parameters parameters_;
     Id id_;
     mutable std::shared_mutex mutex_;  // of what follows
-    mutable SecretBuffer<std::int8_t> coefficients_;
+    mutable KeyBuffer<std::int8_t> coefficients_;
     mutable bool destroyed_ = false;
 };
 
 // The secret in NTT form over one ring.
-SecretBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring);
+KeyBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring);
 
 }  // namespace hesplit

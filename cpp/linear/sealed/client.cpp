@@ -27,9 +27,7 @@ BlockLayout plan(const Parameters& parameters, const PolynomialCodec& codec, std
     if (features < 1 || !possible_layer(features + 1, outputs)) {
         throw ParameterError("in_features and out_features must be between 1 and 65535");
     }
-    if (parameters.packing() != Packing::blocks || parameters.choice().updates == 0) {
-        throw ParameterError("sealed weights need packing=\"blocks\" and updates >= 1");
-    }
+    check_sealed(parameters);
     return plan_sealed(parameters.choice(), features + 1, outputs, codec.bits_per_coefficient(), kTypicalReplyBits);
 }
 

@@ -1,11 +1,9 @@
 #include "linear/sealed/messages.h"
 
-#include <algorithm>
 #include <string>
 
 #include "base/error.h"
 #include "linear/messages.h"
-#include "rlwe/decryption.h"
 
 namespace hesplit {
 
@@ -23,8 +21,10 @@ void write_sealed_layer(WireWriter& writer, const Parameters& parameters, const 
 
 Parameters read_sealed_parameters(WireReader& reader) {
     Parameters parameters = read_parameters(reader);
-    if (parameters.packing() != Packing::blocks || parameters.choice().updates == 0) {
-        throw WireError("sealed weights under parameters that are not for them");
+    try {
+        check_sealed(parameters);
+    } catch (const ParameterError& error) {
+        throw WireError(std::string("sealed weights under parameters that are not for them: ") + error.what());
     }
     return parameters;
 }
@@ -39,7 +39,7 @@ SealedLayer read_sealed_layer(WireReader& reader, const Parameters& parameters) 
     }
     layer.bits.logits = reader.u8();
     layer.bits.input_gradient = reader.u8();
-    const int most = std::min(max_degree_2_bits(parameters.ring_degree()), parameters.total_bits() - 1);
+    const int most = most_sealed_bits(parameters.ring_degree(), parameters.total_bits());
     for (const int bits : {layer.bits.logits, layer.bits.input_gradient}) {
         if (bits < 1 || bits > most) {
             throw WireError("sealed weights with an impossible number of reply bits");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
 
 #include "base/error.h"
 #include "linear/messages.h"
@@ -11,6 +12,21 @@
 #include "wire/codec.h"
 
 namespace hesplit {
+
+int most_sealed_bits(std::size_t ring_degree, int modulus_bits) {
+    return std::min(max_degree_2_bits(ring_degree), modulus_bits - 1);
+}
+
+void check_sealed(const Parameters& parameters) {
+    if (parameters.packing() != Packing::blocks || parameters.choice().updates == 0) {
+        throw ParameterError("sealed weights need packing=\"blocks\" and updates >= 1");
+    }
+    if (kInputGradientBits > most_sealed_bits(parameters.ring_degree(), parameters.total_bits())) {
+        throw ParameterError("sealed weights need a modulus of more than " + std::to_string(kInputGradientBits) +
+                             " bits, for the gradients that come back; these parameters have " +
+                             std::to_string(parameters.total_bits()));
+    }
+}
 
 BlockLayout plan_sealed(const ParameterChoice& choice, std::size_t features, std::size_t outputs, double request_bits,
                         double reply_bits) {
@@ -61,8 +77,7 @@ SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, cons
     const double rounding = norm * std::sqrt(static_cast<double>(layout.features)) / (2 * scaling.weight_scale);
     const double fixed = kTail * std::sqrt(request * request + weights * weights + both * both) + rounding;
     const double reply = kTail * degree_2_rounding_deviation(ring.degree());
-    const int most =
-        std::min(max_degree_2_bits(ring.degree()), static_cast<int>(std::floor(std::log2(ring.modulus_value()))));
+    const int most = most_sealed_bits(ring.degree(), static_cast<int>(std::floor(std::log2(ring.modulus_value()))) + 1);
     for (scaling.logit_bits = 8; scaling.logit_bits <= most; ++scaling.logit_bits) {
         scaling.error = fixed + reply * ring.modulus_value() / std::ldexp(used_scale, scaling.logit_bits);
         if (scaling.error <= choice.error_bound) {
@@ -82,6 +97,11 @@ std::optional<SealedEstimate> estimate_sealed(const Parameters& parameters, std:
     const PolynomialCodec codec(ring, dropped_bits(ring));
     const ParameterChoice& choice = parameters.choice();
     SealedEstimate estimate;
+    try {
+        check_sealed(parameters);
+    } catch (const ParameterError&) {
+        return std::nullopt;
+    }
     estimate.layout = plan_sealed(choice, features + 1, outputs, codec.bits_per_coefficient(), kTypicalReplyBits);
     try {
         const SealedScaling scaling = scale_sealed(choice, ring, estimate.layout, weight_norm);

@@ -20,6 +20,12 @@ struct SealedBits {
     int input_gradient = 0;
 };
 inline constexpr int kInputGradientBits = 26;
+// The most that either may be, of which there is no more in a modulus of so many bits, nor in what the client decrypts.
+int most_sealed_bits(std::size_t ring_degree, int modulus_bits);
+
+// Throws ParameterError unless a layer can be sealed under these parameters: what a client may send, and a server
+// takes.
+void check_sealed(const Parameters& parameters);
 
 // The layout with the fewest bytes per training step of choice.batch_size samples; features includes the bias.
 BlockLayout plan_sealed(const ParameterChoice& choice, std::size_t features, std::size_t outputs, double request_bits,
