@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import struct
 
+import numpy as np
 import pytest
 
 import hesplit_native as hn
@@ -113,3 +115,88 @@ def test_dict_and_bytes_round_trip():
     values = params.to_dict()
     assert values.pop("hash") == params.hash
     assert hn.Parameters(**values) == params
+
+
+QUANTUM = {1024: 20, 2048: 40, 4096: 80, 8192: 161, 16384: 322, 32768: 644}
+
+
+@pytest.mark.parametrize("ring_degree", QUANTUM)
+def test_limits_against_quantum_computers(ring_degree):
+    def primes(total):
+        count = -(-total // 50)
+        return [total // count + (i < total % count) for i in range(count)]
+
+    sizes = {"ring_degree": ring_degree, "scale": 2.0**8, "security": "quantum"}
+    params = hn.Parameters(modulus_bits=primes(QUANTUM[ring_degree]), **sizes)
+    assert params.max_bits == QUANTUM[ring_degree]
+    assert params.strength == "128 bits, quantum"
+    assert hn.Parameters.from_bytes(params.to_bytes()) == params
+    with pytest.raises(hn.ParameterError, match=f"only up to {QUANTUM[ring_degree]} bits against quantum"):
+        hn.Parameters(modulus_bits=primes(QUANTUM[ring_degree] + 1), **sizes)
+    classical = hn.Parameters(modulus_bits=primes(QUANTUM[ring_degree] + 1), **(sizes | {"security": "standard"}))
+    assert classical.strength == "128 bits, classical"
+    assert classical.max_bits > params.max_bits
+
+
+@pytest.mark.parametrize(
+    ("d", "o", "options"),
+    [
+        (256, 5, {}),
+        (300, 7, {"releases": 1}),
+        (64, 2, {"releases": 1 << 20}),
+        (40, 3, {"packing": "slots"}),
+        (1, 1, {}),
+    ],
+)
+def test_recommendations_against_quantum_computers(d, o, options):
+    params = hn.Parameters.recommend(
+        in_features=d, out_features=o, batch_size=4, activation_bound=32.0, security="quantum", **options
+    )
+    assert params.security == "quantum"
+    assert params.total_bits <= QUANTUM[params.ring_degree]
+    sealed = hn.Parameters.recommend_sealed(in_features=d, out_features=o, batch_size=4, security="quantum")
+    assert sealed.total_bits <= QUANTUM[sealed.ring_degree]
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(4, d)), rng.normal(size=(o, d)) / np.sqrt(d)
+    client = hn.LinearClient(hn.SecretKey.generate(params), d, o)
+    server = hn.LinearServer(client.public_material(), w)
+    assert np.abs(client.decrypt(server.forward(client.encrypt(x))) - x @ w.T).max() <= params.error_bound
+
+
+@pytest.mark.parametrize("releases", [1, 3, 1 << 20])
+def test_ten_more_statistical_bits_flood_with_32_times_the_noise(releases):
+    sizes = {"ring_degree": 4096, "modulus_bits": [53, 53], "scale": 2.0**45, "error_bound": 10.0, "releases": releases}
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(4, 20)), rng.normal(size=(3, 20))
+    deviations = {}
+    for bits in (30, 40):
+        params = hn.Parameters(**sizes, statistical_bits=bits)
+        client = hn.LinearClient(hn.SecretKey.generate(params), 20, 3)
+        server = hn.LinearServer(client.public_material(), w)
+        client.decrypt_for_release(server.forward(client.encrypt(x)))
+        deviations[bits] = client.flooding_deviation
+        assert 0 < deviations[bits] <= params.estimate(20, 3, 4)["flooding_deviation"]
+    assert deviations[40] / deviations[30] == pytest.approx(32)
+
+
+def test_statistical_bits_are_agreed_on_and_the_usual_ones_are_written_as_ever():
+    sizes = {"ring_degree": 2048, "modulus_bits": [50], "scale": 2.0**30, "releases": 1}
+    usual = hn.Parameters(**sizes)
+    # As the first release wrote them.
+    assert usual.to_bytes()[0] == 2
+    assert len(usual.to_bytes()) == 4 + 1 + 8 * 8
+    seen = {usual.hash}
+    for bits in (20, 31, 40, 60):
+        params = hn.Parameters(**sizes, statistical_bits=bits)
+        assert hn.Parameters.from_bytes(params.to_bytes()) == params
+        assert hn.Parameters.from_bytes(params.to_bytes()).statistical_bits == bits
+        seen.add(params.hash)
+    assert len(seen) == 5
+    for bits in (0, 19, 61, 1 << 31):
+        with pytest.raises(hn.ParameterError, match="statistical_bits must be between 20 and 60"):
+            hn.Parameters(**sizes, statistical_bits=bits)
+    longer = bytearray(hn.Parameters(**sizes, statistical_bits=40).to_bytes())
+    for bits in (0, 19, 30, 61, 2**32 + 40, 2**63):
+        longer[-8:] = struct.pack("<Q", bits)
+        with pytest.raises(hn.WireError):
+            hn.Parameters.from_bytes(bytes(longer))

@@ -21,18 +21,32 @@ Packing packing_of(const std::string& name) {
     throw ParameterError("packing must be \"blocks\" or \"slots\", got \"" + name + "\"");
 }
 
-Security security_of(const std::string& name) {
-    if (name == "standard" || name == "paper") {
-        return name == "standard" ? Security::standard : Security::paper;
+std::string name_of(Security security) {
+    switch (security) {
+        case Security::paper:
+            return "paper";
+        case Security::quantum:
+            return "quantum";
+        default:
+            return "standard";
     }
-    throw ParameterError("security must be \"standard\" or \"paper\", got \"" + name + "\"");
+}
+
+Security security_of(const std::string& name) {
+    for (const Security security : {Security::standard, Security::paper, Security::quantum}) {
+        if (name == name_of(security)) {
+            return security;
+        }
+    }
+    throw ParameterError("security must be \"standard\", \"quantum\" or \"paper\", got \"" + name + "\"");
 }
 
 Parameters make(std::size_t ring_degree, std::vector<int> modulus_bits, double scale, const std::string& packing,
                 const std::string& security, double activation_bound, double activation_norm, double error_bound,
-                std::size_t batch_size, std::uint32_t releases, std::uint32_t updates) {
+                std::size_t batch_size, std::uint32_t releases, std::uint32_t updates, std::uint32_t statistical_bits) {
     return Parameters({ring_degree, std::move(modulus_bits), scale, packing_of(packing), security_of(security),
-                       activation_bound, activation_norm, error_bound, batch_size, releases, updates});
+                       activation_bound, activation_norm, error_bound, batch_size, releases, updates,
+                       statistical_bits});
 }
 
 std::unique_ptr<const LayerPlan> plan(const Parameters& parameters, std::size_t features, std::size_t outputs,
@@ -101,25 +115,30 @@ py::bytes to_bytes(const std::vector<std::uint8_t>& bytes) {
 }  // namespace
 
 void register_parameters(py::module_& module) {
-    module.def("max_modulus_bits", &max_modulus_bits, py::arg("ring_degree"));
+    module.def(
+        "max_modulus_bits",
+        [](std::size_t ring_degree, const std::string& security) {
+            return max_modulus_bits(ring_degree, security_of(security));
+        },
+        py::arg("ring_degree"), py::arg("security") = "standard");
     py::class_<Parameters>(module, "Parameters")
         .def(py::init(&make), py::kw_only(), py::arg("ring_degree"), py::arg("modulus_bits"), py::arg("scale"),
              py::arg("packing"), py::arg("security"), py::arg("activation_bound"), py::arg("activation_norm"),
-             py::arg("error_bound"), py::arg("batch_size"), py::arg("releases"), py::arg("updates"))
+             py::arg("error_bound"), py::arg("batch_size"), py::arg("releases"), py::arg("updates"),
+             py::arg("statistical_bits"))
         .def_property_readonly("ring_degree", &Parameters::ring_degree)
         .def_property_readonly("modulus_bits", [](const Parameters& p) { return p.choice().modulus_bits; })
         .def_property_readonly("scale", [](const Parameters& p) { return p.choice().scale; })
         .def_property_readonly("packing",
                                [](const Parameters& p) { return p.packing() == Packing::blocks ? "blocks" : "slots"; })
-        .def_property_readonly(
-            "security",
-            [](const Parameters& p) { return p.choice().security == Security::standard ? "standard" : "paper"; })
+        .def_property_readonly("security", [](const Parameters& p) { return name_of(p.choice().security); })
         .def_property_readonly("activation_bound", [](const Parameters& p) { return p.choice().activation_bound; })
         .def_property_readonly("activation_norm", [](const Parameters& p) { return p.choice().activation_norm; })
         .def_property_readonly("error_bound", [](const Parameters& p) { return p.choice().error_bound; })
         .def_property_readonly("batch_size", [](const Parameters& p) { return p.choice().batch_size; })
         .def_property_readonly("releases", [](const Parameters& p) { return p.choice().releases; })
         .def_property_readonly("updates", [](const Parameters& p) { return p.choice().updates; })
+        .def_property_readonly("statistical_bits", [](const Parameters& p) { return p.choice().statistical_bits; })
         .def_property_readonly("primes", &Parameters::primes)
         .def_property_readonly("hash",
                                [](const Parameters& p) {

@@ -189,7 +189,7 @@ double LinearClient::release_deviation(const ReplyHead& reply) const {
     const double product_scale = reply.scale * std::ldexp(ring_.modulus_value(), -reply.bits);
     const double l1 = packing_->weight_l1(reply.shape, product_scale);
     const std::size_t released = reply.shape.samples * outputs_;
-    return flood_deviation(parameters_.choice().releases, released, released_noise(ring_, l1, reply.bits));
+    return flood_deviation(parameters_.choice(), released, released_noise(ring_, l1, reply.bits));
 }
 
 }  // namespace hesplit

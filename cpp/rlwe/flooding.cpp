@@ -7,13 +7,13 @@
 
 namespace hesplit {
 
-double flood_deviation(std::uint32_t releases, std::size_t released, double noise) {
-    constexpr int kHalfSecurityBits = 15;  // s / 2
-    return std::sqrt(12.0 * releases) * std::ldexp(noise, kHalfSecurityBits) * std::sqrt(static_cast<double>(released));
+double flood_deviation(const ParameterChoice& choice, std::size_t released, double noise) {
+    return std::sqrt(12.0 * choice.releases) * std::exp2(choice.statistical_bits / 2.0) * noise *
+           std::sqrt(static_cast<double>(released));
 }
 
 SecretBuffer<std::int64_t> flooding_noise(double deviation, std::size_t count) {
-    if (!(deviation < std::ldexp(1.0, 54))) {
+    if (!(deviation < kMostFloodDeviation)) {
         throw WireError("a reply with a scale that leads to absurdly large noise");
     }
     SecretBuffer<std::uint8_t> seed(32);

@@ -17,7 +17,9 @@ namespace {
 
 constexpr std::size_t kMaxPrimes = 32;
 constexpr std::uint32_t kMaxCount = std::uint32_t{1} << 30;
-constexpr std::uint8_t kLayoutVersion = 2;
+// Version 3 ends with the statistical security; parameters with the usual one are written as version 2.
+constexpr std::uint8_t kUsualVersion = 2, kStatisticalVersion = 3;
+constexpr std::uint32_t kLeastStatisticalBits = 20, kMostStatisticalBits = 60;
 
 std::string join(const std::vector<int>& values) {
     std::string text = "[";
@@ -32,7 +34,8 @@ bool positive(double value) {
 }
 
 void check_modulus(const ParameterChoice& choice) {
-    const int limit = max_modulus_bits(choice.ring_degree);
+    const bool quantum = choice.security == Security::quantum;
+    const int limit = max_modulus_bits(choice.ring_degree, choice.security);
     if (limit == 0) {
         throw ParameterError("ring_degree must be 1024, 2048, 4096, 8192, 16384 or 32768, got " +
                              std::to_string(choice.ring_degree));
@@ -54,8 +57,9 @@ void check_modulus(const ParameterChoice& choice) {
         throw ParameterError(
             "modulus_bits " + join(choice.modulus_bits) + " sum to " + std::to_string(total) + " bits, but " +
             std::to_string(choice.ring_degree) + " is 128-bit secure only up to " + std::to_string(limit) +
-            " bits (2024 guideline, ternary secret). Choose a smaller modulus or a larger ring degree; to run a "
-            "published set all the same, pass security=\"paper\"");
+            " bits against " + (quantum ? "quantum" : "classical") +
+            " computers (2024 guideline, ternary secret). Choose a smaller modulus or a larger ring degree" +
+            (quantum ? "" : "; to run a published set all the same, pass security=\"paper\""));
     }
 }
 
@@ -77,6 +81,10 @@ void check_ranges(const ParameterChoice& choice) {
             "flooded releases and sealed weights need packing=\"blocks\": a bound on the worst-case noise of rotations "
             "would take a modulus several times as long");
     }
+    if (choice.statistical_bits < kLeastStatisticalBits || choice.statistical_bits > kMostStatisticalBits) {
+        throw ParameterError("statistical_bits must be between " + std::to_string(kLeastStatisticalBits) + " and " +
+                             std::to_string(kMostStatisticalBits) + ", got " + std::to_string(choice.statistical_bits));
+    }
     if (choice.batch_size < 1 || choice.batch_size > 65536) {
         throw ParameterError("batch_size must be between 1 and 65536, got " + std::to_string(choice.batch_size));
     }
@@ -97,7 +105,8 @@ std::vector<std::uint64_t> find_primes(const ParameterChoice& choice) {
 }
 
 // The canonical layout: version, packing, security, prime count (1 byte each), prime sizes (1 byte each), then ring
-// degree, batch size, releases, updates (8 bytes each) and four doubles.
+// degree, batch size, releases, updates (8 bytes each) and four doubles; in version 3 the statistical security (8
+// bytes).
 struct CanonicalBytes {
     std::vector<std::uint8_t> bytes;
     void u8(std::uint8_t value) { bytes.push_back(value); }
@@ -118,20 +127,21 @@ double read_f64(const std::uint8_t* in) {
 
 }  // namespace
 
-int max_modulus_bits(std::size_t ring_degree) {
+int max_modulus_bits(std::size_t ring_degree, Security security) {
+    const bool quantum = security == Security::quantum;
     switch (ring_degree) {
         case 1024:
-            return 26;
+            return quantum ? 20 : 26;
         case 2048:
-            return 53;
+            return quantum ? 40 : 53;
         case 4096:
-            return 106;
+            return quantum ? 80 : 106;
         case 8192:
-            return 214;
+            return quantum ? 161 : 214;
         case 16384:
-            return 430;
+            return quantum ? 322 : 430;
         case 32768:
-            return 868;
+            return quantum ? 644 : 868;
         default:
             return 0;
     }
@@ -172,7 +182,8 @@ int Parameters::total_bits() const {
 
 std::vector<std::uint8_t> Parameters::bytes() const {
     CanonicalBytes writer;
-    writer.u8(kLayoutVersion);
+    const bool usual = choice_.statistical_bits == kStatisticalBits;
+    writer.u8(usual ? kUsualVersion : kStatisticalVersion);
     writer.u8(static_cast<std::uint8_t>(choice_.packing));
     writer.u8(static_cast<std::uint8_t>(choice_.security));
     writer.u8(static_cast<std::uint8_t>(choice_.modulus_bits.size()));
@@ -187,15 +198,19 @@ std::vector<std::uint8_t> Parameters::bytes() const {
     writer.f64(choice_.activation_bound);
     writer.f64(choice_.activation_norm);
     writer.f64(choice_.error_bound);
+    if (!usual) {
+        writer.u64(choice_.statistical_bits);
+    }
     return writer.bytes;
 }
 
 Parameters Parameters::parse(View<const std::uint8_t> bytes) {
-    if (bytes.size < 4 || bytes[0] != kLayoutVersion || bytes[3] < 1 || bytes[3] > kMaxPrimes ||
-        bytes.size != 4 + std::size_t{bytes[3]} + 8 * 8) {
+    const bool usual = bytes.size >= 4 && bytes[0] == kUsualVersion;
+    if (bytes.size < 4 || (!usual && bytes[0] != kStatisticalVersion) || bytes[3] < 1 || bytes[3] > kMaxPrimes ||
+        bytes.size != 4 + std::size_t{bytes[3]} + (usual ? 8 : 9) * 8) {
         throw WireError("these bytes are not a description of parameters, or of another version");
     }
-    if (bytes[1] < 1 || bytes[1] > 2 || bytes[2] < 1 || bytes[2] > 2) {
+    if (bytes[1] < 1 || bytes[1] > 2 || bytes[2] < 1 || bytes[2] > 3) {
         throw WireError("parameters with an unknown packing or security level");
     }
     ParameterChoice choice;
@@ -220,6 +235,13 @@ Parameters Parameters::parse(View<const std::uint8_t> bytes) {
     choice.activation_bound = read_f64(in + 40);
     choice.activation_norm = read_f64(in + 48);
     choice.error_bound = read_f64(in + 56);
+    if (!usual) {
+        const std::uint64_t statistical_bits = read_u64(in + 64);
+        if (statistical_bits > kMostStatisticalBits || statistical_bits == kStatisticalBits) {
+            throw WireError("parameters with an impossible statistical security, or the usual one in an unusual place");
+        }
+        choice.statistical_bits = static_cast<std::uint32_t>(statistical_bits);
+    }
     try {
         return Parameters(std::move(choice));
     } catch (const ParameterError& error) {

@@ -14,8 +14,12 @@ namespace hesplit {
 
 enum class Packing : std::uint8_t { blocks = 1, slots = 2 };
 
-// standard: at least 128 bits by the 2024 security guidelines. paper: a published set below that, run on request only.
-enum class Security : std::uint8_t { standard = 1, paper = 2 };
+// standard: at least 128 bits against classical computers by the 2024 security guidelines. paper: a published set below
+// that, run on request only. quantum: 128 bits by the guidelines' column for quantum computers.
+enum class Security : std::uint8_t { standard = 1, paper = 2, quantum = 3 };
+
+// Statistical security of flooded releases when nothing else is chosen.
+inline constexpr std::uint32_t kStatisticalBits = 30;
 
 // What a user chooses. Ranges are in the units of the activations and of the logits.
 struct ParameterChoice {
@@ -30,6 +34,7 @@ struct ParameterChoice {
     std::size_t batch_size = 1;   // what slot packing and sealed weights are laid out for
     std::uint32_t releases = 0;   // decryptions that may be released under one key, each flooded; 0: none is flooded
     std::uint32_t updates = 0;    // encrypted updates that sealed weights take before they are refreshed; 0: not sealed
+    std::uint32_t statistical_bits = kStatisticalBits;  // s: of the releases under one key (rlwe/flooding.h)
 };
 
 class Parameters {
@@ -64,8 +69,8 @@ void write_parameters(WireWriter& writer, const Parameters& parameters);
 // Throws WireError for parameters that cannot be used, KeyMismatchError where the header names others.
 Parameters read_parameters(WireReader& reader);
 
-// The largest log2 of the whole modulus for 128-bit security with a ternary secret (2024 security guidelines), or 0 for
-// a ring degree that is not supported.
-int max_modulus_bits(std::size_t ring_degree);
+// The largest log2 of the whole modulus for 128-bit security with a ternary secret (2024 security guidelines), against
+// quantum computers or, for every other level, classical ones; or 0 for a ring degree that is not supported.
+int max_modulus_bits(std::size_t ring_degree, Security security = Security::standard);
 
 }  // namespace hesplit

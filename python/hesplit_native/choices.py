@@ -16,7 +16,10 @@ ServerOptimizer = Literal["adam", "sgd", "momentum"]
 
 #: How ciphertexts are filled.
 Packing = Literal["blocks", "slots"]
-Security = Literal["standard", "paper"]
+#: Limits of the modulus: 128 bits against classical or against quantum computers; or none, for published sets.
+Security = Literal["standard", "quantum", "paper"]
+#: Those to choose parameters for.
+Attacker = Literal["standard", "quantum"]
 #: Under which keys decryptions are released with noise: a fresh one per step, one per run; off: without noise.
 Flooding = Literal["step", "run", "off"]
 #: What a server of the encrypted layer is asked for (`hesplit_native.layer.costs`).

@@ -29,7 +29,8 @@ double BlockPlan::flooding(double scale, const Scaling& scaling) const {
     choice.scale = scale;
     const double l1 = agreed_weight_l1(choice, ring_, layer_.features, layout_.per_product(), scaling.product_scale);
     const double noise = released_noise(ring_, l1, scaling.reply_bits);
-    return flood_deviation(choice.releases, layer_.samples * layout_.outputs, noise) / scaling.reply_scale;
+    const double deviation = flood_deviation(choice, layer_.samples * layout_.outputs, noise);
+    return deviation < kMostFloodDeviation ? deviation / scaling.reply_scale : HUGE_VAL;
 }
 
 LayerEstimate BlockPlan::estimate() const {

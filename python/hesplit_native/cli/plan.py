@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hesplit_native.choices import Flooding
+from hesplit_native.choices import Attacker, Flooding
 
 if TYPE_CHECKING:
     from hesplit_native.layer.planner import Plan
@@ -34,6 +34,8 @@ def plan_command(
     error_bound: float | None = typer.Option(None, min=1e-9, help="Largest error of a logit."),
     activation_bound: float = typer.Option(64.0, min=1e-9, help="Largest activation."),
     weight_norm: float = typer.Option(16.0, min=1e-9, help="Largest l2 norm of a row of the weight."),
+    security: Attacker = typer.Option("standard", help="128 bits against classical or against quantum computers."),
+    statistical_bits: int = typer.Option(30, min=20, max=60, help="Statistical security of flooded releases."),
 ) -> None:
     """Choose ring degree, moduli, packing width, reply bits and threads for a layer and a link, and say why."""
     from rich.console import Console
@@ -47,6 +49,7 @@ def plan_command(
     found = plans(
         in_features, out_features, batch_size, link=speed, flooding=flooding, error_bound=error_bound,
         activation_bound=activation_bound, weight_norm=weight_norm,
+        security=security, statistical_bits=statistical_bits,
     )  # fmt: skip
     rows = _rows(found, [_measure(plan, in_features, out_features, batch_size, speed) for plan in found])
     print_columns(
@@ -80,6 +83,7 @@ def _rows(found: list[Plan], measured: list[tuple[float, float]]) -> list[tuple[
 
     return [
         ("modulus, bits", each(lambda p: " + ".join(map(str, p.parameters.modulus_bits)))),
+        ("security", each(lambda p: p.parameters.strength)),
         ("scale of activations", each(lambda p: f"2^{p.parameters.scale.hex().split('p')[1].lstrip('+')}")),
         ("width k", each(lambda p: str(p.width))),
         ("input ciphertexts x products", each(lambda p: f"{p.inputs} x {p.products}")),

@@ -71,6 +71,8 @@ _HELP = {
     "learning_rate": "Of both sides.",
     "flooding": "A fresh key per step, one key per run, or off.",
     "parameter_set": f"A published set: {', '.join(PARAMETER_SETS)}.",
+    "security": "128 bits against classical or against quantum computers.",
+    "statistical_bits": "Statistical security of the releases under one key.",
     "limit_batches": "Batches per epoch at most.",
     "on_overflow": "Clip and count, or stop.",
     "checkpoint_every": "Steps between two checkpoints; also after every epoch.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from hesplit_native import _core
-from hesplit_native.choices import Packing, Security
+from hesplit_native.choices import Attacker, Packing, Security
 from hesplit_native.errors import ParameterError, RangeError
 
 # What trained networks on MIT-BIH stay within (docs/precision.md); a sample beyond is clipped and counted.
@@ -25,10 +25,12 @@ GIGABIT = 1e9
 FLOODING_DEVIATION = 0.5
 FLOODED_ERROR_BOUND = 1.25
 
+#: Statistical security of flooded releases, s in Li et al. 2022.
+STATISTICAL_BITS = 30
+
 # Sealed weights: ten epochs of MIT-BIH in batches of four are 33,120 updates.
 SEALED_ERROR_BOUND = 0.05
 SEALED_UPDATES = 1 << 16
-_LARGEST_MODULUS_2048 = 53
 
 # Error bounds that published sets are tried with: at their own scale, and those that need another.
 _PUBLISHED_BOUNDS = tuple(1e-3 * 2**k for k in range(8))
@@ -50,7 +52,8 @@ class Parameters:
     packing
         ``"blocks"`` (coefficients, fast) or ``"slots"`` (SIMD slots, what the papers use).
     security
-        ``"standard"`` refuses what is below 128 bits by the 2024 guidelines; ``"paper"`` runs published sets that are.
+        ``"standard"`` refuses what is below 128 bits against classical computers by the 2024 guidelines, ``"quantum"`` what is
+        below 128 bits against quantum computers by the same; ``"paper"`` runs published sets that are below.
     activation_bound, activation_norm
         Largest |activation| and largest l2 norm of one sample. Samples beyond are clipped and counted.
     error_bound
@@ -63,11 +66,14 @@ class Parameters:
         decryptions are not flooded.
     updates
         How many encrypted updates sealed weights take before they are refreshed; 0: not for sealed weights.
+    statistical_bits
+        s, from 20 to 60: the statistical security of all releases under one key, in the sense of Li et al. (docs/security.md). Ten
+        bits more take five bits of modulus.
 
     Raises
     ------
     ParameterError
-        When the combination cannot work or is below 128 bits of security.
+        When the combination cannot work or is below the 128 bits of its `security`.
     """
 
     ring_degree: int
@@ -81,6 +87,7 @@ class Parameters:
     batch_size: int = 1
     releases: int = 0
     updates: int = 0
+    statistical_bits: int = STATISTICAL_BITS
     _native: _core.Parameters = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -106,6 +113,8 @@ class Parameters:
         error_bound: float | None = None,
         releases: int = 0,
         link: float | None = None,
+        security: Attacker = "standard",
+        statistical_bits: int = STATISTICAL_BITS,
     ) -> Parameters:
         """The 128-bit set that moves the fewest bytes per batch and keeps the error bound.
 
@@ -114,7 +123,8 @@ class Parameters:
         ``weight_norm`` is the largest l2 norm of a row of the weight that must fit; ``activation_norm`` defaults to
         that of activations with a root mean square of ``activation_bound / 8``. With ``releases`` the noise that floods
         a logit stays below a standard deviation of `FLOODING_DEVIATION`, and the error bound defaults to
-        `FLOODED_ERROR_BOUND` instead of `ERROR_BOUND`: what is finer drowns.
+        `FLOODED_ERROR_BOUND` instead of `ERROR_BOUND`: what is finer drowns. ``security`` says against which computers it has 128
+        bits, ``statistical_bits`` how well releases are flooded.
 
         Raises
         ------
@@ -130,7 +140,7 @@ class Parameters:
         for candidate, step in feasible(
             in_features, out_features, batch_size, packing=packing, activation_bound=activation_bound,
             activation_norm=activation_norm, weight_norm=weight_norm, error_bound=error_bound, releases=releases,
-            link=link or GIGABIT,
+            link=link or GIGABIT, security=security, statistical_bits=statistical_bits,
         ):  # fmt: skip
             bytes_moved = step["request_bytes"] + step["reply_bytes"]
             seconds = sum(step.get(f"{part}_seconds", 0.0) for part in ("client", "server", "link"))
@@ -139,7 +149,8 @@ class Parameters:
                 best, best_cost = candidate, cost
         if best is None:
             raise ParameterError(
-                f"no 128-bit parameter set keeps an error bound of {error_bound:g} for {in_features} -> {out_features} with "
+                f"no parameter set of 128 bits ({_AGAINST[security]}) keeps an error bound of {error_bound:g} for {in_features} -> "
+                f"{out_features} with "
                 f"|activations| <= {activation_bound:g} (l2 norm {activation_norm:g}) and weight rows of l2 norm "
                 f"{weight_norm:g}; raise error_bound or lower the ranges"
             )
@@ -216,6 +227,7 @@ class Parameters:
         weight_norm: float = WEIGHT_NORM,
         error_bound: float = SEALED_ERROR_BOUND,
         updates: int = SEALED_UPDATES,
+        security: Attacker = "standard",
     ) -> Parameters:
         """The 128-bit set for sealed weights that moves the fewest bytes per training step.
 
@@ -230,12 +242,13 @@ class Parameters:
             activation_norm = max(activation_bound, activation_bound / 8 * math.sqrt(max(in_features, 1)))
         best: Parameters | None = None
         best_cost = (math.inf, math.inf)
-        for ring_degree, modulus_bits in _candidates("blocks"):
+        for ring_degree, modulus_bits in _candidates("blocks", security):
             for scale_bits in range(12, 40):
                 candidate = cls(
                     ring_degree=ring_degree,
                     modulus_bits=modulus_bits,
                     scale=2.0**scale_bits,
+                    security=security,
                     activation_bound=activation_bound,
                     activation_norm=activation_norm,
                     error_bound=error_bound,
@@ -248,11 +261,12 @@ class Parameters:
                 cost = (step["request_bytes"] + step["update_bytes"] + step["reply_bytes"], step["error"])
                 if cost < best_cost:
                     best, best_cost = candidate, cost
-            if best is not None and ring_degree < 4096 and sum(modulus_bits) == _LARGEST_MODULUS_2048:
+            if best is not None and ring_degree == 2048 and sum(modulus_bits) == _core.max_modulus_bits(2048, security):
                 break  # a larger ring only adds bytes
         if best is None:
             raise ParameterError(
-                f"no 128-bit parameter set keeps sealed logits of {in_features} -> {out_features} to {error_bound:g} "
+                f"no parameter set of 128 bits ({_AGAINST[security]}) keeps sealed logits of {in_features} -> {out_features} to "
+                f"{error_bound:g} "
                 f"over {updates} updates; raise error_bound, or lower updates or the ranges"
             )
         return best
@@ -290,8 +304,16 @@ class Parameters:
 
     @property
     def max_bits(self) -> int:
-        """The largest `total_bits` with 128-bit security at this ring degree (2024 guidelines, ternary secret)."""
-        return _core.max_modulus_bits(self.ring_degree)
+        """The largest `total_bits` with 128 bits at this ring degree (2024 guidelines, ternary secret).
+
+        Against quantum computers where `security` says so, else against classical ones.
+        """
+        return _core.max_modulus_bits(self.ring_degree, self.security)
+
+    @property
+    def strength(self) -> str:
+        """Its computational security in words."""
+        return describe_security(self.security)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -331,20 +353,24 @@ def feasible(
     error_bound: float,
     releases: int,
     link: float,
+    security: Attacker = "standard",
+    statistical_bits: int = STATISTICAL_BITS,
 ) -> Iterator[tuple[Parameters, dict[str, Any]]]:
     """Every set worth trying that keeps the error bound, at its best scale, with `Parameters.estimate` of it."""
     shape = (in_features, out_features, batch_size)
-    for ring_degree, modulus_bits in _candidates(packing):
+    for ring_degree, modulus_bits in _candidates(packing, security):
         candidate = Parameters(
             ring_degree=ring_degree,
             modulus_bits=modulus_bits,
             scale=2.0**20,
             packing=packing,
+            security=security,
             activation_bound=activation_bound,
             activation_norm=activation_norm,
             error_bound=error_bound,
             batch_size=batch_size,
             releases=releases,
+            statistical_bits=statistical_bits,
         )
         scale = candidate._native.best_scale(*shape, weight_norm, byte_nanoseconds(link))
         if scale == 0:
@@ -355,15 +381,31 @@ def feasible(
             yield candidate, step
 
 
-def _candidates(packing: Packing) -> list[tuple[int, list[int]]]:
-    """Ring degrees and primes that are worth trying; with slots the last prime is for key switching.
+def describe_security(security: Security) -> str:
+    """What a level of security says, in words."""
+    return "below 128 bits" if security == "paper" else f"128 bits, {_AGAINST[security]}"
+
+
+_AGAINST: dict[str, str] = {"standard": "classical", "quantum": "quantum"}
+
+
+def _candidates(packing: Packing, security: Attacker) -> list[tuple[int, list[int]]]:
+    """Ring degrees and primes that are worth trying and have 128 bits; with slots the last prime is for key switching.
 
     Vector kernels take primes below 2**50, so larger moduli are products of two.
     """
+    return [
+        (ring_degree, modulus_bits)
+        for ring_degree, modulus_bits in _worth_trying(packing, security)
+        if sum(modulus_bits) <= _core.max_modulus_bits(ring_degree, security)
+    ]
+
+
+def _worth_trying(packing: Packing, security: Attacker) -> list[tuple[int, list[int]]]:
     if packing == "blocks":
         return [
-            *((2048, [bits]) for bits in range(40, 51)),
-            *((2048, [bits // 2, bits - bits // 2]) for bits in range(51, _LARGEST_MODULUS_2048 + 1)),
+            *((2048, [bits]) for bits in range(40 if security == "standard" else 30, 51)),
+            *((2048, [bits // 2, bits - bits // 2]) for bits in (51, 52, 53)),
             *((4096, [bits, bits]) for bits in range(30, 51)),
             (4096, [51, 51]),
             (4096, [53, 53]),
@@ -373,6 +415,7 @@ def _candidates(packing: Packing) -> list[tuple[int, list[int]]]:
         (4096, [33, 33, 40]),
         (4096, [35, 35, 36]),
         (4096, [37, 37, 32]),
+        *([(4096, [26, 26, 28]), (8192, [50, 50, 60])] if security == "quantum" else []),
         (8192, [40, 40, 50]),
         (8192, [50, 50, 55]),
         (8192, [50, 50, 50, 60]),

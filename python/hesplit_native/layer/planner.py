@@ -6,13 +6,14 @@ import math
 import os
 from dataclasses import dataclass
 
-from hesplit_native.choices import Flooding
+from hesplit_native.choices import Attacker, Flooding
 from hesplit_native.errors import ParameterError
 from hesplit_native.layer.parameters import (
     ACTIVATION_BOUND,
     ERROR_BOUND,
     FLOODED_ERROR_BOUND,
     GIGABIT,
+    STATISTICAL_BITS,
     WEIGHT_NORM,
     Parameters,
     feasible,
@@ -62,6 +63,8 @@ def plans(
     error_bound: float | None = None,
     activation_bound: float = ACTIVATION_BOUND,
     weight_norm: float = WEIGHT_NORM,
+    security: Attacker = "standard",
+    statistical_bits: int = STATISTICAL_BITS,
     cpus: int | None = None,
 ) -> list[Plan]:
     """The best plan on coefficient blocks for every ring degree that can hold the layer, fastest first.
@@ -72,7 +75,7 @@ def plans(
         Bits per second.
     flooding
         Whether decryptions are released, flooded with noise: under a fresh key per step or one key per run.
-    error_bound, activation_bound, weight_norm
+    error_bound, activation_bound, weight_norm, security, statistical_bits
         As in `Parameters.recommend`.
     cpus
         How many threads a side may use; None: as many as this machine has CPUs.
@@ -80,7 +83,7 @@ def plans(
     Raises
     ------
     ParameterError
-        When no 128-bit set holds the layer at this precision.
+        When no set of 128 bits holds the layer at this precision.
     """
     releases = RELEASES[flooding]
     if error_bound is None:
@@ -97,6 +100,8 @@ def plans(
         error_bound=error_bound,
         releases=releases,
         link=link,
+        security=security,
+        statistical_bits=statistical_bits,
     ):
         layout = step.pop("layout")
         tasks = max(layout["inputs"], layout["products"])
@@ -110,7 +115,8 @@ def plans(
             best[parameters.ring_degree] = found
     if not best:
         raise ParameterError(
-            f"no 128-bit parameter set keeps an error bound of {error_bound:g} for {in_features} -> {out_features}; raise "
+            f"no parameter set of 128 bits ({security}) keeps an error bound of {error_bound:g} for "
+            f"{in_features} -> {out_features}; raise "
             "error_bound, or lower activation_bound or weight_norm"
         )
     return sorted(best.values(), key=lambda plan: plan.seconds)

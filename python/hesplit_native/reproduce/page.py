@@ -95,7 +95,9 @@ def _summary(rows: list[Row], results: Results, quick: bool) -> list[str]:
         row.title for row in rows if ((results.get(row.id, {}).get("parameters") or {}).get("security")) == "paper"
     ]
     if below:
-        lines.append(f"Below 128 bits by the 2024 guideline, as published: {', '.join(sorted(set(below)))}.")
+        lines.append(
+            f"Below 128 bits (classical) by the 2024 guideline, as published: {', '.join(sorted(set(below)))}."
+        )
     return lines + _provenance(done)
 
 

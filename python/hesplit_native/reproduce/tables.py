@@ -135,7 +135,7 @@ def _plain(
 
 def _ours(data: str, seed: int, protocols: tuple[str, ...]) -> list[Row]:
     """Our recommended parameters, with released decryptions flooded, and the protocol that releases nothing."""
-    section = f"{_NAMES[data]}. Recommended parameters (blocks, 128 bits, flooded), corrected recipe"
+    section = f"{_NAMES[data]}. Recommended parameters (blocks, 128 bits classical, flooded), corrected recipe"
     found = [
         replace(_plain(name, data, 4, seed, "default", section, "adam", None), id=f"{data}-ours-{name}")
         for name in ("local", "plain")

@@ -62,11 +62,18 @@ def choose_parameters(config: RunConfig, architecture: Architecture) -> Paramete
         return Parameters.published(config.parameter_set, **shape, **ranges)
     if config.traits.seals_weights:
         bound = SEALED_ERROR_BOUND * max(1.0, math.sqrt(architecture.activations * config.batch_size / 1024))
-        return Parameters.recommend_sealed(**shape, **ranges, error_bound=bound)
+        return Parameters.recommend_sealed(**shape, **ranges, error_bound=bound, security=config.security)
     releases = 0
     if config.flooding != "off":
         releases = config.traits.releases * (RUN_RELEASES if config.flooding == "run" else 1)
-    return Parameters.recommend(**shape, **ranges, packing=config.packing, releases=releases)
+    return Parameters.recommend(
+        **shape,
+        **ranges,
+        packing=config.packing,
+        releases=releases,
+        security=config.security,
+        statistical_bits=config.statistical_bits,
+    )
 
 
 class Client:

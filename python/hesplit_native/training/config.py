@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import get_args
 
-from hesplit_native.choices import Flooding, Mechanism, Model, Overflow, Packing, ProtocolName, Recipe, ServerOptimizer
+from hesplit_native.choices import (
+    Attacker,
+    Flooding,
+    Mechanism,
+    Model,
+    Overflow,
+    Packing,
+    ProtocolName,
+    Recipe,
+    ServerOptimizer,
+)
 from hesplit_native.errors import ParameterError
+from hesplit_native.layer.parameters import STATISTICAL_BITS
 from hesplit_native.layer.published import PARAMETER_SETS
 from hesplit_native.protocols import PROTOCOLS, Protocol
 
@@ -72,7 +84,8 @@ class RunConfig:
     a cross-entropy that applies it again, and plain gradient descent at the server of the encrypted protocols.
     `server_optimizer` overrides the recipe's. `flooding` is how released decryptions are made safe to release: ``"step"``, a fresh
     key in every step; ``"run"``, one key for the run; ``"off"``, not at all. `parameter_set` names a published set of CKKS
-    parameters (`hesplit_native.layer.published`), which runs on slots with flooding off. `limit_batches` shortens every epoch.
+    parameters (`hesplit_native.layer.published`), which runs on slots with flooding off. `security` and `statistical_bits` are as in
+    `Parameters.recommend`. `limit_batches` shortens every epoch.
     `accumulate` lets a `splitways` client send dJ/dW summed over so many batches, when they are over, instead of after each.
     `accept_leak` allows batches of `splitways` and `hesplit` from which the server recovers the activations; without it they are
     refused, and an epoch's last batch is left out when it is that small.
@@ -90,6 +103,8 @@ class RunConfig:
     learning_rate: float = 1e-3
     flooding: Flooding = "step"
     parameter_set: str | None = None
+    security: Attacker = "standard"
+    statistical_bits: int = STATISTICAL_BITS
     limit_batches: int | None = None
     on_overflow: Overflow = "clip"
     checkpoint_every: int = 1000
@@ -110,6 +125,12 @@ class RunConfig:
             raise ParameterError(f"seed must not be negative, got {self.seed}")
         if self.parameter_set is not None and self.parameter_set not in PARAMETER_SETS:
             raise ParameterError(f"unknown parameter set {self.parameter_set!r}; there are {', '.join(PARAMETER_SETS)}")
+        if self.security not in get_args(Attacker):
+            raise ParameterError(f"security must be {' or '.join(get_args(Attacker))}, got {self.security!r}")
+        if self.parameter_set is not None and self.security != "standard":
+            raise ParameterError(
+                f"the set {self.parameter_set} has the security it was published with; leave security out"
+            )
         packing = "slots" if self.parameter_set is not None else self.packing
         if self.releases and packing == "slots" and self.flooding != "off":
             raise ParameterError(

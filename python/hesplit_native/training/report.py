@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hesplit_native import _core
+from hesplit_native.layer.parameters import describe_security
 from hesplit_native.plots import pyplot
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def summary_table(values: dict[str, Any]) -> Table:
         bits = "+".join(str(b) for b in parameters["modulus_bits"])
         table.add_row("parameters", f"{parameters['packing']}, N={parameters['ring_degree']}", "", "")
         table.add_row("  modulus", f"{bits} bits", "", "")
-        table.add_row("  security", "128 bits" if parameters["security"] == "standard" else "below 128 bits", "", "")
+        table.add_row("  security", describe_security(parameters["security"]), "", "")
         table.add_row("  error bound", f"{parameters['error_bound']:g}", "", "")
         if values["flooding_deviation"]:
             table.add_row("  flooding of logits", f"deviation up to {values['flooding_deviation']:.2g}", "", "")
