@@ -343,3 +343,39 @@ def test_weight_gradients_of_more_samples_than_there_are_rotation_keys_for(batch
         else:
             with pytest.raises(hn.WireError, match=f"batches of up to {batch} samples"):
                 server.weight_gradient(kept, np.ones((n, o)))
+
+
+LARGE_MODULI = [
+    (2048, [50], 20), (2048, [26, 27], 22), (4096, [50, 50], 20), (4096, [53, 53], 45), (8192, [50, 50, 50], 20),
+    (8192, [60, 60, 60], 20), (8192, [60, 60, 60], 55), (8192, [40] * 5, 40), (16384, [60] * 6, 20), (16384, [60] * 6, 56),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ring_degree", "modulus_bits", "scale_bits"), LARGE_MODULI)
+@pytest.mark.parametrize("size", [1.0, 1e-9, 1e7])
+@pytest.mark.parametrize("releases", [0, 1])
+def test_weight_gradients_are_precise_whatever_the_modulus(ring_degree, modulus_bits, scale_bits, size, releases):
+    n, d, o = 4, 20, 3
+    params = hn.Parameters(
+        ring_degree=ring_degree, modulus_bits=modulus_bits, scale=2.0**scale_bits, error_bound=1.0, releases=releases
+    )
+    rng = np.random.default_rng(ring_degree + scale_bits)
+    x, g, w = rng.normal(size=(n, d)), size * rng.normal(size=(n, o)), rng.normal(size=(o, d)) / 5
+    client = hn.LinearClient(hn.SecretKey.generate(params), d, o, weight_gradients=True)
+    server = hn.LinearServer(client.public_material(), w)
+    reply, _, kept = server.forward_training(client.encrypt(x), keep=True)
+    client.decrypt(reply, weight_gradient_follows=True)
+    message, masked = server.weight_gradient(kept, g)
+    gradient = server.unmask(masked, client.open_weight_gradient(message, g))
+    # Noise and rounding of x meet G; the message is rounded to at most as much as that, or to 62 bits.
+    sums = np.abs(g).sum(0).max() * params.activation_bound
+    bound = 60 * np.linalg.norm(g) / params.scale + 20 * math.sqrt(ring_degree) * sums * 2.0**-62 + 1e-13 * sums
+    if releases:
+        # sqrt(12 tau) 2^15 B floods that: B is the worst case of the same noise, for all d o entries.
+        bound = (
+            9
+            * math.sqrt(12 * d * o)
+            * 2**15
+            * (1.5 * 23 * np.abs(g).sum() / params.scale + 2 * ring_degree * sums * 2.0**-62)
+        )
+    assert np.abs(gradient - g.T @ x).max() <= bound

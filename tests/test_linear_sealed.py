@@ -194,3 +194,28 @@ def test_what_a_client_seals_is_served(ring_degree, modulus_bits):
     )
     client = SealedClient(hn.SecretKey.generate(params), 3, 2, weight_norm=1)
     SealedServer(client.seal(np.zeros((2, 3)), np.zeros(2)))
+
+
+@pytest.mark.parametrize(
+    ("ring_degree", "modulus_bits", "scale_bits"),
+    [
+        (2048, [53], 20),
+        (4096, [53, 53], 42),
+        (8192, [40, 40, 40], 58),
+        (8192, [45, 45, 45], 59),
+        (16384, [60, 46], 50),
+    ],
+)
+@pytest.mark.parametrize("size", [1.0, 1e-7, 1e6])
+def test_input_gradients_are_precise_whatever_the_modulus(ring_degree, modulus_bits, scale_bits, size):
+    params = hn.Parameters(
+        ring_degree=ring_degree, modulus_bits=modulus_bits, scale=2.0**scale_bits, error_bound=1e4, updates=3,
+        activation_bound=4.0, activation_norm=8.0, batch_size=3,
+    )  # fmt: skip
+    rng = np.random.default_rng(1)
+    w, b, g = rng.normal(size=(4, 20)) / 4, rng.normal(size=4), size * rng.normal(size=(3, 4))
+    client = SealedClient(hn.SecretKey.generate(params), 20, 4, weight_norm=4)
+    server = SealedServer(client.seal(w, b))
+    found = client.decrypt_input_gradient(server.update(client.update(g, w, b)))
+    exact = g @ w
+    assert np.abs(found - exact).max() <= 2e-3 * (np.abs(exact).max() + np.abs(g).max())

@@ -208,13 +208,12 @@ Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const W
 }
 
 double largest_gradient_scale(const ParameterChoice& choice, const Ring& ring, View<const double> gradient,
-                              std::size_t outputs, double largest_integer) {
-    double reach = 0, largest = 0;
+                              std::size_t outputs) {
+    double reach = 0;
     for (std::size_t o = 0; o < outputs; ++o) {
         double l1 = 0;
         for (std::size_t i = o; i < gradient.size; i += outputs) {
             l1 += std::abs(gradient[i]);
-            largest = std::max(largest, std::abs(gradient[i]));
         }
         reach = std::max(reach, l1 * choice.activation_bound);
     }
@@ -223,8 +222,15 @@ double largest_gradient_scale(const ParameterChoice& choice, const Ring& ring, V
     }
     constexpr double kRoom = 1.01;  // for float32 clipping, rounding and noise
     // Gradients far below 2^-400 are 0 at this scale.
-    const double most = std::min(largest_integer / largest, std::ldexp(1.0, 400));
-    return std::min(ring.modulus_value() / (2 * kRoom * reach * choice.scale), most);
+    return std::min(ring.modulus_value() / (2 * kRoom * reach * choice.scale), 0x1p400);
+}
+
+int gradient_shift(View<const double> gradient, double scale) {
+    double largest = 0;
+    for (const double value : gradient) {
+        largest = std::max(largest, std::abs(value));
+    }
+    return largest * scale < 0x1p60 ? 0 : std::ilogb(largest * scale) - 59;
 }
 
 bool allow_babies(const SlotRing& ring) {

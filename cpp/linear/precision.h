@@ -70,10 +70,12 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
                     const SlotLayout& layout);
 
-// The largest scale of a gradient, row-major [samples, outputs], with which no sum of |x| <= B times G wraps around and
-// no scaled entry is above `largest_integer`.
+// The largest scale of a gradient, row-major [samples, outputs], with which no sum of |x| <= B times G wraps around.
 double largest_gradient_scale(const ParameterChoice& choice, const Ring& ring, View<const double> gradient,
-                              std::size_t outputs, double largest_integer);
+                              std::size_t outputs);
+// Scaled values are rounded to 64-bit integers: with a larger modulus at a scale that is smaller by this power of two,
+// which they are multiplied by in the ring.
+int gradient_shift(View<const double> gradient, double scale);
 
 // What the flooding of released decryptions has to hide (rlwe/flooding.h), in units of a reply's last bit.
 

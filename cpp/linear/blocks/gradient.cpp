@@ -1,8 +1,10 @@
 #include "linear/blocks/gradient.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/parallel.h"
+#include "linear/precision.h"
 
 namespace hesplit {
 
@@ -17,15 +19,20 @@ BlockGradient::BlockGradient(const Ring& ring, const BlockLayout& layout, View<c
     const std::size_t samples = gradient.size / layout.outputs;
     groups_ = (samples + layout.group_size - 1) / layout.group_size;
     encoded_.resize(count * groups_);
+    const int shift = gradient_shift(gradient, scale);
+    const double rounded = std::ldexp(scale, -shift);
     parallel_for(encoded_.size(), [&](std::size_t index) {
         const std::size_t p = first_ + index / groups_;
         const std::size_t sample = (index % groups_) * layout_.group_size;
         Buffer<std::int64_t> coefficients(ring_.degree());
         place_gradient_for_weight(layout_, gradient.data + sample * layout_.outputs,
-                                  std::min(layout_.group_size, samples - sample), p, scale,
+                                  std::min(layout_.group_size, samples - sample), p, rounded,
                                   {coefficients.data(), coefficients.size()});
         encoded_[index].resize(ring_.size());
         ring_.lift(View<const std::int64_t>{coefficients.data(), coefficients.size()}, encoded_[index].data());
+        if (shift > 0) {
+            ring_.multiply_power_of_two(encoded_[index].data(), shift);
+        }
         ring_.to_ntt(encoded_[index].data());
     });
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "linear/precision.h"
 
 namespace hesplit {
 
@@ -32,13 +33,14 @@ std::vector<GradientRun> weight_gradient_runs(const BlockLayout& layout) {
 }
 
 double largest_gradient_l1(const BlockLayout& layout, View<const double> gradient, double scale) {
+    const double rounding = std::ldexp(0.5, gradient_shift(gradient, scale));
     double largest = 0;
     for (std::size_t p = 0; p < layout.products(); ++p) {
         const std::size_t first = p * layout.per_product(), count = layout.outputs_of(p);
         double l1 = 0;
         for (std::size_t s = 0; s < gradient.size / layout.outputs; ++s) {
             for (std::size_t u = 0; u < count; ++u) {
-                l1 += std::abs(gradient[s * layout.outputs + first + u]) * scale + 0.5;
+                l1 += std::abs(gradient[s * layout.outputs + first + u]) * scale + rounding;
             }
         }
         largest = std::max(largest, l1);

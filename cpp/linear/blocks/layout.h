@@ -19,7 +19,7 @@ BlockLayout checked_block_layout(const BatchShape& shape, std::size_t degree, st
 std::vector<GradientRun> weight_gradient_runs(const BlockLayout& layout);
 
 // The largest l1 norm, over products, of the polynomials that a weight gradient is multiplied by: every sample's noise
-// meets the entries of G that share a product, at `scale`, and 1/2 of rounding for each. `gradient` is row-major
+// meets the entries of G that share a product, at `scale`, and the rounding of each. `gradient` is row-major
 // [samples, outputs].
 double largest_gradient_l1(const BlockLayout& layout, View<const double> gradient, double scale);
 

@@ -43,8 +43,7 @@ std::size_t BlockServerPacking::gradient_products_at_once(const BatchShape& shap
 }
 
 double BlockServerPacking::gradient_scale(View<const double> gradient) const {
-    // G * scale is rounded to 64-bit integers.
-    return largest_gradient_scale(parameters_.choice(), ring_, gradient, outputs_, std::ldexp(1.0, 60));
+    return largest_gradient_scale(parameters_.choice(), ring_, gradient, outputs_);
 }
 
 int BlockServerPacking::gradient_bits(const BatchShape& shape, View<const double> gradient, double scale) const {

@@ -67,7 +67,11 @@ void SealedLayerClient::write_ciphertexts(WireWriter& writer, const BatchShape& 
     std::uint8_t* out = writer.reserve(messages.size() * codec_.bytes());
     parallel_for(messages.size(), [&](std::size_t index) {
         Buffer<std::uint64_t> c0(ring_.size()), scratch;
-        ring_.lift(View<const std::int64_t>{messages[index].data(), messages[index].size()}, c0.data());
+        const Buffer<std::int64_t>& coefficients = messages[index].coefficients;
+        ring_.lift(View<const std::int64_t>{coefficients.data(), coefficients.size()}, c0.data());
+        if (messages[index].shift > 0) {
+            ring_.multiply_power_of_two(c0.data(), messages[index].shift);
+        }
         ring_.add(c0.data(), zeros.c0[index].data());
         codec_.pack(c0.data(), out + index * codec_.bytes(), scratch);
     });
@@ -99,8 +103,8 @@ void SealedLayerClient::place_weights(const std::vector<std::int64_t>& integers,
     const std::vector<double> values(integers.begin(), integers.end());
     for (std::size_t p = 0; p < layout_.products(); ++p) {
         for (std::size_t j = 0; j < layout_.inputs(); ++j) {
-            messages.emplace_back(ring_.degree());
-            place_weight(layout_, values.data(), p, j, 1.0, {messages.back().data(), ring_.degree()});
+            messages.push_back({Buffer<std::int64_t>(ring_.degree()), 0});
+            place_weight(layout_, values.data(), p, j, 1.0, {messages.back().coefficients.data(), ring_.degree()});
         }
     }
 }
@@ -144,10 +148,10 @@ SealedLayerClient::Messages SealedLayerClient::place_activations(View<const doub
     Messages messages;
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t j = 0; j < layout_.inputs(); ++j) {
-            messages.emplace_back(ring_.degree());
+            messages.push_back({Buffer<std::int64_t>(ring_.degree()), 0});
             place_input(layout_, with_one.data() + group * layout_.group_size * layout_.features,
                         shape.samples_of(group), j, parameters_.choice().scale,
-                        {messages.back().data(), ring_.degree()});
+                        {messages.back().coefficients.data(), ring_.degree()});
         }
     }
     return messages;
@@ -180,7 +184,7 @@ std::string SealedLayerClient::encrypt(View<const double> x) {
 double SealedLayerClient::gradient_scale(View<const double> gradient, const Held& held) const {
     constexpr double kRoom = 1.05;  // between the largest value and a wrap-around
     const double weight_scale = held.scaling.weight_scale;
-    double reach = 0, largest = 0, square = 0;
+    double reach = 0, square = 0;
     for (std::size_t s = 0; s < gradient.size / outputs(); ++s) {
         for (std::size_t i = 0; i < features(); ++i) {
             double sum = 0;
@@ -192,23 +196,24 @@ double SealedLayerClient::gradient_scale(View<const double> gradient, const Held
         }
     }
     for (const double value : gradient) {
-        largest = std::max(largest, std::abs(value));
         square += value * value;
     }
     // The noise that updates left in the weights comes on top.
     const double variance = request_noise_variance(ring_) * (1.0 + parameters_.choice().updates);
     reach += kTail * std::sqrt(square * variance) / weight_scale;
-    const double widest = ring_.modulus_value() / (2 * kRoom * std::max(reach, 1e-12) * weight_scale);
-    return std::min(widest, std::ldexp(1.0, 60) / std::max(largest, 1e-12));
+    return ring_.modulus_value() / (2 * kRoom * std::max(reach, 1e-12) * weight_scale);
 }
 
 void SealedLayerClient::place_gradients(View<const double> gradient, const BatchShape& shape, double scale,
                                         Messages& messages) const {
+    const int shift = gradient_shift(gradient, scale);
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t p = 0; p < layout_.products(); ++p) {
-            messages.emplace_back(ring_.degree());
+            messages.push_back({Buffer<std::int64_t>(ring_.degree()), 0});
             place_gradient_for_input(layout_, gradient.data + group * layout_.group_size * outputs(),
-                                     shape.samples_of(group), p, scale, {messages.back().data(), ring_.degree()});
+                                     shape.samples_of(group), p, std::ldexp(scale, -shift),
+                                     {messages.back().coefficients.data(), ring_.degree()});
+            messages.back().shift = shift;
         }
     }
 }

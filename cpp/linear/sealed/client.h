@@ -58,7 +58,12 @@ class SealedLayerClient {
         std::vector<std::int64_t> integers;  // [outputs, features with the bias]; empty before the first seal()
         std::uint32_t updates = 0;
     };
-    using Messages = std::vector<Buffer<std::int64_t>>;  // coefficients of one ciphertext each
+    // Coefficients of one ciphertext, to be multiplied by 2^shift.
+    struct Message {
+        Buffer<std::int64_t> coefficients;
+        int shift = 0;
+    };
+    using Messages = std::vector<Message>;
 
     std::shared_ptr<const Held> held() const;
     void replace_held(Held next);

@@ -42,7 +42,7 @@ void SlotServerPacking::check_shape(const BatchShape& shape) const {
 
 double SlotServerPacking::gradient_scale(View<const double> gradient) const {
     // SlotRing::encode_ntt takes any scale.
-    return largest_gradient_scale(parameters_.choice(), ring_.data(), gradient, layout_.outputs, HUGE_VAL);
+    return largest_gradient_scale(parameters_.choice(), ring_.data(), gradient, layout_.outputs);
 }
 
 int SlotServerPacking::gradient_bits(const BatchShape&, View<const double>, double) const {
