@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -304,3 +305,32 @@ def test_every_encryption_is_fresh():
     x = np.ones((4, 20))
     first, second = (np.frombuffer(client.encrypt(x)[64:-8], dtype=np.uint8) for _ in range(2))
     assert (first != second)[12:].mean() > 0.9
+
+
+class Interrupted:
+    """A counter whose every read lets other threads run, as a busy machine may at any of them."""
+
+    def __get__(self, owner, kind=None):
+        value = owner.__dict__.get("_counted", 0)
+        time.sleep(1e-4)
+        return value
+
+    def __set__(self, owner, value):
+        owner.__dict__["_counted"] = value
+
+
+@pytest.mark.parametrize("kind", ["encrypt", "clip_counted", "sealed"])
+def test_clipped_samples_of_several_threads_are_all_counted(kind):
+    if kind == "sealed":
+        params = hn.Parameters.recommend_sealed(in_features=6, out_features=2, batch_size=3, updates=4)
+        base = hn.SealedClient
+    else:
+        params = hn.Parameters.recommend(in_features=6, out_features=2, batch_size=3)
+        base = hn.LinearClient
+    counted = type("Counted", (base,), {"clipped": Interrupted()})
+    client = counted(hn.SecretKey.generate(params), 6, 2)
+    act = client.encrypt if kind == "encrypt" else client.clip_counted
+    x = np.full((3, 6), 2 * params.activation_bound)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: act(x), range(64)))
+    assert client.clipped == 3 * 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -71,6 +72,7 @@ class LinearClient:
         """Samples that were beyond the agreed ranges so far."""
         self.flooding_deviation = 0.0
         """The largest standard deviation so far of the noise that flooded a released logit."""
+        self._lock = threading.Lock()  # of the two numbers above
         self._ledger = ledger
         released = ledger.released if ledger is not None else 0
         self._native = _core.LinearClient(
@@ -97,7 +99,7 @@ class LinearClient:
             Another shape or dtype.
         """
         request, clipped = self._native.encrypt(_matrix(x, "x", (None, self.in_features)), self.on_overflow == "clip")
-        self.clipped += clipped
+        self._count(clipped)
         return request
 
     def decrypt(self, reply: Buffer, *, weight_gradient_follows: bool = False) -> npt.NDArray[np.float64]:
@@ -130,7 +132,8 @@ class LinearClient:
         if self._ledger is not None:
             self._ledger.take()
         y, deviation = self._native.decrypt(reply, True, weight_gradient_follows)
-        self.flooding_deviation = max(self.flooding_deviation, deviation)
+        with self._lock:
+            self.flooding_deviation = max(self.flooding_deviation, deviation)
         return y
 
     def open_weight_gradient(self, message: Buffer, gradient: Array) -> bytes:
@@ -152,8 +155,12 @@ class LinearClient:
         if self.on_overflow == "raise":
             return x
         inside, count = self.clip(x)
-        self.clipped += count
+        self._count(count)
         return inside
+
+    def _count(self, clipped: int) -> None:
+        with self._lock:
+            self.clipped += clipped
 
     def clip(self, x: ArrayT) -> tuple[ArrayT, int]:
         """X within the agreed ranges, as `encrypt` clips it, and how many of its rows had to change."""
@@ -281,6 +288,7 @@ class SealedClient:
         self.in_features, self.out_features = in_features, out_features
         self.clipped = 0
         """Samples that were beyond the agreed ranges so far."""
+        self._lock = threading.Lock()  # of that number
         self._native = _core.SealedLayerClient(key._native, in_features, out_features, weight_norm)
 
     @property
@@ -304,7 +312,7 @@ class SealedClient:
     def clip_counted(self, x: ArrayT) -> ArrayT:
         """X within the agreed ranges; rows that had to change are counted in `clipped`."""
         inside, count = clip(x, self.parameters)
-        self.clipped += count
+        self._count(count)
         return inside
 
     def encrypt(self, x: Array) -> bytes:
@@ -327,6 +335,10 @@ class SealedClient:
     def destroy(self) -> None:
         """Zero the key; this client cannot be used again."""
         self._native.destroy()
+
+    def _count(self, clipped: int) -> None:
+        with self._lock:
+            self.clipped += clipped
 
     def _weights(self, weight: Array, bias: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         return _float64(_matrix(weight, "weight", (self.out_features, self.in_features))), _vector(
