@@ -219,3 +219,33 @@ def test_input_gradients_are_precise_whatever_the_modulus(ring_degree, modulus_b
     found = client.decrypt_input_gradient(server.update(client.update(g, w, b)))
     exact = g @ w
     assert np.abs(found - exact).max() <= 2e-3 * (np.abs(exact).max() + np.abs(g).max())
+
+
+@pytest.mark.parametrize(("n", "d", "o"), [(4, 256, 5), (8, 256, 5), (2, 20, 3), (16, 400, 10)])
+@pytest.mark.parametrize("further", [1.01, 1.1])
+def test_weights_that_outgrow_a_recommended_set_are_sealed_as_far_as_it_reaches(n, d, o, further):
+    params = hn.Parameters.recommend_sealed(
+        in_features=d, out_features=o, batch_size=n, activation_bound=32.0, error_bound=0.1, weight_norm=8.0
+    )
+    rng = np.random.default_rng(d)
+    rows = rng.normal(size=(o, d))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    bias = np.zeros(o)
+    client = SealedClient(hn.SecretKey.generate(params), d, o, weight_norm=8.0)
+    server = SealedServer(client.seal(7.9 * rows, bias))
+    x = inside(client, rng.normal(size=(n, d)))
+    lengths = [len(server.forward(client.encrypt(x)))]
+    for norm in (8.0 * further, 8.0 * (1 + 1.1 * (further - 1))):  # the second no longer needs another scale
+        server.refresh(client.seal(norm * rows, bias))
+        reply = server.forward(client.encrypt(x))
+        lengths.append(len(reply))
+        assert np.abs(client.decrypt(reply) - norm * x @ rows.T).max() <= client.error <= params.error_bound
+    assert not client.refresh_due(norm * rows, bias)
+    # Replies are as long as the parameters say, not as W does.
+    assert lengths[1] == lengths[2]
+    other = SealedClient(hn.SecretKey.generate(params), d, o, weight_norm=8.0)
+    assert len(SealedServer(other.seal(8.3 * rows, bias)).forward(other.encrypt(x))) == lengths[1]
+    with pytest.raises(hn.RangeError, match="these parameters hold up to"):
+        client.seal(1e4 * rows, bias)
+    # What the server holds is still what was sealed last.
+    assert np.abs(client.decrypt(server.forward(client.encrypt(x))) - norm * x @ rows.T).max() <= client.error

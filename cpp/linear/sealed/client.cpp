@@ -39,6 +39,7 @@ SealedLayerClient::SealedLayerClient(std::shared_ptr<const SecretKey> key, std::
       ring_(parameters_.ring_degree(), parameters_.primes()),
       codec_(ring_, dropped_bits(ring_)),
       layout_(plan(parameters_, codec_, features, outputs)),
+      widest_(widest_sealed(parameters_.choice(), ring_, layout_, weight_norm)),
       held_(std::make_shared<const Held>(Held{scale_sealed(parameters_.choice(), ring_, layout_, weight_norm), {}, 0})),
       session_(std::move(key), ring_, false, 0) {}
 
@@ -124,9 +125,15 @@ std::string SealedLayerClient::seal(View<const double> weight, View<const double
     const WeightNorms norms = norms_of(choice, weight, bias, features());
     Held next{held()->scaling, {}, 0};
     if (norms.reach > next.scaling.reach) {
-        // Twice as much as needed, so that the next refresh is far off.
-        const double norm = std::sqrt(choice.activation_norm * choice.activation_norm + 1);
-        next.scaling = scale_sealed(choice, ring_, layout_, 2 * norms.reach / norm);
+        // As far as these parameters reach at all: a refresh that W is the reason for then comes once at most.
+        if (norms.reach > widest_.reach) {
+            const double norm = std::sqrt(choice.activation_norm * choice.activation_norm + 1);
+            throw RangeError("sealed weights with a row of l2 norm " + std::to_string(norms.reach / norm) +
+                             " (bias included): within their error bound these parameters hold up to " +
+                             std::to_string(widest_.reach / norm) +
+                             ". Choose parameters with a larger weight_norm or error_bound");
+        }
+        next.scaling = widest_;
     }
     next.integers = with_bias(weight, bias, next.scaling.weight_scale);
     Messages messages;

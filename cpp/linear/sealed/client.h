@@ -22,7 +22,8 @@ namespace hesplit {
 // Safe to use from several threads. seal() and update() wait for each other; which comes first is the caller's to say.
 class SealedLayerClient {
   public:
-    // `weight_norm`: the largest l2 norm of a row of the weight that must fit before the scale has to change.
+    // `weight_norm`: the largest l2 norm of a row of the weight that must fit before the scale has to change: once, to
+    // the widest that the parameters allow.
     SealedLayerClient(std::shared_ptr<const SecretKey> key, std::size_t features, std::size_t outputs,
                       double weight_norm);
 
@@ -88,6 +89,7 @@ class SealedLayerClient {
     Ring ring_;
     PolynomialCodec codec_;
     BlockLayout layout_;
+    SealedScaling widest_;
     std::mutex order_mutex_;  // held through seal() and update()
     mutable std::mutex mutex_;
     std::shared_ptr<const Held> held_;

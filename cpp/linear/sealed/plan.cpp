@@ -55,8 +55,11 @@ BlockLayout plan_sealed(const ParameterChoice& choice, std::size_t features, std
     return best;
 }
 
-SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, const BlockLayout& layout,
-                           double weight_norm) {
+namespace {
+
+// As scale_sealed, but with an error above the bound where no number of bits is enough.
+SealedScaling sealed_scaling(const ParameterChoice& choice, const Ring& ring, const BlockLayout& layout,
+                             double weight_norm) {
     constexpr double kLargestScale = 1ULL << 45;
     const double v = request_noise_variance(ring);
     const double norm = std::sqrt(choice.activation_norm * choice.activation_norm + 1);  // with the bias' 1
@@ -78,11 +81,39 @@ SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, cons
     const double fixed = kTail * std::sqrt(request * request + weights * weights + both * both) + rounding;
     const double reply = kTail * degree_2_rounding_deviation(ring.degree());
     const int most = most_sealed_bits(ring.degree(), static_cast<int>(std::floor(std::log2(ring.modulus_value()))) + 1);
-    for (scaling.logit_bits = 8; scaling.logit_bits <= most; ++scaling.logit_bits) {
-        scaling.error = fixed + reply * ring.modulus_value() / std::ldexp(used_scale, scaling.logit_bits);
+    for (int bits = std::min(8, most); bits <= most; ++bits) {
+        scaling.logit_bits = bits;
+        scaling.error = fixed + reply * ring.modulus_value() / std::ldexp(used_scale, bits);
         if (scaling.error <= choice.error_bound) {
-            return scaling;
+            break;
         }
+    }
+    return scaling;
+}
+
+}  // namespace
+
+SealedScaling widest_sealed(const ParameterChoice& choice, const Ring& ring, const BlockLayout& layout,
+                            double weight_norm) {
+    const auto holds = [&](double norm) {
+        return sealed_scaling(choice, ring, layout, norm).error <= choice.error_bound;
+    };
+    double low = weight_norm, factor = 2;
+    for (int i = 0; i < 60 && holds(low * factor); ++i) {
+        low *= factor;
+    }
+    for (int i = 0; i < 10; ++i) {
+        factor = std::sqrt(factor);
+        low *= holds(low * factor) ? factor : 1;
+    }
+    return sealed_scaling(choice, ring, layout, low);
+}
+
+SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, const BlockLayout& layout,
+                           double weight_norm) {
+    const SealedScaling scaling = sealed_scaling(choice, ring, layout, weight_norm);
+    if (scaling.error <= choice.error_bound) {
+        return scaling;
     }
     throw RangeError("sealed weights with rows of l2 norm up to " + std::to_string(weight_norm) +
                      " keep logits only to +-" + std::to_string(scaling.error) + " over " +

@@ -42,6 +42,10 @@ struct SealedScaling {
 // Throws RangeError when the parameters cannot keep their error bound with such weights.
 SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, const BlockLayout& layout,
                            double weight_norm);
+// The scaling of the largest weights that these parameters can hold at all, to which weights that outgrow `weight_norm`
+// are sealed anew. It does not depend on them, nor do the bits of its replies.
+SealedScaling widest_sealed(const ParameterChoice& choice, const Ring& ring, const BlockLayout& layout,
+                            double weight_norm);
 
 // One training step of a sealed layer.
 struct SealedEstimate {
