@@ -234,6 +234,7 @@ void stress_linear(Packing packing, bool fresh_keys) {
             const std::string request = client.encrypt(exact.x.data(), kSamples, false).bytes;
             std::shared_ptr<const LinearServer::Kept> kept;
             const std::string reply = server.forward(view(request), nullptr, &kept);
+            expect(server.cost(view(request), true).reply_bytes == reply.size(), "cost");
             expect(client.samples_of(view(reply)) == kSamples, "samples");
             std::vector<double> y(kSamples * kOutputs), weight_gradient(kOutputs * kFeatures);
             client.decrypt(view(reply), Purpose::local, true, y.data());
@@ -272,7 +273,8 @@ void stress_sealed() {
     std::vector<std::function<void()>> tasks = times(kThreads - 1, [&] {
         while (training) {
             std::vector<double> y(kSamples * kOutputs);
-            const std::string reply = server.forward(view(client.encrypt(view(exact.x))));
+            const std::string request = client.encrypt(view(exact.x)), reply = server.forward(view(request));
+            expect(server.cost(view(request)).request_bytes == request.size(), "cost");
             expect(client.samples_of(view(reply)) == kSamples, "samples");
             client.decrypt(view(reply), y.data());
             expect(exact.right(y, 10), "logits");
