@@ -160,3 +160,21 @@ def forge_reply(
     scale: float,
     ciphertexts: Sequence[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]],
 ) -> bytes: ...
+
+# Noise of differential privacy: cpp/privacy/noise.h.
+
+class Distribution:
+    def draw(self, count: int) -> npt.NDArray[np.int64]: ...
+
+class Table(Distribution):
+    def __init__(self, cumulative: npt.NDArray[np.uint64]) -> None: ...
+
+class DiscreteGaussian(Distribution):
+    def __init__(self, multiples: Table, step_bits: int, variance: float) -> None: ...
+
+class DiscreteLaplace(Distribution):
+    def __init__(self, digits: Sequence[Table], digit_bits: int) -> None: ...
+
+def add_noise(
+    values: npt.NDArray[np.float32], noise: Distribution, grid: float, bound: int, norm: str
+) -> npt.NDArray[np.float32]: ...
