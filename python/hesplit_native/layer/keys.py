@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from hesplit_native import _core
 from hesplit_native.errors import KeyMismatchError, WireError
+from hesplit_native.files import make_folder, write_atomically
 from hesplit_native.layer.parameters import Parameters
 
 # An encrypted key file: magic, version, scrypt parameters (log2 n, r, p), salt, nonce, then AES-256-GCM over the plain file
@@ -54,18 +55,7 @@ class SecretKey:
             data = bytes(plain) if passphrase is None else _encrypt(plain, passphrase)
         finally:
             plain[:] = bytes(len(plain))
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(Path(path), data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], passphrase: str | None = None) -> SecretKey:
@@ -141,13 +131,8 @@ class ReleaseLedger:
         self.released += 1
 
     def _write(self, released: int) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w") as file:
-            json.dump({"key": self._key, "released": released}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
+        make_folder(self._path.parent)
+        write_atomically(self._path, json.dumps({"key": self._key, "released": released}).encode())
         self._written = released
 
 

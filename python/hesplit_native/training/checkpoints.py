@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hesplit_native.errors import DataError
+from hesplit_native.files import make_folder
 from hesplit_native.protocols.storage import read_tensors, write_tensors
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.result import EpochRecord
@@ -86,7 +87,7 @@ class ClientCheckpoints:
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a snapshot durably."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         values = {
             "progress": asdict(snapshot.progress),
             "config": asdict(self._config),
