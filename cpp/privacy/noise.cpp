@@ -14,233 +14,163 @@ __extension__ typedef unsigned __int128 Wide;
 
 // Values that a thread takes at once.
 constexpr std::size_t kChunk = 1024;
+constexpr std::int64_t kMaxSteps = 1 << 24;  // float32 has all integers up to this
 
-// True with probability exactly n / d; n <= d < 2^63.
-bool happens(std::uint64_t n, std::uint64_t d, RandomWords& words) {
-    for (;;) {
-        // A uniform fraction that begins with these 64 bits is below n / d, or above, or shares them: then what is left
-        // of both is compared in the same way.
-        const Wide product = Wide{words.next()} * d, target = Wide{n} << 64;
-        if (product + d <= target) {
-            return true;
+// Events whose probabilities are fractions, by the 64-bit words of a stream.
+class Coins {
+  public:
+    explicit Coins(ChaCha20& stream) : stream_(stream) {}
+    ~Coins() { secure_zero(words_, sizeof(words_)); }
+    Coins(const Coins&) = delete;
+    Coins& operator=(const Coins&) = delete;
+
+    std::uint64_t word() {
+        if (at_ == kWords) {
+            stream_.blocks(reinterpret_cast<std::uint8_t*>(words_), sizeof(words_));
+            at_ = 0;
         }
-        if (product >= target) {
-            return false;
+        return words_[at_++];
+    }
+
+    // Uniform in [0, n), n > 0 (Lemire 2019).
+    std::uint64_t below(std::uint64_t n) {
+        Wide product = Wide{word()} * n;
+        if (static_cast<std::uint64_t>(product) < n) {
+            const std::uint64_t excess = (0 - n) % n;  // 2^64 mod n
+            while (static_cast<std::uint64_t>(product) < excess) {
+                product = Wide{word()} * n;
+            }
         }
-        n = static_cast<std::uint64_t>(target - product);
+        return static_cast<std::uint64_t>(product >> 64);
     }
-}
 
-// True with probability exactly exp(-n / d); n <= d < 2^54, so that d k has room.
-bool happens_exp(std::uint64_t n, std::uint64_t d, RandomWords& words) {
-    std::uint64_t k = 1;
-    while (happens(n, d * k, words)) {
-        ++k;
-    }
-    return k % 2 == 1;
-}
-
-// Signed values of a symmetric distribution from its half on 0, 1, ...: of the two zeros one is drawn anew.
-template <class Half>
-std::int64_t with_sign(RandomWords& words, const Half& half) {
-    for (;;) {
-        const std::int64_t size = half();
-        const bool negative = words.next() >> 63 != 0;
-        if (size != 0 || !negative) {
-            return negative ? -size : size;
+    // True with probability exp(-n / d), n <= d: with k tries the series of exp(-n / d) is summed up to its k-th term.
+    // d is below 2^38, and k ends by itself long before d k has no room: it is above 30 with probability 2^-107.
+    bool exp_of_fraction(std::uint64_t n, std::uint64_t d) {
+        std::uint64_t k = 1;
+        while (below(d * k) < n) {
+            ++k;
         }
+        return k % 2 == 1;
     }
-}
 
-}  // namespace
-
-RandomWords::RandomWords(const Seed& key, std::uint32_t index) : stream_(key.data(), {index, 0, 0}, 0) {}
-
-RandomWords::~RandomWords() {
-    secure_zero(words_, sizeof(words_));
-}
-
-void RandomWords::refill() {
-    stream_.blocks(reinterpret_cast<std::uint8_t*>(words_), sizeof(words_));
-    at_ = 0;
-}
-
-Table::Table(View<const std::uint64_t> high, View<const std::uint64_t> low)
-    : high_(high.begin(), high.end()), low_(low.begin(), low.end()), guide_(std::size_t{1} << kGuideBits) {
-    if (high_.empty() || high_.size() != low_.size() || high_.size() > kGridSteps) {
-        throw ParameterError("a table has two halves for each of its outcomes, and at least one outcome");
-    }
-    high_.back() = low_.back() = ~std::uint64_t{0};
-    for (std::size_t i = 1; i < high_.size(); ++i) {
-        if (high_[i] < high_[i - 1] || (high_[i] == high_[i - 1] && low_[i] < low_[i - 1])) {
-            throw ParameterError("cumulative probabilities must ascend");
+    // True with probability exp(-n / d) for every n.
+    bool exp_minus(std::uint64_t n, std::uint64_t d) {
+        for (; n > d; n -= d) {
+            if (!exp_of_fraction(1, 1)) {
+                return false;
+            }
         }
+        return exp_of_fraction(n, d);
     }
-    std::uint32_t i = 0;
-    for (std::size_t first = 0; first < guide_.size(); ++first) {
-        while (high_[i] < std::uint64_t{first} << (64 - kGuideBits)) {
-            ++i;
-        }
-        guide_[first] = i;
-    }
-}
 
-std::size_t Table::settle(std::uint64_t word, std::size_t i, RandomWords& words) const {
-    const std::uint64_t next = words.next();
-    while (i + 1 < high_.size() && high_[i] == word && low_[i] <= next) {
-        ++i;
-    }
-    return i;
-}
-
-void Table::draw(RandomWords& words, std::int64_t* out, std::size_t count) const {
-    for (std::size_t i = 0; i < count; ++i) {
-        out[i] = static_cast<std::int64_t>(draw(words));
-    }
-}
-
-DiscreteGaussian::DiscreteGaussian(Table multiples, int step_bits, double variance)
-    : multiples_(std::move(multiples)), step_bits_(step_bits) {
-    if (!(variance > 0) || !std::isfinite(variance) || step_bits < 0 || step_bits > 24) {
-        throw ParameterError("a discrete Gaussian needs a positive variance and a step of at most 2^24");
-    }
-    if (step_bits == 0) {
-        return;  // every multiple is kept
-    }
-    int exponent = 0;
-    const double mantissa = std::frexp(variance, &exponent);  // 53 bits in [1/2, 1)
-    denominator_ = static_cast<std::uint64_t>(std::ldexp(mantissa, 54));
-    shift_ = 53 - exponent;
-    const double largest = std::ldexp(1, step_bits) * (1 + 2 * static_cast<double>(multiples_.size()));
-    if (shift_ < 0 || largest * std::ldexp(1, step_bits) > 2 * variance) {
-        throw ParameterError("the step of a discrete Gaussian is too large for its variance");
-    }
-}
-
-std::int64_t DiscreteGaussian::draw(RandomWords& words) const {
-    return with_sign(words, [&] {
+    // P(z) proportional to exp(-|z| / scale).
+    std::int64_t laplace(std::uint64_t scale) {
         for (;;) {
-            const std::uint64_t multiple = static_cast<std::uint64_t>(multiples_.draw(words)) << step_bits_;
-            if (step_bits_ == 0) {
-                return static_cast<std::int64_t>(multiple);
+            const std::uint64_t rest = below(scale);
+            if (!exp_of_fraction(rest, scale)) {
+                continue;
             }
-            const std::uint64_t rest = words.next() >> (64 - step_bits_);
-            if (happens_exp(rest * (rest + 2 * multiple) << shift_, denominator_, words)) {
-                return static_cast<std::int64_t>(multiple + rest);
+            std::uint64_t whole = 0;
+            while (exp_of_fraction(1, 1)) {
+                ++whole;
+            }
+            const auto size = static_cast<std::int64_t>(rest + whole * scale);
+            const bool negative = word() >> 63 != 0;
+            if (size != 0 || !negative) {  // zero has no sign: of its two draws one counts
+                return negative ? -size : size;
             }
         }
-    });
-}
-
-void DiscreteGaussian::draw(RandomWords& words, std::int64_t* out, std::size_t count) const {
-    for (std::size_t i = 0; i < count; ++i) {
-        out[i] = draw(words);
     }
-}
 
-DiscreteLaplace::DiscreteLaplace(std::vector<Table> digits, int digit_bits)
-    : digits_(std::move(digits)), digit_bits_(digit_bits) {
-    const std::size_t whole = std::size_t{1} << std::min(std::max(digit_bits, 0), 24);
-    const bool complete = !digits_.empty() && std::all_of(digits_.begin(), digits_.end() - 1, [&](const Table& digit) {
-        return digit.size() == whole;
-    });
-    if (!complete || static_cast<int>(digits_.size()) * digit_bits > 48) {
-        throw ParameterError("a discrete Laplace distribution needs a table for each of its digits");
-    }
-}
-
-void DiscreteLaplace::draw(RandomWords& words, std::int64_t* out, std::size_t count) const {
-    for (std::size_t i = 0; i < count; ++i) {
-        out[i] = with_sign(words, [&] {
-            std::uint64_t size = 0;
-            for (std::size_t digit = 0; digit < digits_.size(); ++digit) {
-                size += static_cast<std::uint64_t>(digits_[digit].draw(words))
-                        << (static_cast<int>(digit) * digit_bits_);
+    // P(z) proportional to exp(-z^2 / (2 deviation^2)), which is exp(-|z| / deviation) exp(-(|z| - deviation)^2 / (2
+    // deviation^2)) but for a factor. The square has room for |z| up to 2^31, beyond which are exp(-8192) of all.
+    std::int64_t gaussian(std::uint64_t deviation) {
+        for (;;) {
+            const std::int64_t z = laplace(deviation);
+            const std::int64_t off = std::abs(z) - static_cast<std::int64_t>(deviation);
+            if (exp_minus(static_cast<std::uint64_t>(off * off), 2 * deviation * deviation)) {
+                return z;
             }
-            return static_cast<std::int64_t>(size);
-        });
-    }
-}
-
-std::vector<std::int64_t> draw(const Distribution& distribution, std::size_t count) {
-    const Seed key = random_seed();
-    std::vector<std::int64_t> out(count);
-    parallel_for((count + kChunk - 1) / kChunk, [&](std::size_t chunk) {
-        RandomWords words(key, static_cast<std::uint32_t>(chunk));
-        const std::size_t first = chunk * kChunk;
-        distribution.draw(words, out.data() + first, std::min(kChunk, count - first));
-    });
-    return out;
-}
-
-namespace {
-
-bool within(const SecretBuffer<std::int64_t>& steps, std::uint64_t bound, Norm norm) {
-    const std::uint64_t limit = norm == Norm::l2 ? bound * bound : bound;
-    std::uint64_t sum = 0;
-    for (const std::int64_t step : steps) {
-        const auto size = static_cast<std::uint64_t>(std::abs(step));
-        const std::uint64_t part = norm == Norm::l2 ? size * size : size;
-        sum = norm == Norm::each ? std::max(sum, part) : sum + part;
-        if (sum > limit) {
-            return false;
         }
     }
-    return true;
-}
 
-double size_of(View<const float> row, Norm norm) {
-    double sum = 0;
-    for (const float value : row) {
-        const double size = std::abs(static_cast<double>(value));
-        sum = norm == Norm::each ? std::max(sum, size) : sum + (norm == Norm::l2 ? size * size : size);
-    }
-    return norm == Norm::l2 ? std::sqrt(sum) : sum;
-}
+  private:
+    static constexpr std::size_t kWords = 512;
 
-// A row in steps, within the bound.
-void to_steps(View<const float> row, double grid, std::uint64_t bound, Norm norm, SecretBuffer<std::int64_t>& steps) {
-    const double most = static_cast<double>(bound), limit = most * grid;
-    for (std::size_t i = 0; i < row.size; ++i) {
-        const double value = static_cast<double>(row[i]);
-        if (!std::isfinite(value)) {
-            throw RangeError("NaN or infinity among the values to be noised: training has diverged; lower the learning rate");
-        }
-        steps[i] = static_cast<std::int64_t>(std::nearbyint(std::clamp(value / grid, -most, most)));
-    }
-    // The first attempt only rounds towards zero; further ones take a little more off than doubles round.
-    double factor = std::min(1.0, limit / std::max(size_of(row, norm), limit));
-    while (!within(steps, bound, norm)) {
-        for (std::size_t i = 0; i < row.size; ++i) {
-            steps[i] = static_cast<std::int64_t>(std::clamp(static_cast<double>(row[i]) / grid * factor, -most, most));
-        }
-        factor *= 1 - 0x1p-40;
+    ChaCha20& stream_;
+    alignas(kAlignment) std::uint64_t words_[kWords];
+    std::size_t at_ = kWords;
+};
+
+void require_scale(std::uint64_t scale) {
+    if (scale == 0 || scale > kMaxNoiseScale) {
+        throw ParameterError("the scale of discrete noise is 1 to 2^18 steps");
     }
 }
 
 }  // namespace
 
-void add_noise(View<const float> values, std::size_t columns, const Distribution& noise, double grid,
-               std::uint64_t bound, Norm norm, float* out) {
+void sample_discrete_laplace(ChaCha20& stream, std::uint64_t scale, std::int64_t* out, std::size_t count) {
+    require_scale(scale);
+    Coins coins(stream);
+    std::generate_n(out, count, [&] { return coins.laplace(scale); });
+}
+
+void sample_discrete_gaussian(ChaCha20& stream, std::uint64_t deviation, std::int64_t* out, std::size_t count) {
+    require_scale(deviation);
+    Coins coins(stream);
+    std::generate_n(out, count, [&] { return coins.gaussian(deviation); });
+}
+
+void to_steps(View<const float> row, const GridNoise& noise, std::int64_t* steps) {
+    const auto bound = static_cast<double>(noise.bound);
+    double norm = 0;
+    for (const float value : row) {
+        const double size = std::abs(static_cast<double>(value)) / noise.grid;
+        if (!std::isfinite(size)) {
+            throw RangeError(
+                "NaN or infinity among the values to be noised: training has diverged; lower the learning rate");
+        }
+        norm += noise.mechanism == Mechanism::gaussian ? size * size : size;
+    }
+    norm = noise.mechanism == Mechanism::gaussian ? std::sqrt(norm) : norm;
+    // What doubles round, of up to kMaxNoiseColumns columns, is less than the 2^-30 that is left here.
+    const double most = bound * (1 - 0x1p-30);
+    const double factor = norm > most ? most / norm : 1;
+    std::transform(row.begin(), row.end(), steps, [&](float value) {
+        const double size = static_cast<double>(value) / noise.grid;
+        return static_cast<std::int64_t>(noise.mechanism == Mechanism::values ? std::clamp(size, -bound, bound)
+                                                                              : size * factor);
+    });
+}
+
+void add_noise(View<const float> values, std::size_t columns, const GridNoise& noise, float* out) {
     int exponent = 0;
-    if (std::frexp(grid, &exponent) != 0.5 || exponent < -100 || exponent > 100 || bound > kGridSteps) {
-        throw ParameterError("the grid must be a power of two that float32 can hold, and bounds 2^24 steps at most");
+    if (std::frexp(noise.grid, &exponent) != 0.5 || exponent < -99 || exponent > 100) {
+        throw ParameterError("the grid of noise is a power of two between 2^-100 and 2^99");
     }
-    if (columns == 0) {
-        return;
+    if (noise.bound == 0 || noise.bound > kMaxBoundSteps || columns == 0 || columns > kMaxNoiseColumns) {
+        throw ParameterError("rows to be noised have 1 to 2^20 columns and a bound of 1 to 2^23 steps");
     }
-    const Seed key = random_seed();
+    require_scale(noise.scale);
+    const Seed seed = random_seed();
     const std::size_t rows = values.size / columns, together = std::max<std::size_t>(1, kChunk / columns);
     parallel_for((rows + together - 1) / together, [&](std::size_t chunk) {
-        RandomWords words(key, static_cast<std::uint32_t>(chunk));
-        SecretBuffer<std::int64_t> steps(columns), noises(columns);
-        for (std::size_t row = chunk * together; row < std::min(rows, (chunk + 1) * together); ++row) {
-            to_steps({values.data + row * columns, columns}, grid, bound, norm, steps);
-            noise.draw(words, noises.data(), columns);
-            for (std::size_t i = 0; i < columns; ++i) {
-                const std::int64_t sum = std::clamp(steps[i] + noises[i], -kGridSteps, kGridSteps);
-                out[row * columns + i] = static_cast<float>(static_cast<double>(sum) * grid);
-            }
+        ChaCha20 stream(seed.data(), Domain::privacy, static_cast<std::uint32_t>(chunk), 0);
+        const std::size_t first = chunk * together, count = std::min(rows - first, together) * columns;
+        SecretBuffer<std::int64_t> steps(count), noises(count);
+        for (std::size_t at = 0; at < count; at += columns) {
+            to_steps({values.data + first * columns + at, columns}, noise, steps.data() + at);
+        }
+        if (noise.mechanism == Mechanism::gaussian) {
+            sample_discrete_gaussian(stream, noise.scale, noises.data(), count);
+        } else {
+            sample_discrete_laplace(stream, noise.scale, noises.data(), count);
+        }
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::int64_t sum = std::clamp(steps[i] + noises[i], -kMaxSteps, kMaxSteps);
+            out[first * columns + i] = static_cast<float>(static_cast<double>(sum) * noise.grid);
         }
     });
 }

@@ -1,121 +1,82 @@
-"""Discrete noise on a grid, for differential privacy.
+"""Noise of differential privacy on a grid, and what it costs.
 
 Noise that is drawn in floating point gives away what it is added to by its last bits: the sums of two values with noise are not the
-same floats (Mironov 2012). So values are rounded to whole steps of a grid, a power of two, and noised by integers (Canonne, Kamath,
-Steinke 2020); what is released is a whole number of steps, at most 2^24 of them, whatever the value was. The core draws the integers
-from ChaCha20, from tables that are made here to 128 bits.
+same floats (Mironov 2012). So rows are rounded to whole steps of a grid, within a bound, and noised by integers (Canonne, Kamath,
+Steinke 2020), which the core draws exactly under randomness of the operating system. What is released is a whole number of steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Context, Decimal, localcontext
-from functools import lru_cache
-from itertools import accumulate
-from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hesplit_native import _core
+from hesplit_native.choices import Mechanism
 from hesplit_native.errors import ParameterError
 
-Kind = Literal["gaussian", "laplace"]
-Norm = Literal["each", "l1", "l2"]
-
-_STEPS = 2**24  # of the grid that float32 holds exactly
-_DIGITS = Context(prec=80)
-_SMALLEST = Decimal(2) ** -140  # relative weights below are left out
-# Scales of noise that have to fit into these steps: beyond are 2^-64 of it.
-_REACH: dict[Kind, float] = {"gaussian": 9.5, "laplace": 45.0}
-_LEAST = 2.0**-6  # scale in steps: anything below is no noise at all
-_STEP_RATIO = 64.0  # the step of a Gaussian's table over its deviation is below 1 / this
-_DIGIT_BITS = 8
-
-
-def table(weights: Sequence[Decimal]) -> _core.Table:
-    """The distribution on 0, 1, … that is proportional to these weights."""
-    with localcontext(_DIGITS):
-        sums = list(accumulate(weights))
-        cumulative = [int(part * 2**128 / sums[-1]) for part in sums[:-1]] + [2**128 - 1]
-    return _core.Table(np.array([divmod(part, 2**64) for part in cumulative], dtype=np.uint64))
-
-
-def discrete_gaussian(deviation: float) -> _core.DiscreteGaussian:
-    """P(z) proportional to exp(-z² / 2 deviation²) for integers z, up to a statistical distance of 2^-115."""
-    variance = deviation * deviation
-    step_bits = max(0, math.floor(math.log2(deviation / _STEP_RATIO)))
-
-    def weights() -> Iterator[Decimal]:
-        # exp(-(step m)² / 2 variance) for m = 0, 1, …
-        first = (-(Decimal(4) ** step_bits) / (2 * Decimal(variance))).exp()
-        weight, ratio = Decimal(1), first
-        while weight > _SMALLEST:
-            yield weight
-            weight, ratio = weight * ratio, ratio * first * first
-
-    with localcontext(_DIGITS):
-        multiples = table(list(weights()))
-    return _core.DiscreteGaussian(multiples, step_bits, variance)
-
-
-def discrete_laplace(scale: float) -> _core.DiscreteLaplace:
-    """P(z) proportional to exp(-|z| / scale) for integers z, up to a statistical distance of 2^-115."""
-    digits = []
-    with localcontext(_DIGITS):
-        ratio = (-1 / Decimal(scale)).exp()
-        base = 2**_DIGIT_BITS
-        while ratio ** (4 * base) > _SMALLEST:
-            digits.append(table([ratio**digit for digit in range(base)]))
-            ratio **= base
-        last = [Decimal(1)]
-        while last[-1] > _SMALLEST:
-            last.append(last[-1] * ratio)
-        digits.append(table(last))
-    return _core.DiscreteLaplace(digits, _DIGIT_BITS)
+# What the core takes (cpp/privacy/noise.h).
+_MAX_BOUND = 2**23
+_MAX_SCALE = 2**18
 
 
 @dataclass(frozen=True)
 class GridNoise:
-    """Noise of one kind for rows within `bound` in a norm.
+    """Noise for rows within a bound: `bound` of their norm and `scale` of the noise, both in steps of `grid`.
 
-    `steps` is the bound and `scale` the noise's scale (deviation of a Gaussian), both in steps of `grid`.
+    The norm is l2 and the noise Gaussian of deviation `scale` under ``"gaussian"``, l1 and Laplace under ``"laplace"``; ``"values"``
+    bounds and noises every value on its own, by Laplace noise.
     """
 
-    distribution: _core.Distribution
+    mechanism: Mechanism
     grid: float
-    steps: int
-    scale: float
-    norm: Norm
+    bound: int
+    scale: int
 
-    def add(self, values: Tensor) -> Tensor:
-        """Rows [n, d] on the grid, with noise; float32.
+    @classmethod
+    def of(cls, mechanism: Mechanism, bound: float, multiplier: float) -> GridNoise:
+        """Noise of at least `multiplier` times the sensitivity, 2 `bound`, on the finest grid that there is.
 
-        No row that noise is added to is beyond `steps` in its norm: rounding to the nearest step is given up for rounding towards zero
-        where it would be. RangeError for NaN and infinities.
+        ParameterError where the bound would be less than a step of it.
         """
-        rows = values.detach().to(torch.float32).contiguous().numpy()
-        return torch.from_numpy(_core.add_noise(rows, self.distribution, self.grid, self.steps, self.norm))
+        scale = 2 * bound * multiplier
+        least = max(bound / _MAX_BOUND, scale / _MAX_SCALE)
+        grid = math.ldexp(1.0, math.frexp(least)[1]) if 2.0**-100 < least < 2.0**98 else math.inf
+        if bound < grid:
+            raise ParameterError(
+                f"noise of scale {scale:.3g} on values within {bound:.3g} leaves nothing of them, or is beyond what float32 holds; "
+                "choose another clip or epsilon"
+            )
+        return cls(mechanism, grid, math.floor(bound / grid), math.ceil(scale / grid))
+
+    def add(self, rows: Tensor) -> Tensor:
+        """Rows [n, d] within the bound on the grid, with noise; float32. RangeError for NaN and infinities."""
+        values = rows.detach().to(torch.float32).contiguous().numpy()
+        return torch.from_numpy(_core.add_noise(values, self.mechanism, self.grid, self.bound, self.scale))
+
+    def divergences(self, orders: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
+        """The Rényi divergences of these orders that tell a row of `width` values from any other by one release."""
+        if self.mechanism == "gaussian":  # theorem 14 of Canonne, Kamath, Steinke
+            return orders * (2 * self.bound / self.scale) ** 2 / 2
+        one = laplace_divergences(orders, 2 * self.bound, self.scale)
+        return width * one if self.mechanism == "values" else one
 
 
-@lru_cache(maxsize=64)
-def grid_noise(kind: Kind, scale: float, bound: float, norm: Norm) -> GridNoise:
-    """Noise of this scale for rows within the bound, on the finest grid on which float32 holds everything.
+def laplace_divergences(orders: npt.NDArray[np.float64], shift: int, scale: int) -> npt.NDArray[np.float64]:
+    """The Rényi divergences of discrete Laplace noise, P(z) proportional to exp(-|z| / scale), from itself moved by `shift`.
 
-    ParameterError where no such grid is left.
+    They are the sums of the geometric series left of both centres, between them and right of both. As convex functions of the shift
+    that begin at 0 they are largest for a row of that l1 norm when all of it is in one value.
     """
-    try:
-        exponent = math.ceil(math.log2((bound + _REACH[kind] * scale) / _STEPS))
-    except (OverflowError, ValueError):
-        exponent = 1000
-    if abs(exponent) > 96:
-        raise ParameterError(
-            f"noise of scale {scale:.3g} on values within {bound:.3g} is beyond what float32 holds; choose another clip or epsilon"
-        )
-    grid = 2.0**exponent
-    steps = max(scale / grid, _LEAST)
-    distribution = discrete_gaussian(steps) if kind == "gaussian" else discrete_laplace(steps)
-    return GridNoise(distribution, grid, math.floor(bound / grid), steps, norm)
+    between = -(2 * orders - 1) / scale  # the logarithm of r in the sum of r^z
+    one = 1 + math.exp(-1 / scale)
+    near = (1 - np.exp(between) * math.expm1(-1 / scale) / -np.expm1(between)) / one
+    far = math.exp(-1 / scale) * np.expm1(-(2 * orders - 2) / scale) / np.expm1(between) / one
+    step = shift / scale
+    total = np.logaddexp((orders - 1) * step + np.log(near), np.log(far) - orders * step)
+    found: npt.NDArray[np.float64] = np.maximum(total, 0) / (orders - 1)
+    return found
