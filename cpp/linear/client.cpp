@@ -35,7 +35,7 @@ std::unique_ptr<const ClientPacking> make_packing(const Parameters& parameters, 
 }  // namespace
 
 LinearClient::LinearClient(std::shared_ptr<const SecretKey> key, std::size_t features, std::size_t outputs,
-                           bool fresh_keys, std::uint32_t released, bool weight_gradients, double byte_ns)
+                           bool fresh_keys, bool weight_gradients, double byte_ns)
     : parameters_(key->parameters()),
       features_(features),
       outputs_(outputs),
@@ -44,7 +44,7 @@ LinearClient::LinearClient(std::shared_ptr<const SecretKey> key, std::size_t fea
       packing_(make_packing(parameters_, features, outputs, fresh_keys, weight_gradients, byte_ns)),
       ring_(packing_->ring()),
       codec_(ring_, dropped_bits(ring_)),
-      session_(std::move(key), ring_, fresh_keys, released) {}
+      session_(std::move(key), ring_, fresh_keys) {}
 
 std::string LinearClient::public_material() const {
     const std::shared_ptr<ClientKey> key = session_.key();
@@ -167,7 +167,7 @@ void LinearClient::decrypt_groups(const ReplyHead& reply, const ClientKey& key, 
 }
 
 double LinearClient::release(const ReplyHead& reply, ClientKey& key, double* y) {
-    session_.count_release(key);
+    key.key->count_release();
     const double product_scale = reply.scale * std::ldexp(ring_.modulus_value(), -reply.bits);
     const double l1 = packing_->weight_l1(reply.shape, product_scale);
     const std::size_t released = reply.shape.samples * outputs_;
