@@ -42,8 +42,10 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)  # a full disk does not say for which file
         raise
     _sync(path.parent)
 

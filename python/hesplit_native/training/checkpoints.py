@@ -99,7 +99,9 @@ class ClientCheckpoints:
         write_tensors(self._path(sum(snapshot.progress.steps)), tensors, _FORMAT, values)
 
     def prune(self) -> None:
-        """Keep the last two: the server may lack the last one."""
+        """Keep the last two: the server may lack the last one. Nothing stays of one that was being written when a run was killed."""
+        for unfinished in self.folder.glob(".client-*.tmp"):
+            unfinished.unlink(missing_ok=True)
         for old in self.numbers()[:-_KEPT]:
             self._path(old).unlink(missing_ok=True)
 
