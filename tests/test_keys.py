@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import hesplit_native as hn
+from hesplit_native.layer import keys
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,21 @@ def test_damaged_key_files(tmp_path, params, passphrase):
         path.write_bytes(changed)
         with pytest.raises((hn.WireError, hn.KeyMismatchError)):
             hn.SecretKey.load(path, passphrase)
+
+
+def test_the_cost_of_guessing_passphrases_is_in_the_file(tmp_path, params, monkeypatch):
+    key, path = hn.SecretKey.generate(params), tmp_path / "key"
+    key.save(path, "correct horse")
+    assert path.read_bytes()[5:8] == bytes([17, 8, 1])  # scrypt's log2 n, r, p
+    with monkeypatch.context() as patch:  # as files of earlier versions are
+        patch.setattr(keys, "_SCRYPT", (15, 8, 1))
+        key.save(path, "correct horse")
+    assert path.read_bytes()[5] == 15
+    assert hn.SecretKey.load(path, "correct horse").id == key.id
+    for cost in ((30, 8, 1), (17, 255, 1), (17, 8, 255), (1, 8, 1)):  # which could take any memory or time, or none
+        path.write_bytes(path.read_bytes()[:5] + bytes(cost) + path.read_bytes()[8:])
+        with pytest.raises(hn.WireError, match="another version or is damaged"):
+            hn.SecretKey.load(path, "correct horse")
 
 
 def test_a_key_cannot_be_pickled_or_copied(params):

@@ -20,6 +20,7 @@ void register_costs(pybind11::module_& module);
 void register_linear(pybind11::module_& module);
 void register_sealed(pybind11::module_& module);
 void register_inspection(pybind11::module_& module);
+void register_privacy(pybind11::module_& module);
 
 // [rows, columns] float64 or float32 in row-major order; anything else is refused, not converted.
 template <class T>

@@ -11,4 +11,5 @@ PYBIND11_MODULE(_core, module) {
     hesplit::register_linear(module);
     hesplit::register_sealed(module);
     hesplit::register_inspection(module);
+    hesplit::register_privacy(module);
 }

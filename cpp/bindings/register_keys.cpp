@@ -32,6 +32,8 @@ void register_keys(py::module_& module) {
                                [](const SecretKey& key) {
                                    return py::bytes(reinterpret_cast<const char*>(key.id().data()), key.id().size());
                                })
+        .def("released_before", &SecretKey::released_before, py::arg("count"))
+        .def_property_readonly("released", &SecretKey::released)
         // A bytearray, which the caller can and must overwrite.
         .def("to_bytearray",
              [](const SecretKey& key) {

@@ -99,12 +99,11 @@ void register_linear(py::module_& module) {
     module.def("inspect", &inspect_rows<double>, py::arg("x").noconvert(), py::arg("bound"), py::arg("norm"));
     py::class_<LinearClient>(module, "LinearClient")
         .def(py::init([](const std::shared_ptr<SecretKey>& key, std::size_t features, std::size_t outputs,
-                         bool fresh_keys, std::uint32_t released, bool weight_gradients, double byte_ns) {
+                         bool fresh_keys, bool weight_gradients, double byte_ns) {
                  py::gil_scoped_release release;
-                 return std::make_unique<LinearClient>(key, features, outputs, fresh_keys, released, weight_gradients,
-                                                       byte_ns);
+                 return std::make_unique<LinearClient>(key, features, outputs, fresh_keys, weight_gradients, byte_ns);
              }),
-             py::arg("key"), py::arg("features"), py::arg("outputs"), py::arg("fresh_keys"), py::arg("released"),
+             py::arg("key"), py::arg("features"), py::arg("outputs"), py::arg("fresh_keys"),
              py::arg("weight_gradients"), py::arg("byte_ns"))
         .def("public_material",
              [](const LinearClient& client) { return released([&] { return client.public_material(); }); })

@@ -224,7 +224,7 @@ void stress_linear(Packing packing, bool fresh_keys) {
     ParameterChoice chosen = packing == Packing::slots ? choice({30, 30}, 10, 40) : choice({40, 40}, 30, 0.1);
     chosen.packing = packing;
     chosen.releases = fresh_keys ? 1 : 0;
-    LinearClient client(SecretKey::generate(Parameters(chosen)), kFeatures, kOutputs, fresh_keys, 0, true);
+    LinearClient client(SecretKey::generate(Parameters(chosen)), kFeatures, kOutputs, fresh_keys, true);
     LinearServer server(view(client.public_material()), 16);
     server.set_weight(view(exact.weight), view(exact.bias));
     const std::vector<double> gradient = numbers(kSamples * kOutputs);
@@ -315,6 +315,26 @@ void stress_sealed() {
     destroy_amid({predict, predict, predict, update}, 5, [&] { client.destroy(); });
 }
 
+// A key's releases, counted in every thread by the key as it was read from bytes.
+void stress_releases() {
+    ParameterChoice chosen = choice({40, 40}, 30, 0.1);
+    chosen.releases = 100 * kRounds;
+    const SecretBuffer<std::uint8_t> bytes = SecretKey::generate(Parameters(chosen))->bytes();
+    std::atomic<std::uint32_t> counted{0};
+    at_once(times(kThreads, [&] {
+        try {
+            for (;;) {
+                const std::shared_ptr<const SecretKey> key = SecretKey::parse({bytes.data(), bytes.size()});
+                key->count_release();
+                ++counted;
+                key->released_before(counted);
+            }
+        } catch (const ParameterError&) {
+        }
+    }));
+    expect(counted == chosen.releases, "the number of releases");
+}
+
 void run(const char* name, const std::function<void()>& stress) {
     std::printf("%s\n", name);
     std::fflush(stdout);
@@ -326,6 +346,7 @@ void run(const char* name, const std::function<void()>& stress) {
 int main() {
     try {
         run("pool", &stress_pool);
+        run("releases of a key", &stress_releases);
         for (const bool ahead : {false, true}) {
             set_work_ahead(ahead);
             set_num_threads(2);

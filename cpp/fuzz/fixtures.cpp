@@ -30,7 +30,7 @@ std::vector<double> numbers(std::size_t count) {
 }  // namespace
 
 Linear::Linear(const ParameterChoice& choice, std::size_t features, std::size_t outputs)
-    : client(SecretKey::generate(Parameters(choice)), features, outputs, choice.releases != 0, 0, true),
+    : client(SecretKey::generate(Parameters(choice)), features, outputs, choice.releases != 0, true),
       material(client.public_material()),
       server(view(material), 16),
       samples(choice.batch_size),

@@ -35,7 +35,7 @@ std::unique_ptr<const ClientPacking> make_packing(const Parameters& parameters, 
 }  // namespace
 
 LinearClient::LinearClient(std::shared_ptr<const SecretKey> key, std::size_t features, std::size_t outputs,
-                           bool fresh_keys, std::uint32_t released, bool weight_gradients, double byte_ns)
+                           bool fresh_keys, bool weight_gradients, double byte_ns)
     : parameters_(key->parameters()),
       features_(features),
       outputs_(outputs),
@@ -44,7 +44,7 @@ LinearClient::LinearClient(std::shared_ptr<const SecretKey> key, std::size_t fea
       packing_(make_packing(parameters_, features, outputs, fresh_keys, weight_gradients, byte_ns)),
       ring_(packing_->ring()),
       codec_(ring_, dropped_bits(ring_)),
-      session_(std::move(key), ring_, fresh_keys, released) {}
+      session_(std::move(key), ring_, fresh_keys) {}
 
 std::string LinearClient::public_material() const {
     const std::shared_ptr<ClientKey> key = session_.key();
@@ -139,7 +139,7 @@ double LinearClient::decrypt(View<const std::uint8_t> bytes, Purpose purpose, bo
         released ? flooding_noise(deviation, reply.shape.samples * outputs_) : SecretBuffer<std::int64_t>();
     decrypt_groups(reply, key, reader, noise, y);
     if (released) {
-        session_.count_release(key);
+        key.key->count_release();
     }
     if (weight_gradient_follows) {
         answer.done(Awaited::weight_gradient);

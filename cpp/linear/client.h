@@ -24,11 +24,10 @@ enum class Purpose { local, release };
 class LinearClient {
   public:
     // `fresh_keys`: every request under a key of its own, `key` then only names the parameters (blocks only).
-    // `released`: how many decryptions were released under `key` before. `weight_gradients`: the server shall compute
-    // them, from public_material() made for that. `byte_ns`: what a byte to the server costs, for layouts (blocks).
+    // `weight_gradients`: the server shall compute them, from public_material() made for that. `byte_ns`: what a byte
+    // to the server costs, for layouts (blocks).
     LinearClient(std::shared_ptr<const SecretKey> key, std::size_t features, std::size_t outputs,
-                 bool fresh_keys = false, std::uint32_t released = 0, bool weight_gradients = false,
-                 double byte_ns = 8);
+                 bool fresh_keys = false, bool weight_gradients = false, double byte_ns = 8);
 
     std::size_t features() const { return features_; }
     std::size_t outputs() const { return outputs_; }

@@ -1,7 +1,6 @@
 #include "linear/client_session.h"
 
 #include <algorithm>
-#include <string>
 #include <utility>
 
 #include "base/error.h"
@@ -41,15 +40,12 @@ SecretBuffer<std::int64_t> ClientKey::open(const std::uint8_t* run, const std::v
     return values;
 }
 
-ClientSession::ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys,
-                             std::uint32_t released)
+ClientSession::ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys)
     : parameters_(key->parameters()),
       ring_(ring),
       auxiliary_(auxiliary_ring(ring.degree())),
       fresh_keys_(fresh_keys),
-      key_(std::make_shared<ClientKey>(std::move(key), ring_, auxiliary_)) {
-    key_->released = released;
-}
+      key_(std::make_shared<ClientKey>(std::move(key), ring_, auxiliary_)) {}
 
 void ClientSession::require_alive() const {
     if (!key_) {
@@ -191,16 +187,6 @@ void ClientSession::Answer::done(Awaited next) {
         found->second.request.awaited = next;
         found->second.being_answered = false;
     }
-}
-
-void ClientSession::count_release(ClientKey& key) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const std::uint32_t releases = parameters_.choice().releases;
-    if (key.released >= releases) {
-        throw ParameterError("the parameters allow " + std::to_string(releases) +
-                             " flooded releases under one key, and that many were made; generate a new key");
-    }
-    ++key.released;
 }
 
 void ClientSession::destroy() {

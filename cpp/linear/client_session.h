@@ -19,7 +19,7 @@
 
 namespace hesplit {
 
-// A secret key made ready for one ring, with the number of decryptions released under it.
+// A secret key made ready for one ring.
 struct ClientKey {
     ClientKey(std::shared_ptr<const SecretKey> key, const Ring& ring, const Ring& auxiliary);
 
@@ -30,7 +30,6 @@ struct ClientKey {
     std::shared_ptr<const SecretKey> key;
     KeyBuffer<std::uint64_t> secret;  // in NTT form
     PhaseDecryptor phase;
-    std::uint32_t released = 0;  // guarded by the session's mutex
 };
 
 // Which reply a request waits for.
@@ -55,8 +54,8 @@ struct Encryptions {
 class ClientSession {
   public:
     // `ring` outlives the session. `fresh_keys`: every message under a key of its own, `key` then only names the
-    // parameters. `released`: how many decryptions were released under `key` before.
-    ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys, std::uint32_t released);
+    // parameters.
+    ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys);
 
     // The client's key. Throws KeyMismatchError once it is destroyed, as every function below that needs a key.
     std::shared_ptr<ClientKey> key() const;
@@ -97,9 +96,6 @@ class ClientSession {
     // Throws KeyMismatchError for a reply to no outstanding request, or under another key than the request; where a
     // weight gradient comes before its logits were decrypted, WireError.
     Answer answer(const Header& reply, Awaited awaited);
-
-    // Throws ParameterError when the parameters allow no more releases under this key.
-    void count_release(ClientKey& key);
 
     // Zeroes every key. Calls that have begun finish with what they hold.
     void destroy();

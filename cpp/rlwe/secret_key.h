@@ -1,6 +1,7 @@
 // The secret key of ring-LWE: a ternary polynomial.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -19,6 +20,9 @@ namespace hesplit {
 class SecretKey {
   public:
     static std::shared_ptr<const SecretKey> generate(const Parameters& parameters);
+    ~SecretKey();
+    SecretKey(const SecretKey&) = delete;
+    SecretKey& operator=(const SecretKey&) = delete;
 
     const Parameters& parameters() const { return parameters_; }
     const Id& id() const { return id_; }
@@ -35,16 +39,24 @@ class SecretKey {
     // replies that it is not honest.
     void destroy() const;
 
+    // Counts one release of a decryption under this key, whoever makes it: one read twice from a file is one key.
+    // Throws ParameterError when its parameters allow no more.
+    void count_release() const;
+    // At least so many releases were counted elsewhere.
+    void released_before(std::uint32_t count) const;
+    std::uint32_t released() const;
+
     // The bytes of a key file (not encrypted; 2 bits per coefficient, checksummed) and back. parse throws WireError.
     SecretBuffer<std::uint8_t> bytes() const;
     static std::shared_ptr<const SecretKey> parse(View<const std::uint8_t> bytes);
 
   private:
-    SecretKey(Parameters parameters, const Id& id, KeyBuffer<std::int8_t> coefficients);
+    SecretKey(Parameters parameters, const Id& id, KeyBuffer<std::int8_t> coefficients, bool filed);
     void require_alive() const;
 
     Parameters parameters_;
     Id id_;
+    mutable std::atomic<bool> filed_;  // its bytes were written or read, so that it may come again
     mutable std::shared_mutex mutex_;  // of what follows
     mutable KeyBuffer<std::int8_t> coefficients_;
     mutable bool destroyed_ = false;

@@ -12,6 +12,7 @@
 #include "bindings/testing/testing.h"
 #include "ckks/embedding.h"
 #include "kernels/kernels.h"
+#include "privacy/noise.h"
 #include "ring/prng.h"
 #include "ring/ring.h"
 #include "wire/format.h"
@@ -63,6 +64,26 @@ py::array_t<std::int64_t> gaussian(std::uint8_t seed, double deviation, std::siz
     ChaCha20 stream(bytes.data(), Domain::flood, 0, 0);
     py::array_t<std::int64_t> out(static_cast<py::ssize_t>(count));
     sample_gaussian(stream, deviation, out.mutable_data(), count);
+    return out;
+}
+
+template <void (*Sample)(ChaCha20&, std::uint64_t, std::int64_t*, std::size_t)>
+py::array_t<std::int64_t> discrete(std::uint8_t seed, std::uint64_t scale, std::size_t count) {
+    const Seed bytes = fixed_seed(seed);
+    ChaCha20 stream(bytes.data(), Domain::privacy, 0, 0);
+    py::array_t<std::int64_t> out(static_cast<py::ssize_t>(count));
+    Sample(stream, scale, out.mutable_data(), count);
+    return out;
+}
+
+// Rows in steps of 1 within a bound.
+py::array_t<std::int64_t> steps_of(const Matrix<float>& rows, bool gaussian, std::uint64_t bound) {
+    const GridNoise noise{gaussian ? Mechanism::gaussian : Mechanism::laplace, 1, bound, 1};
+    const auto columns = static_cast<std::size_t>(rows.shape(1));
+    py::array_t<std::int64_t> out({rows.shape(0), rows.shape(1)});
+    for (py::ssize_t i = 0; i < rows.shape(0); ++i) {
+        to_steps({rows.data(i, 0), columns}, noise, out.mutable_data(i, 0));
+    }
     return out;
 }
 
@@ -303,6 +324,11 @@ void register_testing(py::module_& module) {
     module.def("noise", &small<sample_noise, Domain::noise>, py::arg("seed"), py::arg("count"));
     module.def("ternary", &small<sample_ternary, Domain::secret>, py::arg("seed"), py::arg("count"));
     module.def("gaussian", &gaussian, py::arg("seed"), py::arg("deviation"), py::arg("count"));
+    module.def("discrete_gaussian", &discrete<sample_discrete_gaussian>, py::arg("seed"), py::arg("deviation"),
+               py::arg("count"));
+    module.def("discrete_laplace", &discrete<sample_discrete_laplace>, py::arg("seed"), py::arg("scale"),
+               py::arg("count"));
+    module.def("steps_of", &steps_of, py::arg("rows").noconvert(), py::arg("gaussian"), py::arg("bound"));
     module.def("multiply", &multiply, py::arg("primes"), py::arg("a"), py::arg("b"));
     module.def("switch_to_bits", &switch_to_bits, py::arg("primes"), py::arg("a"), py::arg("bits"));
     module.def("embed", &embed, py::arg("slots"));

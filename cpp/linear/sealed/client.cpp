@@ -41,7 +41,7 @@ SealedLayerClient::SealedLayerClient(std::shared_ptr<const SecretKey> key, std::
       layout_(plan(parameters_, codec_, features, outputs)),
       widest_(widest_sealed(parameters_.choice(), ring_, layout_, weight_norm)),
       held_(std::make_shared<const Held>(Held{scale_sealed(parameters_.choice(), ring_, layout_, weight_norm), {}, 0})),
-      session_(std::move(key), ring_, false, 0) {}
+      session_(std::move(key), ring_, false) {}
 
 std::shared_ptr<const SealedLayerClient::Held> SealedLayerClient::held() const {
     const std::lock_guard<std::mutex> lock(mutex_);

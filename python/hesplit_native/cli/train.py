@@ -163,20 +163,9 @@ def _finish(console: Console, result: RunResult, data: Any, folder: Path) -> Non
     from hesplit_native.cli.terminal import one_line
     from hesplit_native.reproduce.published import published_table
     from hesplit_native.training import report
-    from hesplit_native.training.model_file import save_model
 
-    assert result.architecture is not None
     values = report.metrics(result, data)
-    report.write_metrics(folder / "metrics.json", values)
-    run = {key: values[key] for key in ("dataset", "split", "protocol", "config", "epochs", "versions")}
-    save_model(
-        folder / "model.safetensors", result.architecture, result.client_state, result.server_weight,
-        result.server_bias, data.classes, run,
-    )  # fmt: skip
-    written = ["metrics.json", "model.safetensors"]
-    if result.history:
-        report.write_curves(folder / "curves.png", values)
-        written.append("curves.png")
+    written, refused = _write(result, data, folder, values)
     console.print(report.summary_table(values))
     published = published_table(values)
     if published is not None:
@@ -192,8 +181,35 @@ def _finish(console: Console, result: RunResult, data: Any, folder: Path) -> Non
             console.print(note, style="yellow", highlight=False, markup=False)
     if result.clipped:
         console.print(f"{result.clipped} samples were beyond the agreed ranges and were clipped.", style="yellow")
-    console.print(f"Written to {folder}: {', '.join(written)}", highlight=False)
-    if result.interrupted:
-        why = one_line(f"stopped early: {result.interrupted}")  # a server's words, perhaps
-        ErrorConsole(stderr=True, soft_wrap=True).print(why, style="red", markup=False)
-        raise typer.Exit(130 if "by the user" in result.interrupted else 1)
+    if written:
+        console.print(f"Written to {folder}: {', '.join(written)}", highlight=False)
+    reasons = [f"stopped early: {result.interrupted}"] if result.interrupted else []
+    reasons += [f"not everything could be written: {refused}"] if refused else []
+    if reasons:
+        line = one_line("; ".join(reasons))  # a server's words, perhaps
+        ErrorConsole(stderr=True, soft_wrap=True).print(line, style="red", markup=False)
+        raise typer.Exit(130 if result.interrupted and "by the user" in result.interrupted else 1)
+
+
+def _write(result: RunResult, data: Any, folder: Path, values: dict[str, Any]) -> tuple[list[str], OSError | None]:
+    """Write metrics, model and curves: the files that are there, and why the others are not, so that the rest can be shown."""
+    from hesplit_native.training import report
+    from hesplit_native.training.model_file import save_model
+
+    assert result.architecture is not None
+    written = []
+    try:
+        report.write_metrics(folder / "metrics.json", values)
+        written.append("metrics.json")
+        run = {key: values[key] for key in ("dataset", "split", "protocol", "config", "epochs", "versions")}
+        save_model(
+            folder / "model.safetensors", result.architecture, result.client_state, result.server_weight,
+            result.server_bias, data.classes, run,
+        )  # fmt: skip
+        written.append("model.safetensors")
+        if result.history:
+            report.write_curves(folder / "curves.png", values)
+            written.append("curves.png")
+    except OSError as error:
+        return written, error
+    return written, None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import struct
 import warnings
 import zipfile
@@ -15,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesplit_native.errors import DataError
+from hesplit_native.files import SHARED, make_folder, write_atomically
 
 
 def read_npz(
@@ -55,16 +54,11 @@ def read_npz(
 
 def write_cache(path: Path, **arrays: npt.NDArray[Any]) -> None:
     """Write an archive in one step. One that cannot be written costs time, not results: a warning says so."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            # numpy types the first keyword after the arrays
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
+        make_folder(path.parent)
+        # numpy types the first keyword after the arrays
+        write_atomically(path, lambda file: np.savez(file, **arrays), mode=SHARED)  # type: ignore[arg-type]
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         warnings.warn(
             f"{path.parent} cannot keep processed data ({error.strerror or error}), which is made anew each time; "
             "XDG_CACHE_HOME can name another directory",

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hesplit_native import _core
-from hesplit_native.errors import KeyMismatchError, WireError
+from hesplit_native.errors import KeyMismatchError, ParameterError, WireError
+from hesplit_native.files import make_folder, write_atomically
 from hesplit_native.layer.parameters import Parameters
 
 # An encrypted key file: magic, version, scrypt parameters (log2 n, r, p), salt, nonce, then AES-256-GCM over the plain file
 # with everything before as associated data.
 _MAGIC = b"HESK\x01"
 _HEADER = struct.Struct("<5sBBB16s12s")
-_SCRYPT = (15, 8, 1)  # 32 MiB and about 60 ms
+_SCRYPT = (17, 8, 1)  # 128 MiB and about 300 ms
+_SCRYPT_READ = (_SCRYPT, (15, 8, 1))  # files of earlier versions; other costs could take any memory
 _MAX_FILE = 1 << 20
 
 
@@ -54,18 +57,7 @@ class SecretKey:
             data = bytes(plain) if passphrase is None else _encrypt(plain, passphrase)
         finally:
             plain[:] = bytes(len(plain))
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(Path(path), data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], passphrase: str | None = None) -> SecretKey:
@@ -99,10 +91,16 @@ class SecretKey:
 
 
 class ReleaseLedger:
-    """How many decryptions were released under one key, in a file that never counts backwards.
+    """How many decryptions were released under one key, in a file that never counts backwards. Safe to use from several threads.
 
     The flooding of every release is sized for `Parameters.releases` of them (docs/security.md), so a count that a crash forgets
     would void it. Releases are reserved in the file before they are made, many at a time; what a crash leaves unused is lost.
+    Several ledgers may count in one file, also in several processes: each reserves for itself, under a lock beside the file.
+
+    Attributes
+    ----------
+    released
+        Releases that were made or reserved when this ledger last looked, and those that it counted since.
 
     Raises
     ------
@@ -113,42 +111,63 @@ class ReleaseLedger:
     """
 
     _RESERVED = 1024
+    _SECONDS = 60.0  # to wait for others who reserve
 
     def __init__(self, path: str | os.PathLike[str], key: SecretKey) -> None:
         self._path = Path(path)
-        self._key = key.id
-        self.released = self._read()
-        self._written = self.released
+        self._key = key
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self.released = self._reserved = self._read()
+        key._native.released_before(min(self.released, key.parameters.releases))
 
     def _read(self) -> int:
         if not self._path.exists():
             return 0
         try:
-            values = json.loads(self._path.read_text())
+            values = json.loads(self._path.read_text(encoding="utf-8"))
             key, released = values["key"], values["released"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise WireError(f"{self._path} is not a count of releases, or is damaged") from error
-        if key != self._key:
+        if key != self._key.id:
             raise KeyMismatchError(f"{self._path} counts the releases under another key")
         if type(released) is not int or released < 0:
             raise WireError(f"{self._path} is damaged")
         return released
 
     def take(self) -> None:
-        """Count one release, durably, before it is made."""
-        if self.released >= self._written:
-            self._write(self.released + self._RESERVED)
-        self.released += 1
+        """Count one release, durably, before it is made.
 
-    def _write(self, released: int) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w") as file:
-            json.dump({"key": self._key, "released": released}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
-        self._written = released
+        Raises
+        ------
+        ParameterError
+            When as many as the parameters allow were reserved already.
+        OSError
+            When the file cannot be written, or is locked for a minute.
+        """
+        with self._lock:
+            # What a parent reserved before it forked is the parent's.
+            if self.released >= self._reserved or self._process != os.getpid():
+                self._reserve()
+            self.released += 1
+
+    def _reserve(self) -> None:
+        from filelock import FileLock
+
+        allowed = self._key.parameters.releases
+        make_folder(self._path.parent)
+        with FileLock(self._path.with_name(f".{self._path.name}.lock"), timeout=self._SECONDS):
+            # Others may have reserved since, and clients without a ledger released under this key.
+            released = max(self._read(), self._reserved, self._key._native.released)
+            if released >= allowed:
+                raise ParameterError(
+                    f"the parameters allow {allowed} flooded releases under one key, and as many were made or reserved; "
+                    "generate a new key"
+                )
+            # Few when few are left: one ledger shall not take them all from another.
+            reserved = released + min(self._RESERVED, max(1, (allowed - released) // 64))
+            write_atomically(self._path, json.dumps({"key": self._key.id, "released": reserved}).encode())
+        self.released, self._reserved, self._process = released, reserved, os.getpid()
 
 
 def _cipher(passphrase: str, salt: bytes, log_n: int, r: int, p: int) -> Any:
@@ -171,7 +190,7 @@ def _decrypt(data: bytearray, passphrase: str, path: Path) -> bytearray:
     if len(data) <= _HEADER.size:
         raise WireError(f"{path} is truncated")
     _, log_n, r, p, salt, nonce = _HEADER.unpack_from(data)
-    if (log_n, r, p) != _SCRYPT:
+    if (log_n, r, p) not in _SCRYPT_READ:
         raise WireError(f"{path} was written by another version or is damaged")
     try:
         plain = _cipher(passphrase, salt, log_n, r, p).decrypt(

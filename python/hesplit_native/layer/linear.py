@@ -41,7 +41,7 @@ class LinearClient:
     fresh_keys
         Encrypt every request under a key of its own; `key` then only names the parameters. Packing ``"blocks"`` only.
     ledger
-        Counts the releases under `key` in a file, for a key that outlives the process.
+        Counts the releases under `key` in a file, for a key that outlives the process. In memory all clients of a key count together.
     weight_gradients
         The server shall compute them too (`LinearServer.weight_gradient`).
     link
@@ -74,9 +74,8 @@ class LinearClient:
         """The largest standard deviation so far of the noise that flooded a released logit."""
         self._lock = threading.Lock()  # of the two numbers above
         self._ledger = ledger
-        released = ledger.released if ledger is not None else 0
         self._native = _core.LinearClient(
-            key._native, in_features, out_features, fresh_keys, released, weight_gradients, byte_nanoseconds(link)
+            key._native, in_features, out_features, fresh_keys, weight_gradients, byte_nanoseconds(link)
         )
 
     def public_material(self) -> bytes:

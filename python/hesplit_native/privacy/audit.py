@@ -120,8 +120,7 @@ def audit(
     findings["traffic"] = Finding(
         seen.label_information, 0.0, f"{_sizes(seen.sizes_up)} up, {_sizes(seen.sizes_down)} down a step"
     )
-    epsilon = recording.client.epsilon(setting.config.epochs) if recording.client is not None else None
-    return Row(setting, recording.accuracy, findings, epsilon, examples)
+    return Row(setting, recording.accuracy, findings, recording.epsilon, examples)
 
 
 def _observer_of(observer: Observer | None, what: str) -> Callable[[int, int], None] | None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hesplit_native.files import SHARED, write_atomically
 from hesplit_native.plots import pyplot
 from hesplit_native.privacy.audit import Finding, Likeness, Row
 
@@ -315,6 +316,6 @@ def write(report: Report, folder: Path) -> list[Path]:
     paths = []
     for name, text in (("audit.md", markdown(report)), ("audit.html", page(report)), ("audit.json", report.to_json())):
         path = folder / name
-        path.write_text(text, encoding="utf-8")
+        write_atomically(path, text.encode(), mode=SHARED)
         paths.append(path)
     return paths

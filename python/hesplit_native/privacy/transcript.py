@@ -23,7 +23,7 @@ from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.storage import read_tensors, write_tensors
 from hesplit_native.training.client import Client
 from hesplit_native.training.config import RunConfig
-from hesplit_native.training.run import Run, dataset_architecture, evaluate
+from hesplit_native.training.run import Run, dataset_architecture
 from hesplit_native.transport.channel import ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
 
@@ -110,6 +110,7 @@ class Recording:
     body: nn.Module | None = None
     accuracy: float = 0.0
     client: Client | None = None
+    epsilon: float | None = None
 
     def save(self, path: Path) -> None:
         """Write everything but the networks as safetensors."""
@@ -261,6 +262,8 @@ def record(
         run.next_epoch()
     hook.remove()
     transcript.steps = list(tap.steps)
-    accuracy = evaluate(client, torch.from_numpy(dataset.test_x), torch.from_numpy(dataset.test_y))
+    accuracy = run.evaluate()
     inputs, labels, activations = (list(values) for values in zip(*truth, strict=True))
-    return Recording(transcript, Truth(inputs, labels, activations), client.model, accuracy, client)
+    return Recording(
+        transcript, Truth(inputs, labels, activations), client.model, accuracy, client, run.account.epsilon()
+    )

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hesplit_native.errors import HESplitError, KeyMismatchError, ProtocolError, WireError
+from hesplit_native.files import make_folder, reserve, write_atomically
 from hesplit_native.protocols import PROTOCOLS, messages
 from hesplit_native.protocols.answers import Answer, Answers, ServerLayer, Stored
 from hesplit_native.protocols.messages import Message, MessageType
@@ -347,10 +348,14 @@ def _take(body: memoryview, name: str, key: str, kind: type) -> Any:
 
 def _save(folder: Path, session: SessionState) -> None:
     """Write the layer beside those of earlier sessions, also of earlier servers."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = (folder / f"server-{number}.safetensors" for number in count(1))
-    path = next(path for path in numbers if not path.exists())
     tensors = session.tensors() if session.layer is None else _weights(session.layer)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    content = save({name: value.contiguous() for name, value in tensors.items()})
+    make_folder(folder)
+    path = reserve(folder / f"server-{number}.safetensors" for number in count(1))
+    try:
+        write_atomically(path, content)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

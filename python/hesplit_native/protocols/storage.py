@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from hesplit_native.errors import DataError, ProtocolError, WireError
+from hesplit_native.files import make_folder, write_atomically
 from hesplit_native.protocols.messages import json_object
 from hesplit_native.protocols.terms import Terms
 
@@ -41,7 +41,7 @@ class CheckpointStore:
                     del entries[old]
                 return
             folder = self._folder / run
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             values = {"client": client, "terms": json.loads(terms.to_json())}
             write_tensors(folder / f"{step}.safetensors", copies, _FORMAT, values)
             for old in sorted(self._on_disk(run))[:-_KEPT]:
@@ -88,14 +88,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], form: str, values: dic
     """A safetensors file with plain values as metadata, written atomically and durably, readable only by its owner."""
     from safetensors.torch import save
 
-    data = save(tensors, metadata={"format": form, "values": json.dumps(values)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, save(tensors, metadata={"format": form, "values": json.dumps(values)}))
 
 
 def read_tensors(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from hesplit_native.files import SHARED, write_atomically
 from hesplit_native.plots import pyplot
 from hesplit_native.reproduce.tables import Row
 from hesplit_native.training import report
@@ -191,6 +192,6 @@ def page(title: str, rows: list[Row], results: Results, *, quick: bool) -> str:
 def write(folder: Path, name: str, title: str, rows: list[Row], results: Results, *, quick: bool) -> list[Path]:
     """Both files; returns their paths."""
     paths = [folder / f"{name}.md", folder / f"{name}.html"]
-    paths[0].write_text(markdown(title, rows, results, quick=quick), encoding="utf-8")
-    paths[1].write_text(page(title, rows, results, quick=quick), encoding="utf-8")
+    for path, text in zip(paths, (markdown, page), strict=True):
+        write_atomically(path, text(title, rows, results, quick=quick).encode(), mode=SHARED)
     return paths

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -41,9 +40,7 @@ def run_row(row: Row, folder: Path, sources: dict[str, str | None], queue: Any) 
         if isinstance(row.config, TriadConfig)
         else _train(row, row.config, folder, sources, queue)
     )
-    temporary = folder / f".{row.id}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / f"{row.id}.json")
+    report.write_metrics(folder / f"{row.id}.json", values)
 
 
 def load(data: str, sources: dict[str, str | None]) -> Dataset:

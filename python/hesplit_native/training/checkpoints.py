@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hesplit_native.errors import DataError
+from hesplit_native.files import make_folder
 from hesplit_native.protocols.storage import read_tensors, write_tensors
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.result import EpochRecord
@@ -86,7 +87,7 @@ class ClientCheckpoints:
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a snapshot durably."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         values = {
             "progress": asdict(snapshot.progress),
             "config": asdict(self._config),
@@ -98,7 +99,9 @@ class ClientCheckpoints:
         write_tensors(self._path(sum(snapshot.progress.steps)), tensors, _FORMAT, values)
 
     def prune(self) -> None:
-        """Keep the last two: the server may lack the last one."""
+        """Keep the last two: the server may lack the last one. Nothing stays of one that was being written when a run was killed."""
+        for unfinished in self.folder.glob(".client-*.tmp"):
+            unfinished.unlink(missing_ok=True)
         for old in self.numbers()[:-_KEPT]:
             self._path(old).unlink(missing_ok=True)
 

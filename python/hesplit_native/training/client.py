@@ -303,11 +303,6 @@ class Client:
         except (RuntimeError, ValueError, KeyError) as error:
             raise DataError(f"the checkpoint belongs to another network: {error}") from error
 
-    def epsilon(self, epochs: int) -> float | None:
-        """What a sample's noised releases add up to after so many epochs; None without noise."""
-        private = self.defender is not None and self.config.defences.private
-        return self.defender.epsilon(epochs) if private and self.defender is not None else None
-
     @property
     def bytes(self) -> tuple[int, int]:
         """Bytes up and down so far."""

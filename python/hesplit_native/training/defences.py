@@ -10,16 +10,21 @@ import math
 import secrets
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hesplit_native.choices import Mechanism
 from hesplit_native.errors import ParameterError
 from hesplit_native.training.config import Defences
+from hesplit_native.training.noise import GridNoise
+
+#: Of Rényi divergences. With them composition is tight enough for one release and for many thousands.
+_ORDERS = np.concatenate([np.linspace(1.1, 10.9, 99), np.arange(11, 64), 2.0 ** np.arange(6, 21)])
 
 
 class Defender:
-    """The defences of one client, with noise from the operating system's randomness.
+    """The defences of one client, with randomness of the operating system for everything that is noised.
 
     Parameters
     ----------
@@ -30,22 +35,18 @@ class Defender:
     def __init__(self, defences: Defences, activations: int) -> None:
         self.defences = defences
         self.width = activations
-        self._generator = torch.Generator().manual_seed(secrets.randbits(63))
-        self._activation_noise = self._gradient_noise = 0.0
+        self._activation_noise = self._gradient_noise = None
         if defences.activation_epsilon is not None:
-            multiplier = _noise_multiplier(defences, defences.mechanism, defences.activation_epsilon)
-            self._activation_noise = 2 * defences.activation_clip * multiplier
+            self._activation_noise = _noise(
+                defences, defences.mechanism, defences.activation_epsilon, defences.activation_clip
+            )
         if defences.gradient_epsilon is not None:
-            multiplier = _noise_multiplier(defences, self._gradient_mechanism, defences.gradient_epsilon)
-            self._gradient_noise = 2 * defences.gradient_clip * multiplier
-
-    @property
-    def _gradient_mechanism(self) -> Mechanism:
-        return "laplace" if self.defences.mechanism == "laplace" else "gaussian"
+            mechanism: Mechanism = "laplace" if defences.mechanism == "laplace" else "gaussian"
+            self._gradient_noise = _noise(defences, mechanism, defences.gradient_epsilon, defences.gradient_clip)
 
     def activations(self, values: Tensor) -> Tensor:
-        """Activations [n, in] as they may be seen: clipped and noised, differentiably."""
-        if not self._activation_noise:
+        """Activations [n, in] as they may be seen: clipped and noised on a grid, differentiably."""
+        if self._activation_noise is None:
             return values
         bound = self.defences.activation_clip
         if self.defences.mechanism == "values":
@@ -53,81 +54,77 @@ class Defender:
         else:
             order = 1 if self.defences.mechanism == "laplace" else 2
             clipped = values * (bound / values.norm(p=order, dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-        laplace = self.defences.mechanism != "gaussian"
-        return clipped + self._noise(clipped.shape, self._activation_noise, laplace=laplace)
+        found: Tensor = _Noised.apply(clipped, self._activation_noise)  # type: ignore[no-untyped-call]
+        return found
 
     def gradient(self, values: Tensor) -> Tensor:
-        """dJ/dy [n, out] as it may be seen."""
-        if not self._gradient_noise:
+        """dJ/dy [n, out] as it may be seen: rows of norm `gradient_clip` / n at most, noised on a grid."""
+        if self._gradient_noise is None:
             return values
-        laplace = self._gradient_mechanism == "laplace"
-        bound = self.defences.gradient_clip / len(values)
-        norms = values.norm(p=1 if laplace else 2, dim=1, keepdim=True)
-        clipped = values * (bound / norms.clamp_min(1e-30)).clamp_max(1.0)
-        found: Tensor = clipped + self._noise(values.shape, self._gradient_noise / len(values), laplace=laplace)
-        return found
+        return self._gradient_noise.add(values * len(values)) / len(values)
 
     def labels(self, values: Tensor, classes: int) -> Tensor:
         """Labels [n] after randomised response. Call it once for a data set: every further answer says more."""
         epsilon = self.defences.label_epsilon
         if epsilon is None:
             return values
-        others = classes - 1
-        change = torch.rand(len(values), generator=self._generator) < others / (math.exp(epsilon) + others)
-        shift = torch.randint(1, classes, (len(values),), generator=self._generator)
-        return torch.where(change, (values + shift) % classes, values)
+        # Of 2^64 equally likely numbers so many change a label: at least the share that epsilon asks for.
+        share = (classes - 1) * math.exp(-epsilon) / (1 + (classes - 1) * math.exp(-epsilon))
+        changing = math.ceil(share * 2.0**64)
+        shifts = [secrets.randbelow(classes - 1) + 1 if secrets.randbits(64) < changing else 0 for _ in values]
+        return (values + torch.tensor(shifts, dtype=values.dtype)) % classes
 
     def penalty(self, signals: Tensor, activations: Tensor) -> Tensor:
         """What the loss gets for activations [n, in] that resemble the signals [n, ...]."""
         return self.defences.decorrelation * distance_correlation(signals.flatten(1), activations)
 
-    def epsilon(self, epochs: int) -> float:
-        """What a sample's releases add up to after so many epochs, at `delta`: activations, gradients and its label."""
+    def epsilon(self, activations: int, gradients: int | None = None, labels: int = 1) -> float:
+        """What releases of a sample add up to, at `delta`: so many of its activations, of its dJ/dy (None: as many), of its label."""
         if not self.defences.private:
             return math.inf
-        dp, accountant = _accounting()
-        spent = accountant()
-        if self._activation_noise:
-            scale = self._activation_noise / (2 * self.defences.activation_clip)
-            if self.defences.mechanism == "gaussian":
-                event: Any = dp.GaussianDpEvent(scale)
-            else:
-                event = dp.LaplaceDpEvent(scale)
-                if self.defences.mechanism == "values":
-                    event = dp.SelfComposedDpEvent(event, self.width)
-            spent.compose(event, epochs)
-        if self._gradient_noise:
-            scale = self._gradient_noise / (2 * self.defences.gradient_clip)
-            laplace = self._gradient_mechanism == "laplace"
-            spent.compose(dp.LaplaceDpEvent(scale) if laplace else dp.GaussianDpEvent(scale), epochs)
-        noisy = self._activation_noise or self._gradient_noise
-        total = float(spent.get_epsilon(self.defences.delta)) if noisy else 0.0
-        return total + (self.defences.label_epsilon or 0.0)
-
-    def _noise(self, shape: torch.Size, scale: float, *, laplace: bool) -> Tensor:
-        if not laplace:
-            return scale * torch.randn(shape, generator=self._generator)
-        uniform = torch.rand(shape, generator=self._generator, dtype=torch.float64) - 0.5
-        return (-scale * uniform.sign() * torch.log1p(-2 * uniform.abs().clamp_max(0.5 - 1e-12))).float()
+        counts = (
+            (self._activation_noise, activations),
+            (self._gradient_noise, activations if gradients is None else gradients),
+        )
+        noised = [(noise, count) for noise, count in counts if noise is not None]
+        total = labels * (self.defences.label_epsilon or 0.0)
+        if not any(count for _, count in noised):
+            return total
+        dp = _accounting()
+        spent = sum(count * noise.divergences(_ORDERS, self.width) for noise, count in noised)
+        return total + float(dp.rdp.compute_epsilon(_ORDERS, spent, self.defences.delta)[0])
 
 
-def _accounting() -> tuple[Any, Any]:
+class _Noised(torch.autograd.Function):
+    """Noise on a grid. What is released is a whole number of steps, so it is not the sum of the values and a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, noise: GridNoise) -> Tensor:
+        return noise.add(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def _accounting() -> Any:
     try:
         import dp_accounting
-        from dp_accounting.rdp import RdpAccountant
+        import dp_accounting.rdp
     except ImportError as error:
         raise ParameterError(
             f"{error.name} is missing: pip install -c constraints.txt '.[privacy]' (from the source) brings it"
         ) from error
-    return dp_accounting, RdpAccountant
+    return dp_accounting
 
 
-def _noise_multiplier(defences: Defences, mechanism: Mechanism, epsilon: float) -> float:
-    """The scale of the noise over the sensitivity."""
+def _noise(defences: Defences, mechanism: Mechanism, epsilon: float, clip: float) -> GridNoise:
+    """The noise of one release, for rows (or values) within `clip`."""
     if mechanism != "gaussian":
-        return 1 / epsilon
-    dp, accountant = _accounting()
-    return float(dp.calibrate_dp_mechanism(accountant, dp.GaussianDpEvent, epsilon, defences.delta))
+        return GridNoise.of(mechanism, clip, 1 / epsilon)
+    dp = _accounting()
+    multiplier = dp.calibrate_dp_mechanism(dp.rdp.RdpAccountant, dp.GaussianDpEvent, epsilon, defences.delta)
+    return GridNoise.of(mechanism, clip, float(multiplier))
 
 
 def distance_correlation(a: Tensor, b: Tensor) -> Tensor:

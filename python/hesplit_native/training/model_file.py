@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hesplit_native.errors import DataError
+from hesplit_native.files import write_atomically
 from hesplit_native.training.models import Architecture
 
 FORMAT = "hesplit_native-2"
@@ -38,8 +38,8 @@ def save_model(
     classes: tuple[str, ...],
     metadata: dict[str, Any],
 ) -> None:
-    """Write a model atomically. `client_state` is `training.client_state`."""
-    from safetensors.torch import save_file
+    """Write a model atomically, readable only by its owner. `client_state` is `training.client_state`."""
+    from safetensors.torch import save
 
     tensors = {name: value.contiguous() for name, value in client_state.items()}
     if weight is not None and bias is not None:
@@ -50,9 +50,7 @@ def save_model(
         "classes": json.dumps(list(classes)),
         "run": json.dumps(metadata),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata=text)
-    os.replace(temporary, path)
+    write_atomically(path, save(tensors, metadata=text))
 
 
 def load_model(path: Path) -> Model:

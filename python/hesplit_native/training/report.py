@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hesplit_native import _core
+from hesplit_native.files import SHARED, write_atomically
 from hesplit_native.layer.parameters import describe_security
 from hesplit_native.plots import pyplot
 
@@ -84,9 +85,7 @@ def environment() -> dict[str, Any]:
 
 def write_metrics(path: Path, values: dict[str, Any]) -> None:
     """Write JSON atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode(), mode=SHARED)
 
 
 def write_curves(path: Path, values: dict[str, Any]) -> None:
@@ -110,10 +109,8 @@ def write_curves(path: Path, values: dict[str, Any]) -> None:
     config = values["config"]
     packing = f", {values['parameters']['packing']}" if values["parameters"] else ""
     figure.suptitle(f"{data_name(values)}, {values['protocol']}{packing}, batch size {config['batch_size']}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png", dpi=130)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130), mode=SHARED)
     plt.close(figure)
-    os.replace(temporary, path)
 
 
 def data_name(values: dict[str, Any]) -> str:

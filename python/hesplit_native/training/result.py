@@ -15,7 +15,7 @@ from hesplit_native.training.models import Architecture
 class EpochRecord:
     """One epoch: mean loss and accuracy (0..1) while training, accuracy on the test set after it, seconds of training.
 
-    `epsilon` is what a sample's noised releases add up to so far (`Defences`); None without noise.
+    `epsilon` is what a beat's noised releases add up to so far (`RunResult`); None without noise.
     """
 
     epoch: int
@@ -28,7 +28,11 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class RunResult:
-    """Everything that a report needs. Bytes are counted at the channel; `bytes_up` and `bytes_down` are those of training steps."""
+    """Everything that a report needs. Bytes are counted at the channel; `bytes_up` and `bytes_down` are those of training steps.
+
+    `epsilon` is what the noised releases of a beat add up to for the one that was released most, those of unfinished epochs and
+    those that were sent again included; None without noise.
+    """
 
     config: RunConfig
     history: tuple[EpochRecord, ...] = ()
@@ -47,6 +51,7 @@ class RunResult:
     flooding_deviation: float = 0.0
     participants: int = 1
     notes: tuple[str, ...] = ()
+    epsilon: float | None = None
     interrupted: str | None = None
     architecture: Architecture | None = None
     client_state: dict[str, Tensor] = field(default_factory=dict)
@@ -67,11 +72,6 @@ class RunResult:
     def test_accuracy(self) -> float | None:
         """After the last finished epoch."""
         return self.history[-1].test_accuracy if self.history else None
-
-    @property
-    def epsilon(self) -> float | None:
-        """What a sample's noised releases add up to after the last finished epoch; None without noise."""
-        return self.history[-1].epsilon if self.history else None
 
     @property
     def flooding(self) -> str:

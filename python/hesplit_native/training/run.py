@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -31,6 +32,7 @@ from hesplit_native.layer.keys import SecretKey
 from hesplit_native.protocols.guards import leaks
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.session import RolledBack, Session, resumable
+from hesplit_native.training.account import PrivacyAccount
 from hesplit_native.training.checkpoints import ClientCheckpoints, Progress, Snapshot
 from hesplit_native.training.client import Client, choose_parameters
 from hesplit_native.training.config import RunConfig
@@ -177,7 +179,7 @@ class Run:
         self.config = config
         self.mode = mode
         self.checkpoints = ClientCheckpoints(checkpoints, config) if checkpoints is not None else None
-        self.train_x, self.train_y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y).clone()
+        self.train_x, self.train_y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y)
         self.test_x, self.test_y = torch.from_numpy(dataset.test_x), torch.from_numpy(dataset.test_y)
         self.classes = len(dataset.classes)
         self.architecture = dataset_architecture(config, dataset)
@@ -190,6 +192,12 @@ class Run:
         self._connect = connect
         self.group = secrets.token_hex(16) if len(shares) > 1 else ""
         self.participants = self._make_participants(shares, checkpoints)
+        self.account = PrivacyAccount(
+            self.participants[0].client.defender,
+            chain(dataset.train_x, dataset.test_x),
+            checkpoints / "noised-releases.safetensors" if checkpoints else None,
+        )
+        self.train_y = self.account.labels(self.train_y, self.classes)
         self.progress = Progress(steps=[0] * len(shares), stored=[0] * len(shares))
         self._tally = _Tally(self)
         self.server_seconds: dict[str, float] = {}
@@ -212,8 +220,6 @@ class Run:
                 ledgers=ledgers,
             )
             rows = torch.from_numpy(share)
-            if client.defender is not None:
-                self.train_y[rows] = client.defender.labels(self.train_y[rows], self.classes)
             # Independent of the protocol: the same data in the same order for one seed.
             order = torch.Generator().manual_seed(config.seed + 7919 * index)
             found.append(Participant(client, rows, batches, order, order.get_state()))
@@ -247,10 +253,12 @@ class Run:
             if self.checkpoints is None or not self.checkpoints.numbers():
                 folder = self.checkpoints.folder if self.checkpoints is not None else None
                 raise DataError(f"there is no checkpoint in {folder} to resume from; start without --resume")
+            self.account.resume()
             self._restore(self._last_in_common())
         else:
             if self.checkpoints is not None:
                 self.checkpoints.clear()
+                self.account.ahead(np.arange(0))  # nothing is sent before there is a file to resume from
             for participant in self.participants:
                 participant.client.begin(reconnect=self._reconnects)
             self._count("setup", (0, 0))
@@ -382,6 +390,7 @@ class Run:
         finally:
             for participant in self.participants:
                 participant.client.phases.enter(None)
+            self.account.settle()
             self._tally.add_up()
 
     def _turn(self, participant: Participant) -> Generator[Tensor, None, None]:
@@ -391,20 +400,30 @@ class Run:
         participant.order.set_state(participant.before)
         order = participant.rows[torch.randperm(len(participant.rows), generator=participant.order)]
         batches = torch.split(order, self.config.batch_size)[: participant.batches]
+        self._account_ahead(batches)
         for rows in batches[progress.batch :]:
+            self.account.add(rows)
             self._tally.add(*participant.client.learn(self.train_x[rows], self.train_y[rows]), len(rows))
             progress.batch += 1
             progress.steps[progress.turn] += 1
             if progress.batch % self.config.checkpoint_every == 0:
                 self._checkpoint([participant])
+                self._account_ahead(batches)
             yield rows
+
+    def _account_ahead(self, batches: tuple[Tensor, ...]) -> None:
+        """Account for what may be sent before the next checkpoint."""
+        batch, every = self.progress.batch, self.config.checkpoint_every
+        coming = batches[batch : batch - batch % every + every]
+        if coming:
+            self.account.ahead(torch.cat(coming))
 
     def close_epoch(self) -> EpochRecord:
         """Evaluate on the test set, and turn to the next epoch."""
         progress = self.progress
         mean, accuracy = self.means()
-        epsilon = self.participants[0].client.epsilon(progress.epoch)
-        record = EpochRecord(progress.epoch, mean, accuracy, self._evaluate(), progress.seconds, epsilon)
+        tested = self.evaluate()
+        record = EpochRecord(progress.epoch, mean, accuracy, tested, progress.seconds, self.account.epsilon())
         progress.history.append(asdict(record))
         self.next_epoch()
         averaged = self._averages_at_server(len(self.participants))
@@ -420,9 +439,12 @@ class Run:
         progress.loss = progress.seconds = 0.0
         self._tally = _Tally(self)
 
-    def _evaluate(self) -> float:
+    def evaluate(self) -> float:
         """Accuracy on the test set through the protocol, of the last participant: it has what all have learnt."""
         before = self.bytes
+        rows = np.arange(len(self.train_y), len(self.train_y) + len(self.test_y))
+        self.account.ahead(rows, gradients=False)
+        self.account.add(rows, gradients=False)
         accuracy = evaluate(self.participants[-1].client, self.test_x, self.test_y)
         self._count("evaluation", before)
         return accuracy
@@ -500,7 +522,8 @@ class Run:
             clipped=sum(client.clipped for client in clients),
             flooding_deviation=max(getattr(client.linear, "flooding_deviation", 0.0) for client in clients),
             participants=len(clients),
-            notes=(*notes(self.config, self.architecture.outputs), *together),
+            notes=(*notes(self.config, self.architecture.outputs), *together, *self.account.notes),
+            epsilon=self.account.epsilon(),
             interrupted=interrupted,
             architecture=self.architecture,
             client_state=client_state(last),

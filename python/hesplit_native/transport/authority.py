@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hesplit_native.errors import DataError, ParameterError
+from hesplit_native.files import write_atomically
 from hesplit_native.transport import certificates
 from hesplit_native.transport.hosts import certificate_host
 
@@ -204,12 +205,4 @@ def _write(
         if path.exists() and not overwrite:
             raise ParameterError(f"{path} exists already; remove it, or replace it with --overwrite")
     for path, (data, mode) in files.items():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(path, data, mode=mode)
