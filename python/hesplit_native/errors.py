@@ -32,6 +32,10 @@ class ProtocolError(HESplitError, RuntimeError):
     """A peer that broke the agreed order of messages, refused the handshake or went away."""
 
 
+class BudgetError(ProtocolError):
+    """More memory than a server has for one client, or for all at the moment."""
+
+
 class ConnectionLost(ProtocolError):
     """The connection broke or nobody answers: trying again may help."""
 

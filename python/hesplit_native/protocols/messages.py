@@ -30,6 +30,7 @@ VERSION = 2
 NO_SESSION = bytes(16)
 
 _HEADER = struct.Struct("<4sHHQ16s")
+HEADER_BYTES = _HEADER.size
 _MATRIX = struct.Struct("<BBHII")
 _LENGTH = struct.Struct("<I")
 _FLOAT32 = 1
@@ -83,7 +84,7 @@ def pack(kind: MessageType, step: int, session: bytes, *parts: bytes | memoryvie
     return b"".join((_HEADER.pack(MAGIC, VERSION, kind, step, session), *parts))
 
 
-def unpack(data: bytes) -> Message:
+def unpack(data: bytes | memoryview) -> Message:
     """Check the header of `data`; the body is a view into it, not a copy."""
     if len(data) < _HEADER.size:
         raise WireError(f"a message of {len(data)} bytes is shorter than its header ({_HEADER.size} bytes)")

@@ -6,34 +6,36 @@ its connection for a while, so that a client that reconnects goes on where it wa
 
 from __future__ import annotations
 
+import importlib
 import json
 import secrets
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any, cast
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from hesplit_native.choices import ServerOptimizer
 from hesplit_native.errors import HESplitError, KeyMismatchError, ProtocolError, WireError
 from hesplit_native.files import make_folder, reserve, write_atomically
 from hesplit_native.protocols import PROTOCOLS, messages
-from hesplit_native.protocols.answers import Answer, Answers, ServerLayer, Stored
+from hesplit_native.protocols.answers import Answer, ServerLayer
+from hesplit_native.protocols.budget import Budget, Hold, default_memory
+from hesplit_native.protocols.costs import SessionCosts
 from hesplit_native.protocols.messages import Message, MessageType
-from hesplit_native.protocols.storage import CheckpointStore
-from hesplit_native.protocols.terms import Terms
-from hesplit_native.transport.channel import ClientInfo
+from hesplit_native.protocols.sessions import Group, Sessions, SessionState
+from hesplit_native.protocols.storage import KEEP_DAYS, CheckpointStore
+from hesplit_native.protocols.terms import Terms, make_optimizer
+from hesplit_native.transport.channel import SHORT_MESSAGE, ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
-#: Sessions without a message for that many seconds are forgotten, and a client's oldest beyond that many, so that it cannot crowd
-#: out the others.
-RESUME_SECONDS = 900.0
-MAX_SESSIONS_PER_CLIENT = 16
+_EXPIRY_SECONDS = 3600.0  # between two looks for checkpoints that are too old
 
 _PHASES = {
     MessageType.LOGITS: "forward",
@@ -45,39 +47,25 @@ _PHASES = {
 
 
 @dataclass(eq=False)
-class SessionState:
-    """One session: what was agreed on, the layer, and what the next message must be."""
+class _Opening:
+    """A message that asks for a session: what it says first, and the memory that its session will take."""
 
-    client: str
-    run: str
-    nonce: bytes
+    kind: MessageType
     terms: Terms
-    protocol: Answers
-    layer: ServerLayer | None  # None: nothing here is in the clear
-    expected: int = 1
-    steps: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    last: tuple[bytes, bytes] = (b"", b"")  # the last request and its reply
-    may_repeat: bool = False
-    owner: object = None
-    seen: float = field(default_factory=monotonic)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint stores."""
-        return cast(Stored, self.layer or self.protocol).tensors()
+    costs: SessionCosts
+    run: str = ""
+    checkpoint: int = 0
 
 
-@dataclass
-class Group:
-    """Participants that train one layer in turns, or average their layers."""
+@dataclass(eq=False)
+class _Connection:
+    """One connection: who it is, and what it holds until it has a session."""
 
-    terms: Terms
-    layer: ServerLayer
-    offers: dict[str, tuple[float, dict[str, Tensor]]] = field(default_factory=dict)  # by run
-    average: dict[str, Tensor] | None = None
-    seen: float = field(default_factory=monotonic)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    client: ClientInfo
+    hold: Hold
+    session: SessionState | None = None
+    opening: _Opening | None = None
+    admitted: bool = False  # the next message
 
 
 class Server:
@@ -87,8 +75,14 @@ class Server:
     ----------
     checkpoints
         Directory for the state of sessions, from which they resume in another process; None: kept in memory.
+    keep_days
+        Checkpoints in that directory are removed when their run has stored none for so many days.
     output
         Directory for the trained layer of each session that ends; None: not kept. Sealed layers are kept as ciphertexts.
+    memory
+        Bytes that all clients together may take, messages on their way included; None: half of this machine's memory.
+    memory_per_client
+        Bytes that one client may take; None: as `memory`.
     on_event
         Called with a line for the log.
     """
@@ -97,162 +91,233 @@ class Server:
         self,
         *,
         checkpoints: Path | None = None,
+        keep_days: float = KEEP_DAYS,
         output: Path | None = None,
+        memory: int | None = None,
+        memory_per_client: int | None = None,
         on_event: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.sessions: OrderedDict[bytes, SessionState] = OrderedDict()
         self.ended = 0
-        self._last: SessionState | None = None
-        self._groups: dict[str, Group] = {}
-        self._store = CheckpointStore(checkpoints)
+        self.budget = Budget(default_memory() if memory is None else memory, memory_per_client)
+        self._store = CheckpointStore(checkpoints, keep_days=keep_days, on_event=on_event)
+        self._sessions = Sessions(self.budget, self._store, on_event)
+        self._last_layer: ServerLayer | None = None
         self._output = output
         self._on_event = on_event
-        self._lock = threading.Lock()
+        self._expired = -_EXPIRY_SECONDS
+
+    @property
+    def sessions(self) -> OrderedDict[bytes, SessionState]:
+        """The sessions that go on, by nonce."""
+        return self._sessions.by_nonce
 
     def last_linear(self) -> nn.Linear | None:
-        """The layer of the session that began last, for those who hold the server in their own process; None if it is sealed."""
-        layer = self._last.layer if self._last is not None else None
-        return layer.linear if layer is not None else None
+        """The layer of the session that began last in the server's own process; None if it is sealed."""
+        return self._last_layer.linear if self._last_layer is not None else None
+
+    def tidy(self) -> None:
+        """Let go of sessions that nobody has come back for, and of old checkpoints. For whoever keeps a server running."""
+        self._sessions.forget_old()
+        if monotonic() - self._expired >= _EXPIRY_SECONDS:
+            self._expired = monotonic()
+            self._store.expire()
 
     def converse(self, client: ClientInfo) -> Conversation:
         """Answer one connection until it ends: yields replies, is sent requests.
 
-        A request that breaks the protocol is answered with its reason, and the session is over.
+        A request that breaks the protocol is answered with its reason, and the session is over. `client.allowance` lets a message in
+        before it is there as a whole.
         """
-        owner = object()
-        session: SessionState | None = None
-        message = yield b""
-        while True:
-            step, nonce = 0, messages.NO_SESSION
-            try:
-                request = messages.unpack(message)
-                step = request.step
-                if session is None:
-                    session, reply = self._open(client, request, owner)
-                else:
-                    reply = self._answer(session, request, message, owner)
-            except HESplitError as error:
-                nonce = session.nonce if session is not None else messages.NO_SESSION
-                self._on_event(f"{client.id}: refused: {error}")
-                if session is not None and session.owner is owner:
-                    self._forget(session)
-                yield messages.pack(MessageType.ERROR, step, nonce, messages.text(str(error)))
-                return
-            message = yield reply
-            if messages.unpack(reply).type is MessageType.SUMMARY:
-                return
+        connection = _Connection(client, self.budget.hold(client.id))
+        client.allowance.settled = False
+        client.allowance.admit = lambda beginning, length: self._admit(connection, beginning, length)
+        reply = b""
+        try:
+            while True:
+                try:
+                    message = yield reply
+                    reply = self._reply(connection, message)
+                except HESplitError as error:
+                    yield self._refuse(connection, error)
+                    return
+                if messages.unpack(reply).type is MessageType.SUMMARY:
+                    yield reply
+                    return
+        finally:
+            connection.hold.release()
+            if connection.session is not None:
+                self._sessions.disconnect(connection.session, connection)
+
+    def _reply(self, connection: _Connection, message: bytes) -> bytes:
+        if not connection.admitted:
+            self._admit(connection, memoryview(message), len(message))
+        connection.admitted = False
+        request = messages.unpack(message)
+        if connection.session is not None:
+            return self._answer(connection.session, request, message, connection)
+        return self._open(connection, request)
+
+    def _refuse(self, connection: _Connection, error: HESplitError) -> bytes:
+        session = connection.session
+        self._on_event(f"{connection.client.id}: refused: {error}")
+        if session is None:
+            return messages.pack(MessageType.ERROR, 0, messages.NO_SESSION, messages.text(str(error)))
+        if session.owner is connection:
+            self._sessions.forget(session)
+        return messages.pack(MessageType.ERROR, session.expected, session.nonce, messages.text(str(error)))
+
+    # Letting messages in
+
+    def _admit(self, connection: _Connection, beginning: memoryview, length: int) -> None:
+        """Refuse a message that is too long for what was agreed, or for which there is no memory."""
+        request = messages.unpack(beginning)
+        if connection.session is not None:
+            self._admit_to_session(connection, connection.session, request, length)
+        elif request.type in (MessageType.HELLO, MessageType.RESTORE):
+            opening = connection.opening = self._opening(request, length)
+            costs = opening.costs
+            if length > costs.opening:
+                raise WireError(f"a handshake of {length} bytes; under these terms none is longer than {costs.opening}")
+            if opening.run:
+                self._sessions.forget_run(opening.run, connection.client.id)
+            self._sessions.resize(connection.hold, costs.held + costs.checkpoints + 2 * length)
+        else:
+            if length > SHORT_MESSAGE:
+                raise WireError(
+                    f"a message of {length} bytes before the handshake; none is longer than {SHORT_MESSAGE}"
+                )
+            self._sessions.resize(connection.hold, length)
+        connection.admitted = True
+
+    def _opening(self, request: Message, length: int) -> _Opening:
+        """What the first message of a session says before its public material."""
+        values, material = messages.take_json(
+            request.body, "handshake" if request.type is MessageType.HELLO else "restore"
+        )
+        run, step = "", 0
+        if request.type is MessageType.RESTORE:
+            named, checkpoint, text = values.get("run"), values.get("checkpoint"), values.get("terms")
+            if not isinstance(named, str) or type(checkpoint) is not int or not isinstance(text, str):
+                raise WireError("restore: expected a run, a checkpoint and terms")
+            run, step, values = named, checkpoint, messages.json_object(text, "restore")
+        terms = Terms.from_json(values)
+        material_bytes = length - messages.HEADER_BYTES - (len(request.body) - len(material))
+        costs = SessionCosts(terms, material, material_bytes, checkpoints_in_memory=self._store.in_memory)
+        return _Opening(request.type, terms, costs, run, step)
+
+    def _admit_to_session(self, connection: _Connection, session: SessionState, request: Message, length: int) -> None:
+        if session.owner is not connection:
+            raise ProtocolError("the session goes on over another connection")
+        session.need = session.costs.need(request.type, request.body, length)
+        self._sessions.resize(session.hold, session.taken(session.need.working + session.need.kept))
 
     # Opening a session
 
-    def _open(self, client: ClientInfo, request: Message, owner: object) -> tuple[SessionState | None, bytes]:
+    def _open(self, connection: _Connection, request: Message) -> bytes:
         if request.session != messages.NO_SESSION or request.step != 0:
             raise ProtocolError(f"{request.type.name} came before the handshake")
-        if request.type is MessageType.HELLO:
-            values, material = messages.take_json(request.body, "handshake")
-            session = self._begin(client, Terms.from_json(values), bytes(material), secrets.token_bytes(16).hex())
-        elif request.type is MessageType.RESTORE:
-            session = self._restore(client, request.body)
-        elif request.type is MessageType.RESUME:
-            return self._resume(client, request.body, owner)
-        else:
+        client, opening = connection.client, connection.opening
+        if request.type is MessageType.RESUME:
+            return self._resume(connection, request.body)
+        if opening is None:
             raise ProtocolError(f"{request.type.name} came before the handshake")
-        session.owner = owner
-        self._last = session
-        with self._lock:
-            self._drop_old(client)
-            self.sessions[session.nonce] = session
-        self._on_event(f"{client.id}: {session.terms.protocol}, run {session.run[:8]}, step {session.steps}")
+        _, material = messages.take_json(request.body, "handshake")
+        connection.opening = None
+        if opening.kind is MessageType.HELLO:
+            session = self._begin(connection, opening, bytes(material), secrets.token_bytes(16).hex())
+        else:
+            session = self._restore(connection, opening, bytes(material))
+        if not client.peer:
+            self._last_layer = session.layer
+        self._sessions.add(session)
+        client.allowance.settled = True
+        self._on_event(
+            f"{client.id}: {session.terms.protocol}, run {session.run[:8]}, step {session.steps}; {self._sessions.usage()}"
+        )
         agreed = json.loads(session.terms.to_json()) | {"run": session.run}
         body = messages.text(json.dumps(agreed))
-        return session, messages.pack(MessageType.WELCOME, 0, session.nonce, body)
+        return messages.pack(MessageType.WELCOME, 0, session.nonce, body)
 
-    def _begin(self, client: ClientInfo, terms: Terms, material: bytes, run: str) -> SessionState:
-        protocol = PROTOCOLS[terms.protocol]
-        if material and not protocol.encrypts:
-            raise WireError(f"handshake: {terms.protocol} has no public material")
-        layer, make = self._layer(terms), protocol.halves.server
-        assert make is not None  # Terms are of a protocol that is split
-        return SessionState(client.id, run, secrets.token_bytes(16), terms, make(terms, layer, material), layer)
-
-    def _layer(self, terms: Terms) -> ServerLayer | None:
-        """A new layer, or the one that this session's group trains in turns; None where the server holds none in the clear."""
-        fresh = PROTOCOLS[terms.protocol].halves.layer(terms)
-        if not terms.group or fresh is None:
-            return fresh
-        with self._lock:
-            group = self._groups.setdefault(terms.group, Group(terms, fresh))
-            group.seen = monotonic()
-        for name in ("protocol", "in_features", "out_features", "classes", "hidden", "weight_seed", "members"):
-            if getattr(group.terms, name) != getattr(terms, name):
-                raise ProtocolError(f"handshake: the group agreed on another {name}")
-        return fresh if terms.members else group.layer
-
-    def _restore(self, client: ClientInfo, body: memoryview) -> SessionState:
-        values, material = messages.take_json(body, "restore")
-        run, step, text = values.get("run"), values.get("checkpoint"), values.get("terms")
-        if not isinstance(run, str) or type(step) is not int or not isinstance(text, str):
-            raise WireError("restore: expected a run, a checkpoint and terms")
-        terms = Terms.from_json(messages.json_object(text, "restore"))
-        owner, saved_terms, tensors = self._store.load(run, step)
-        if owner != client.id:
-            raise KeyMismatchError("restore: the run belongs to another client")
-        terms.check_agreement(saved_terms)
-        session = self._begin(client, terms, bytes(material), run)
-        if session.layer is not None:
-            session.layer.load(tensors)
-            session.layer.version += 1
-        session.steps = step
-        with self._lock:
-            group = self._groups.get(terms.group)
-            if group is not None:
-                group.offers.pop(run, None)  # made from a state that is no longer
-            for other in [s for s in self.sessions.values() if s.run == run]:
-                del self.sessions[other.nonce]
+    def _begin(self, connection: _Connection, opening: _Opening, material: bytes, run: str) -> SessionState:
+        client, terms, costs = connection.client, opening.terms, opening.costs
+        halves = PROTOCOLS[terms.protocol].halves
+        assert halves.server is not None  # Terms are of a protocol that is split
+        connection.hold.resize(costs.held + 2 * len(material))
+        room = self.budget.hold(client.id, costs.checkpoints)
+        self._store.reserve(run, room)
+        try:
+            group, layer = self._layer(client, opening, run)
+            protocol = halves.server(terms, layer, material)
+        except BaseException:
+            self._store.forget_empty(run)
+            raise
+        hold, connection.hold = connection.hold, self.budget.hold(client.id)
+        hold.resize(costs.held)
+        connection.session = session = SessionState(
+            client.id, run, secrets.token_bytes(16), terms, protocol, layer, costs, hold, group, owner=connection
+        )
         return session
 
-    def _resume(self, client: ClientInfo, body: memoryview, owner: object) -> tuple[SessionState | None, bytes]:
+    def _layer(self, client: ClientInfo, opening: _Opening, run: str) -> tuple[Group | None, ServerLayer | None]:
+        """A new layer, or the one that this session's group trains in turns; None where the server holds none in the clear."""
+        terms, size = opening.terms, opening.costs.layer
+        make = PROTOCOLS[terms.protocol].halves.layer
+        if not terms.group or PROTOCOLS[terms.protocol].seals_weights:
+            return None, make(terms)
+        if terms.members:
+            own = make(terms)
+            assert own is not None
+            return self._sessions.join(client.id, terms, lambda: own, 0), own
+        fresh = partial(_new_layer, terms)
+        group = self._sessions.join(client.id, terms, fresh, size)
+        if opening.kind is MessageType.RESTORE:
+            group = self._sessions.rejoin(group, client.id, run, opening.checkpoint, fresh, size)
+        return group, group.layer
+
+    def _restore(self, connection: _Connection, opening: _Opening, material: bytes) -> SessionState:
+        run, step = opening.run, opening.checkpoint
+        owner, saved_terms, tensors = self._store.load(run, step)
+        if owner != connection.client.id:
+            raise KeyMismatchError("restore: the run belongs to another client")
+        opening.terms.check_agreement(saved_terms)
+        session = self._begin(connection, opening, material, run)
+        with session.turn():
+            if session.group is not None:
+                session.group.went_back(run, step)
+            if session.layer is not None:
+                session.layer.load(tensors)
+                session.layer.version += 1
+        session.steps = step
+        return session
+
+    def _resume(self, connection: _Connection, body: memoryview) -> bytes:
+        client = connection.client
         values, rest = messages.take_json(body, "resume")
         messages.take_nothing(rest, "resume")
         run, text = values.get("run"), values.get("session")
         if not isinstance(run, str) or not isinstance(text, str):
             raise WireError("resume: expected a run and a session")
-        with self._lock:
-            session = next((s for s in self.sessions.values() if s.nonce.hex() == text and s.run == run), None)
-        if session is not None and session.client == client.id:
+        session = self._sessions.find(run, text, client.id)
+        if session is not None:
             with session.lock:
-                session.owner, session.may_repeat = owner, True
+                session.owner, session.may_repeat = connection, True
+            connection.session = session
+            client.allowance.settled = True
             self._on_event(f"{client.id}: reconnected, run {run[:8]}, step {session.steps}")
             answer = messages.text(json.dumps({"alive": True}))
-            return session, messages.pack(MessageType.RESUMED, 0, messages.NO_SESSION, answer)
+            return messages.pack(MessageType.RESUMED, 0, messages.NO_SESSION, answer)
         steps = self._store.steps(run, client.id)
         if not steps:
             raise ProtocolError("there is no such run of this client here; start a new one")
         answer = messages.text(json.dumps({"checkpoints": steps}))
-        return None, messages.pack(MessageType.RESUMED, 0, messages.NO_SESSION, answer)
-
-    def _drop_old(self, client: ClientInfo) -> None:
-        now = monotonic()
-        same = [session for session in self.sessions.values() if session.client == client.id]
-        too_many = same[: max(0, len(same) + 1 - MAX_SESSIONS_PER_CLIENT)]
-        for session in list(self.sessions.values()):
-            if now - session.seen > RESUME_SECONDS or session in too_many:
-                del self.sessions[session.nonce]
-        # A group lasts as long as one of its members is there, and long enough for them to come.
-        needed = {session.terms.group for session in self.sessions.values()}
-        for name, group in list(self._groups.items()):
-            if name not in needed and now - group.seen > RESUME_SECONDS:
-                del self._groups[name]
-
-    def _forget(self, session: SessionState) -> None:
-        with self._lock:
-            self.sessions.pop(session.nonce, None)
+        return messages.pack(MessageType.RESUMED, 0, messages.NO_SESSION, answer)
 
     # Answering a session
 
-    def _answer(self, session: SessionState, request: Message, message: bytes, owner: object) -> bytes:
+    def _answer(self, session: SessionState, request: Message, message: bytes, connection: _Connection) -> bytes:
         with session.lock:
             session.seen = monotonic()
-            if session.owner is not owner:
+            if session.owner is not connection:
                 raise ProtocolError("the session goes on over another connection")
             if request.session != session.nonce:
                 raise ProtocolError("a message of another session")
@@ -262,10 +327,14 @@ class Server:
             session.may_repeat = False
             if request.step != session.expected:
                 raise ProtocolError(f"request {request.step} came where {session.expected} was due")
-            kind, body = self._work(session, request)
+            with session.turn():
+                kind, body = self._work(session, request)
             reply = messages.pack(kind, request.step, session.nonce, body)
             session.last = message, reply
             session.expected += 1
+            if request.type is MessageType.FORWARD:
+                session.follows = session.need.follows
+            session.hold.resize(session.taken(session.need.kept))
             return reply
 
     def _work(self, session: SessionState, request: Message) -> Answer:
@@ -280,6 +349,8 @@ class Server:
             if step != session.steps:
                 raise ProtocolError(f"a checkpoint of step {step}, but this session is at step {session.steps}")
             self._store.save(session.run, step, session.client, session.terms, session.tensors())
+            if session.group is not None:
+                session.group.marks[session.run, step] = session.group.changes
             return MessageType.DONE, b""
         if request.type in (MessageType.MERGE, MessageType.ADOPT):
             self._average(session, request)
@@ -294,6 +365,8 @@ class Server:
             raise ProtocolError(f"{request.type.name} is not a request of {session.terms.protocol}")
         if answer[0] in (MessageType.INPUT_GRADIENT, MessageType.LEARNT):
             session.steps += 1
+            if session.group is not None:
+                session.group.trained(session.run)
         phase = "evaluation" if request.type is MessageType.EVALUATE else _PHASES[answer[0]]
         session.seconds[phase] = session.seconds.get(phase, 0.0) + perf_counter() - start
         return answer
@@ -302,7 +375,8 @@ class Server:
         """Parallel participants: weighted average of their layers, an epoch at a time."""
         if session.layer is None or not session.terms.members:
             raise ProtocolError("only layers in the clear of a group with members can be averaged")
-        group = self._groups[session.terms.group]
+        group = session.group
+        assert group is not None
         with group.lock:
             if request.type is MessageType.MERGE:
                 weight = _take(request.body, "merge", "weight", float)
@@ -326,11 +400,33 @@ class Server:
             session.layer.version += 1
 
     def _finish(self, session: SessionState) -> None:
-        self._forget(session)
-        self.ended += 1
-        self._on_event(f"{session.client}: done, run {session.run[:8]}, {session.steps} steps")
+        ending = f"done, run {session.run[:8]}, {session.steps} steps"
         if self._output is not None and session.steps:
-            _save(self._output, session)
+            try:
+                _save(self._output, session)
+            except OSError as error:
+                ending += f"; its layer could NOT be written: {error}"
+        self._sessions.end(session)
+        self._on_event(f"{session.client}: {ending}; {self._sessions.usage()}")
+        self.ended += 1
+
+
+def prepare() -> None:
+    """Load everything that a first session would, which takes seconds: before clients are let in."""
+    import safetensors.torch  # noqa: F401
+
+    for name in PROTOCOLS:
+        importlib.import_module(f"hesplit_native.protocols.{name}")
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.zeros(1)
+    for name in get_args(ServerOptimizer):
+        make_optimizer(name, [weight], 0.1).step()
+
+
+def _new_layer(terms: Terms) -> ServerLayer:
+    layer = PROTOCOLS[terms.protocol].halves.layer(terms)
+    assert layer is not None
+    return layer
 
 
 def _weights(layer: ServerLayer) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ class Terms:
     @property
     def max_rows(self) -> int:
         """The most rows of one message, so that no matrix exceeds MAX_VALUES."""
-        return min(MAX_ROWS, MAX_VALUES // max(self.in_features, self.out_features))
+        return min(MAX_ROWS, MAX_VALUES // max(self.in_features, self.out_features, self.classes))
 
     def to_json(self) -> str:
         """The text that travels in the handshake."""
@@ -83,10 +83,12 @@ class Terms:
         for name, (low, high) in limits.items():
             if not low <= getattr(terms, name) <= high:
                 raise WireError(f"handshake: {name} must be between {low} and {high}")
-        if terms.in_features * terms.out_features > MAX_WEIGHTS:
-            raise WireError(
-                f"handshake: a layer {terms.in_features} -> {terms.out_features} has more than {MAX_WEIGHTS} weights"
-            )
+        if terms.hidden and not terms.classes:
+            raise WireError("handshake: a second layer needs classes")
+        layers = [(terms.in_features, terms.out_features), (terms.out_features, terms.classes)]
+        for inputs, outputs in layers[: 1 + terms.hidden]:
+            if inputs * outputs > MAX_WEIGHTS:
+                raise WireError(f"handshake: a layer {inputs} -> {outputs} has more than {MAX_WEIGHTS} weights")
         if terms.batch_size > terms.max_rows:
             raise WireError(f"handshake: batch_size {terms.batch_size} is above {terms.max_rows} for this layer")
         spoken = {name: protocol for name, protocol in PROTOCOLS.items() if protocol.is_split}

@@ -5,11 +5,33 @@ The protocols know nothing else about a transport: an in-process call and a gRPC
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 #: What gRPC puts before every message: a flag and its length. In-process calls are counted alike.
 PREFIX_BYTES = 5
+#: No message of this package is longer (rotation keys of the slot packing are the longest).
+MAX_MESSAGE = 1 << 28
+#: Messages up to this length travel in one piece; longer ones are let in by their first piece.
+SHORT_MESSAGE = 1 << 20
+
+
+def _admit_any(beginning: memoryview, length: int) -> None:
+    """The transport's own limit is the only one."""
+
+
+@dataclass
+class Allowance:
+    """What one connection may send. A conversation sets it before its first message; the transport asks it.
+
+    `admit` is called with the beginning of every message, up to SHORT_MESSAGE bytes, and its length, before the rest is taken in; it
+    raises an HESplitError to refuse. `settled` turns True when the handshake is over: until then a connection may be closed to make
+    room for others. None: the first answer ends the handshake.
+    """
+
+    admit: Callable[[memoryview, int], None] = _admit_any
+    settled: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -19,6 +41,7 @@ class ClientInfo:
     id: str
     authenticated: bool = False
     peer: str = ""
+    allowance: Allowance = field(default_factory=Allowance, repr=False, compare=False)
 
 
 class Channel(Protocol):

@@ -1,7 +1,7 @@
 """gRPC: whole messages over one bidirectional stream per connection, with mutual TLS.
 
-The protocols' messages are the payload, as bytes: there is no other schema. Without TLS only connections within one machine are
-made, unless asked otherwise.
+The protocols' messages are the payload, as bytes: there is no other schema; long ones travel in pieces (`framing`). Without TLS only
+connections within one machine are made, unless asked otherwise.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, sleep
 from types import TracebackType
 from typing import Any
@@ -21,13 +22,12 @@ from typing import Any
 import grpc
 
 from hesplit_native.errors import ConnectionLost, HESplitError, ParameterError, ProtocolError, WireError
+from hesplit_native.transport import framing
 from hesplit_native.transport.certificates import ClientTls, ServerTls, check_client_id
-from hesplit_native.transport.channel import PREFIX_BYTES, ClientInfo
+from hesplit_native.transport.channel import MAX_MESSAGE, PREFIX_BYTES, ClientInfo
 from hesplit_native.transport.hosts import normal_host
 from hesplit_native.transport.in_process import Conversation
 
-#: No message of this package is longer (rotation keys of the slot packing are the longest).
-MAX_MESSAGE = 1 << 28
 #: Seconds without an answer after which a peer counts as gone.
 TIMEOUT = 300.0
 
@@ -35,14 +35,18 @@ _SERVICE, _METHOD = "hesplit_native.Split", "Converse"
 _CONNECT_SECONDS = 10.0
 _GOODBYE_SECONDS = 0.25  # for a server to notice that the client has nothing more to say
 _CLIENT_ID = "client-id"
+_PIECES = "takes-pieces"  # says a client that can put long messages together
+_SPARE_THREADS = 8  # that say no to connections beyond the limit
+_HASTE_SECONDS = 2.0  # that every connection has for its handshake, however many others wait
+_LEAST_RATE = 1 << 17  # bytes per second of a long first message
 # gRPC ends a call with an oversized message in the same ways as one that the client ends.
 _ENDED = "disconnected (by the client, a lost connection, or a message above the size limit)"
 
 
-def _options(max_message: int) -> list[tuple[str, int]]:
+def _options(max_received: int, max_sent: int) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_send_message_length", max_message),
-        ("grpc.max_receive_message_length", max_message),
+        ("grpc.max_send_message_length", max_sent),
+        ("grpc.max_receive_message_length", max_received),
         ("grpc.enable_http_proxy", 0),
         ("grpc.so_reuseport", 0),
         # A peer that vanished without a word is noticed within a minute.
@@ -96,7 +100,8 @@ class GrpcChannel:
         self._max_message = max_message
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         stream = channel.stream_stream(f"/{_SERVICE}/{_METHOD}")
-        self._call = stream(iter(self._outgoing.get, None), metadata=((_CLIENT_ID, client_id),))
+        self._call = stream(iter(self._outgoing.get, None), metadata=((_CLIENT_ID, client_id), (_PIECES, "1")))
+        self._messages = framing.messages(self._call, self._admit)
         self._waiting_since: float | None = None
         self._late = False
         self._closed = threading.Event()
@@ -108,14 +113,15 @@ class GrpcChannel:
             raise WireError(f"a message of {len(message)} bytes exceeds the limit of {self._max_message} bytes")
         if self._closed.is_set():
             raise ConnectionLost("the connection is closed")
-        self._outgoing.put(message)
+        for piece in framing.pieces(message):
+            self._outgoing.put(piece)
         self.bytes_up += len(message) + PREFIX_BYTES
 
     def receive(self) -> bytes:
         """Wait for one whole message."""
         self._waiting_since = monotonic()
         try:
-            message: bytes = next(self._call)
+            message = next(self._messages)
         except StopIteration:
             raise ConnectionLost(f"the server at {self._address} ended the connection") from None
         except grpc.RpcError as error:
@@ -124,6 +130,10 @@ class GrpcChannel:
             self._waiting_since = None
         self.bytes_down += len(message) + PREFIX_BYTES
         return message
+
+    def _admit(self, beginning: memoryview, length: int) -> None:
+        if length > self._max_message:
+            raise WireError(f"a reply of {length} bytes exceeds the limit of {self._max_message} bytes")
 
     def close(self) -> None:
         """End the conversation."""
@@ -191,10 +201,10 @@ def connect(
     _check_security(host, tls, insecure)
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if tls is None:
-        channel = grpc.insecure_channel(target, options=_options(max_message))
+        channel = grpc.insecure_channel(target, options=_options(max_message, max_message))
     else:
         credentials = grpc.ssl_channel_credentials(tls.authority, tls.private_key, tls.certificate)
-        channel = grpc.secure_channel(target, credentials, options=_options(max_message))
+        channel = grpc.secure_channel(target, credentials, options=_options(max_message, max_message))
     settled = threading.Event()
     found: list[grpc.ChannelConnectivity] = []
 
@@ -236,15 +246,19 @@ def _why_not(address: str, host: str, port: int, tls: bool) -> str:
 class Limits:
     """What one client may take of a server.
 
-    A client that is faster than `messages_per_second` or `bytes_per_second` (over some seconds) is slowed down to them.
+    A client that is faster than `messages_per_second` or `bytes_per_second` (over some seconds, replies counted) is slowed down to
+    them. A connection must be through its handshake within `handshake_seconds`; while it is not it is mute: where there are too many
+    connections, or too many mute ones of a client, the oldest mute one makes room, if it has had two seconds.
     """
 
     max_message: int = MAX_MESSAGE
     messages_per_second: float = 20_000.0
     bytes_per_second: float = 1e9
     idle_seconds: float = TIMEOUT
+    handshake_seconds: float = 10.0
     max_clients: int = 32
     max_connections_per_client: int = 16
+    max_mute_per_client: int = 8
 
 
 class _Bucket:
@@ -266,15 +280,31 @@ class _Bucket:
         return max(0.0, -self.level / self.per_second)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Stream:
     client: ClientInfo
     cancel: Callable[[], object]
+    takes_pieces: bool
+    began: float
     seen: float
+    deadline: float  # of the handshake
+    answered: bool = False
     working: bool = False
-    idle: bool = False
+    gone: bool = False  # nobody waits for an answer any more
+    why: str = ""  # the server ended it
     over: bool = False  # ended as it should, or said why not
     conversation: Conversation | None = None
+
+    @property
+    def mute(self) -> bool:
+        """Not through its handshake yet."""
+        settled = self.client.allowance.settled
+        return not (self.answered if settled is None else settled)
+
+    @property
+    def host(self) -> str:
+        """The machine at the other end."""
+        return self.client.peer.rpartition(":")[0]
 
 
 class GrpcServer:
@@ -317,9 +347,17 @@ class GrpcServer:
         self._stopped = threading.Event()
         # OpenMP's setting belongs to a thread: without this, matrix products in a new one take every core.
         pool = ThreadPoolExecutor(
-            limits.max_clients + 8, "hesplit-client", torch.set_num_threads, (torch.get_num_threads(),)
+            limits.max_clients + _SPARE_THREADS, "hesplit-client", torch.set_num_threads, (torch.get_num_threads(),)
         )
-        self._server = grpc.server(pool, options=_options(limits.max_message))
+        options = _options(min(limits.max_message, framing.MAX_PIECE), MAX_MESSAGE)
+        handshake = int(1000 * limits.handshake_seconds)
+        options += [
+            # Connections that do not get as far as a stream, and more streams in one than a client may have connections.
+            ("grpc.server_handshake_timeout_ms", handshake),
+            ("grpc.max_connection_idle_ms", handshake),
+            ("grpc.max_concurrent_streams", limits.max_connections_per_client),
+        ]
+        self._server = grpc.server(pool, options=options, maximum_concurrent_rpcs=limits.max_clients + _SPARE_THREADS)
         handler = grpc.stream_stream_rpc_method_handler(self._converse)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: handler}),))
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -339,7 +377,7 @@ class GrpcServer:
     def start(self) -> None:
         """Begin to take connections."""
         self._server.start()
-        threading.Thread(target=self._watch_idle, name="hesplit-idle", daemon=True).start()
+        threading.Thread(target=self._watch, name="hesplit-watch", daemon=True).start()
 
     def stop(self, grace: float = 0.5) -> None:
         """End all connections; those that are being worked on get `grace` seconds."""
@@ -370,31 +408,72 @@ class GrpcServer:
             raise
 
     def _converse(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        client = self._client(context)
-        stream = _Stream(client, context.cancel, monotonic())
-        with self._lock:
-            same = sum(1 for other in self._by_id.values() if other.client.id == client.id)
-            full = len(self._by_id) >= self._limits.max_clients or same >= self._limits.max_connections_per_client
-            if not full:
-                self._by_id[id(stream)] = stream
-        if full:
+        client, now = self._client(context), monotonic()
+        takes_pieces = dict(context.invocation_metadata()).get(_PIECES) == "1"
+        stream = _Stream(client, context.cancel, takes_pieces, now, now, now + self._limits.handshake_seconds)
+        if not self._enter(stream):
             self._on_event(f"{client.id}: refused: too many connections")
             context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "the server has as many connections as it takes; try later"
             )
         # gRPC drops the generator of a call that breaks, sometimes before its first step: only this is always called.
-        if not context.add_callback(lambda: self._over(stream)):
-            self._over(stream)
+        if not context.add_callback(lambda: self._left(stream)):
+            self._left(stream)
         return self._talk(requests, stream, context)
+
+    def _enter(self, stream: _Stream) -> bool:
+        """Count a connection, and make room for it among those that have not said anything yet."""
+        limits = self._limits
+        with self._lock:
+            everyone = list(self._by_id.values())
+            same = [other for other in everyone if other.client.id == stream.client.id]
+            # Without TLS an id is what a client says it is; the machine that it comes from is harder to choose.
+            near = [] if self._tls else [other for other in everyone if other.host == stream.host]
+            leaving: list[_Stream] = []
+            for group, most, most_mute in (
+                (same, limits.max_connections_per_client, limits.max_mute_per_client),
+                (near, limits.max_clients, limits.max_clients // 2),
+                (everyone, limits.max_clients, limits.max_clients),
+            ):
+                staying = [other for other in group if other not in leaving]
+                mute = [other for other in staying if other.mute and not other.working]
+                if len(staying) < most and len(mute) < most_mute:
+                    continue
+                oldest = min(mute, key=lambda other: other.began, default=None)
+                if oldest is not None and stream.began - oldest.began > _HASTE_SECONDS:
+                    leaving.append(oldest)
+                elif group is not near:
+                    return False
+            for other in leaving:
+                other.why = "others waited, and it had not said anything yet"
+                del self._by_id[id(other)]
+            self._by_id[id(stream)] = stream
+        for other in leaving:
+            self._end(other)
+        return True
+
+    def _end(self, stream: _Stream) -> None:
+        with contextlib.suppress(Exception):
+            stream.cancel()
+
+    def _left(self, stream: _Stream) -> None:
+        """The connection is gone; while its thread is at work it counts on."""
+        with self._lock:
+            stream.gone = True
+            working = stream.working
+        if not working:
+            self._over(stream)
 
     def _over(self, stream: _Stream) -> None:
         """Free what a connection held; at most once."""
         with self._lock:
-            if self._by_id.pop(id(stream), None) is None:
+            known = self._by_id.pop(id(stream), None) is not None
+            if stream.over and not known:
                 return
-        if stream.idle:
-            self._on_event(f"{stream.client.id}: disconnected (nothing for {self._limits.idle_seconds:g} seconds)")
-        elif not stream.over:
+            said, stream.over = stream.over, True
+        if stream.why:
+            self._on_event(f"{stream.client.id}: disconnected ({stream.why})")
+        elif not said:
             self._on_event(f"{stream.client.id}: {_ENDED}")
         if stream.conversation is not None:
             with contextlib.suppress(ValueError):  # it is at work in another thread, which closes it
@@ -404,49 +483,96 @@ class GrpcServer:
         conversation = stream.conversation = self._open(stream.client)
         try:
             next(conversation)
-            yield from self._exchange(conversation, self._received(requests), stream)
+            for reply in self._exchange(conversation, self._received(requests, stream), stream):
+                for piece in framing.pieces(reply) if stream.takes_pieces else (reply,):
+                    yield piece
+                    stream.seen = monotonic()
+        except HESplitError as error:  # of a conversation that does not say so itself
+            stream.over = True
+            self._on_event(f"{stream.client.id}: refused: {error}")
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except Exception as error:  # whatever one client causes, the others are served
             stream.over = True
             self._on_event(f"{stream.client.id}: internal error: {error!r}")
             context.abort(grpc.StatusCode.INTERNAL, "internal error at the server; its log says which")
         finally:
             conversation.close()
+            with self._lock:
+                stream.working, gone = False, stream.gone
+            if gone:
+                self._over(stream)
 
     def _exchange(self, conversation: Conversation, requests: Iterator[bytes], stream: _Stream) -> Iterator[bytes]:
-        messages, sizes = _Bucket(self._limits.messages_per_second), _Bucket(self._limits.bytes_per_second)
-        for request in requests:
-            wait = max(messages.take(1), sizes.take(len(request)))
-            if wait > 0:
-                sleep(min(wait, self._limits.idle_seconds))
-            stream.working = True
+        counts, sizes = _Bucket(self._limits.messages_per_second), _Bucket(self._limits.bytes_per_second)
+        whole = framing.messages(requests, partial(self._admit, stream))
+        while True:
             try:
+                request = next(whole, None)
+                if request is None:
+                    return
+                self._wait(stream, max(counts.take(1), sizes.take(len(request))))
+                if not self._begin(stream):
+                    return
                 reply = conversation.send(request)
             except StopIteration:
                 stream.over = True
                 return
+            except HESplitError as error:  # a message that is not let in
+                yield conversation.throw(error)
+                stream.over = True
+                return
+            sizes.take(len(reply))
+            with self._lock:
+                stream.working, stream.answered, stream.seen = False, True, monotonic()
+            if stream.gone:
+                return
             yield reply
-            stream.seen, stream.working = monotonic(), False
 
-    def _received(self, requests: Iterator[bytes]) -> Iterator[bytes]:
-        """The client's messages; ends when the client does, however that happens."""
+    def _admit(self, stream: _Stream, beginning: memoryview, length: int) -> None:
+        if length > self._limits.max_message:
+            raise WireError(
+                f"a message of {length} bytes is above the size limit of this server, {self._limits.max_message} bytes"
+            )
+        stream.client.allowance.admit(beginning, length)
+        stream.deadline += length / _LEAST_RATE
+
+    def _begin(self, stream: _Stream) -> bool:
+        """Whether a message is still to be worked on: its client is there."""
+        with self._lock:
+            stream.working = not stream.gone and not stream.why
+            return stream.working
+
+    def _wait(self, stream: _Stream, seconds: float) -> None:
+        until = monotonic() + min(seconds, self._limits.idle_seconds)
+        while not stream.gone and monotonic() < until:
+            sleep(min(0.1, max(0.0, until - monotonic())))
+
+    def _received(self, requests: Iterator[bytes], stream: _Stream) -> Iterator[bytes]:
+        """What the client sends; ends when the client does, however that happens."""
         while True:
             try:
                 request = next(requests)
             except Exception:  # StopIteration, or the bare Exceptions that the iterator raises when a stream breaks
                 return
+            stream.seen = monotonic()
             yield request
 
-    def _watch_idle(self) -> None:
-        pause = min(1.0, self._limits.idle_seconds / 4)
+    def _watch(self) -> None:
+        """End the connections that are silent for too long, and those that do not get through their handshake."""
+        limits = self._limits
+        pause = min(1.0, limits.idle_seconds / 4, limits.handshake_seconds / 4)
         while not self._stopped.wait(pause):
             now = monotonic()
             with self._lock:
-                idle = [
-                    stream
-                    for stream in self._by_id.values()
-                    if not stream.working and now - stream.seen > self._limits.idle_seconds
-                ]
-            for stream in idle:
-                stream.idle = True
-                with contextlib.suppress(Exception):
-                    stream.cancel()
+                ended = []
+                for stream in self._by_id.values():
+                    if stream.working or stream.why:
+                        continue
+                    if now - stream.seen > limits.idle_seconds:
+                        stream.why = f"nothing for {limits.idle_seconds:g} seconds"
+                        ended.append(stream)
+                    elif stream.mute and now > stream.deadline:
+                        stream.why = f"no handshake within {limits.handshake_seconds:g} seconds"
+                        ended.append(stream)
+            for stream in ended:
+                self._end(stream)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hesplit_native.data.dataset import Dataset
-from hesplit_native.protocols.server import Server, SessionState
+from hesplit_native.protocols.server import Server
+from hesplit_native.protocols.sessions import SessionState
 from hesplit_native.training.client import Client
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.run import dataset_architecture, in_process

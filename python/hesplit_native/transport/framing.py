@@ -1,0 +1,76 @@
+"""Long messages in pieces, so that a peer knows how long a message is before it takes it in.
+
+    piece    magic "HESC", zero u32, length of the message u64, offset u64      (little endian, 24 bytes), then its bytes
+
+Messages up to `SHORT_MESSAGE` travel as they are; no protocol's begin with this magic, and others that do travel as one piece.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+
+from hesplit_native.errors import WireError
+from hesplit_native.transport.channel import SHORT_MESSAGE
+
+_MAGIC = b"HESC"
+_HEAD = struct.Struct("<4sIQQ")
+#: The longest piece.
+MAX_PIECE = SHORT_MESSAGE + _HEAD.size
+
+
+def pieces(message: bytes) -> Iterator[bytes]:
+    """What travels of a message, in order."""
+    if len(message) <= SHORT_MESSAGE and not message.startswith(_MAGIC):
+        yield message
+        return
+    view = memoryview(message)
+    for offset in range(0, len(message), SHORT_MESSAGE):
+        head = _HEAD.pack(_MAGIC, 0, len(message), offset)
+        yield b"".join((head, view[offset : offset + SHORT_MESSAGE]))
+
+
+def messages(received: Iterable[bytes], admit: Callable[[memoryview, int], None]) -> Iterator[bytes]:
+    """Whole messages from what was received.
+
+    Parameters
+    ----------
+    admit
+        Called with the beginning of each message and its length before more of it is read; raises to refuse it.
+
+    Raises
+    ------
+    WireError
+        Pieces that do not follow one another.
+    """
+    source = iter(received)
+    for first in source:
+        if first[: len(_MAGIC)] != _MAGIC:
+            admit(memoryview(first), len(first))
+            yield first
+            continue
+        length, beginning = _piece(first, 0)
+        admit(beginning, length)
+        parts: list[bytes | memoryview] = [beginning]
+        have = len(beginning)
+        while have < length:
+            following = next(source, None)
+            if following is None:
+                return  # the peer has gone
+            total, part = _piece(following, have)
+            if total != length:
+                raise WireError(f"a piece of a message of {total} bytes among those of one of {length} bytes")
+            parts.append(part)
+            have += len(part)
+        yield b"".join(parts)
+
+
+def _piece(data: bytes, offset: int) -> tuple[int, memoryview]:
+    """The length of the whole message, and the bytes of a piece that must begin at `offset`."""
+    if len(data) < _HEAD.size:
+        raise WireError(f"a piece of {len(data)} bytes is shorter than its header ({_HEAD.size} bytes)")
+    magic, zero, length, begins = _HEAD.unpack_from(data)
+    part = memoryview(data)[_HEAD.size :]
+    if magic != _MAGIC or zero or begins != offset or len(part) != min(SHORT_MESSAGE, length - offset):
+        raise WireError("a piece of a message that does not follow the one before")
+    return length, part
