@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hesplit_native.errors import ProtocolError
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.costs import Work, matrix_work
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.terms import Terms
 
@@ -17,6 +18,10 @@ Answer = tuple[MessageType, bytes]
 
 class Answers(Protocol):
     """One protocol at the server: replies to requests."""
+
+    def work(self, kind: MessageType, body: memoryview) -> Work:
+        """What `answer` would take for a request, before anything is done for it; errors as for `answer`."""
+        ...
 
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """The reply; None if the request is none of this protocol."""
@@ -64,6 +69,13 @@ def take_tensor(body: memoryview, name: str, rows: int, columns: int) -> Tensor:
     values, rest = messages.take_matrix(body, name, rows=range(rows, rows + 1), columns=columns)
     messages.take_nothing(rest, name)
     return torch.from_numpy(values.copy())
+
+
+def values_work(terms: Terms, kind: MessageType, body: memoryview) -> Work:
+    """Of a request whose body is values in the clear."""
+    evaluated = kind is MessageType.EVALUATE
+    rows = len(body) // (4 * terms.in_features) + 1 if evaluated else terms.batch_size
+    return matrix_work(terms, len(body), rows)
 
 
 def check_rows(rows: int, terms: Terms) -> None:

@@ -12,11 +12,16 @@ from torch import Tensor
 
 from hesplit_native import _core
 from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError
+from hesplit_native.layer.costs import ServingCost
 from hesplit_native.layer.linear import LinearClient, LinearServer
+from hesplit_native.protocols.costs import Work
 from hesplit_native.protocols.layer import TrainedLayer
-from hesplit_native.protocols.messages import MessageType
+from hesplit_native.protocols.messages import HEADER_BYTES, MessageType
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import Terms
+from hesplit_native.transport.channel import MAX_MESSAGE
+
+_KEPT_LAYOUTS = 1 << 28  # bytes of encoded weights that the core keeps, or those of one layout if that is more
 
 
 class HoldsKey(Protocol):
@@ -70,18 +75,34 @@ class EncryptedLayer:
         self.layer = layer
         try:
             self.server = LinearServer(
-                public_material, layer.linear.weight, layer.linear.bias, max_batch=terms.max_rows
+                public_material,
+                layer.linear.weight,
+                layer.linear.bias,
+                max_batch=terms.max_rows,
+                max_reply_bytes=MAX_MESSAGE - HEADER_BYTES,
             )
         except ParameterError as error:
             raise ProtocolError(f"handshake: the public material is for a layer of another shape: {error}") from error
         check_hash(terms, self.server.parameters.hash)
         self._encoded = layer.version
+        self._layouts: set[int] = set()  # bytes of the encoded weights of each
 
     def encode(self) -> None:
         """Take over the weights if they have changed: by this client's updates, or by another's."""
         if self._encoded != self.layer.version:
             self.server.set_weight(self.layer.linear.weight, self.layer.linear.bias)
             self._encoded = self.layer.version
+            self._layouts.clear()
+
+    def work(self, body: memoryview, *, keep: bool = False) -> Work:
+        """What `forward` would take."""
+        return self.work_of(self.server.cost(body, keep=keep))
+
+    def work_of(self, cost: ServingCost) -> Work:
+        """What a message of this cost takes, together with the weights that are kept as they were encoded."""
+        self._layouts.add(cost.layer_bytes)
+        encoded = min(sum(self._layouts), max(*self._layouts, _KEPT_LAYOUTS))
+        return Work(cost.reply_bytes + cost.held_bytes + encoded + cost.working_bytes, cost.held_bytes + encoded)
 
     def forward(self, body: memoryview, *, keep: bool = False) -> tuple[bytes, int, _core.KeptRequest | None]:
         """Encrypted logits, the number of samples, and with `keep` the request for its weight gradient."""

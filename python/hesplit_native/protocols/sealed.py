@@ -27,12 +27,14 @@ from hesplit_native.layer.keys import SecretKey
 from hesplit_native.layer.linear import SealedClient, SealedServer
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.answers import Answer, ServerLayer
+from hesplit_native.protocols.costs import Work
 from hesplit_native.protocols.encrypted import check_hash, genuine_or_over
 from hesplit_native.protocols.halves import ClientSetup, Encryption, Halves
 from hesplit_native.protocols.layer import TrainedLayer
-from hesplit_native.protocols.messages import MessageType
+from hesplit_native.protocols.messages import HEADER_BYTES, MessageType
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import Terms
+from hesplit_native.transport.channel import MAX_MESSAGE
 
 
 class SealedProtocolClient:
@@ -104,10 +106,17 @@ class SealedProtocolServer:
     """The server's half: ciphertexts, to which it adds ciphertexts."""
 
     def __init__(self, terms: Terms, sealed: bytes) -> None:
-        self.linear = SealedServer(sealed, max_batch=terms.max_rows)
+        self.linear = SealedServer(sealed, max_batch=terms.max_rows, max_reply_bytes=MAX_MESSAGE - HEADER_BYTES)
         check_hash(terms, self.linear.parameters.hash)
         if (self.linear.in_features, self.linear.out_features) != (terms.in_features, terms.out_features):
             raise ProtocolError("handshake: the sealed weights are of a layer of another shape")
+
+    def work(self, kind: MessageType, body: memoryview) -> Work:
+        """What `answer` would take."""
+        if kind in (MessageType.FORWARD, MessageType.EVALUATE, MessageType.BACKWARD):
+            cost = self.linear.cost(body)
+            return Work(cost.reply_bytes + cost.held_bytes + cost.layer_bytes + cost.working_bytes)
+        return Work(0)  # the reserve has room for all weights anew
 
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """The reply to a request; None if it is none of this protocol."""

@@ -27,7 +27,7 @@ from hesplit_native.files import make_folder, reserve, write_atomically
 from hesplit_native.protocols import PROTOCOLS, messages
 from hesplit_native.protocols.answers import Answer, ServerLayer
 from hesplit_native.protocols.budget import Budget, Hold, default_memory
-from hesplit_native.protocols.costs import SessionCosts
+from hesplit_native.protocols.costs import SessionCosts, session_costs
 from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.sessions import Group, Sessions, SessionState
 from hesplit_native.protocols.storage import KEEP_DAYS, CheckpointStore
@@ -172,7 +172,7 @@ class Server:
         """Refuse a message that is too long for what was agreed, or for which there is no memory."""
         request = messages.unpack(beginning)
         if connection.session is not None:
-            self._admit_to_session(connection, connection.session, request, length)
+            self._admit_to_session(connection, connection.session, length)
         elif request.type in (MessageType.HELLO, MessageType.RESTORE):
             opening = connection.opening = self._opening(request, length)
             costs = opening.costs
@@ -202,14 +202,17 @@ class Server:
             run, step, values = named, checkpoint, messages.json_object(text, "restore")
         terms = Terms.from_json(values)
         material_bytes = length - messages.HEADER_BYTES - (len(request.body) - len(material))
-        costs = SessionCosts(terms, material, material_bytes, checkpoints_in_memory=self._store.in_memory)
+        costs = session_costs(terms, material, material_bytes, checkpoints_in_memory=self._store.in_memory)
         return _Opening(request.type, terms, costs, run, step)
 
-    def _admit_to_session(self, connection: _Connection, session: SessionState, request: Message, length: int) -> None:
+    def _admit_to_session(self, connection: _Connection, session: SessionState, length: int) -> None:
         if session.owner is not connection:
             raise ProtocolError("the session goes on over another connection")
-        session.need = session.costs.need(request.type, request.body, length)
-        self._sessions.resize(session.hold, session.taken(session.need.working + session.need.kept))
+        if length > session.costs.request:
+            raise WireError(
+                f"a message of {length} bytes; under the terms of this session none is longer than {session.costs.request}"
+            )
+        self._sessions.resize(session.hold, session.taken(2 * length))
 
     # Opening a session
 
@@ -328,13 +331,14 @@ class Server:
             if request.step != session.expected:
                 raise ProtocolError(f"request {request.step} came where {session.expected} was due")
             with session.turn():
+                work = session.protocol.work(request.type, request.body)
+                self._sessions.resize(session.hold, session.taken(2 * len(message) + work.working))
                 kind, body = self._work(session, request)
             reply = messages.pack(kind, request.step, session.nonce, body)
             session.last = message, reply
             session.expected += 1
-            if request.type is MessageType.FORWARD:
-                session.follows = session.need.follows
-            session.hold.resize(session.taken(session.need.kept))
+            session.kept = work.kept
+            session.hold.resize(session.taken(0))
             return reply
 
     def _work(self, session: SessionState, request: Message) -> Answer:

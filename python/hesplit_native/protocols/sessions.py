@@ -15,7 +15,7 @@ from torch import Tensor
 from hesplit_native.errors import BudgetError, ProtocolError
 from hesplit_native.protocols.answers import Answer, Answers, ServerLayer, Stored
 from hesplit_native.protocols.budget import Budget, Hold, mebibytes
-from hesplit_native.protocols.costs import KEPT_LAYOUTS, Need, SessionCosts
+from hesplit_native.protocols.costs import SessionCosts, Work
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.storage import CheckpointStore
 from hesplit_native.protocols.terms import Terms
@@ -83,9 +83,7 @@ class SessionState:
     last: tuple[bytes, bytes] = (b"", b"")  # the last request and its reply
     may_repeat: bool = False
     owner: object = None  # the connection that it goes on over
-    need: Need = field(default_factory=lambda: Need(0, 0))  # of the request that is worked on
-    encodings: OrderedDict[tuple[int, int], int] = field(default_factory=OrderedDict)  # of the layouts used last
-    follows: int = 0  # what the rest of the training step takes
+    kept: int = 0  # bytes that stay of the last request's work
     seen: float = field(default_factory=monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -95,15 +93,9 @@ class SessionState:
         return self.group.lock if self.group is not None and shared else nullcontext()
 
     def taken(self, more: int) -> int:
-        """What this session takes in all with `more` bytes for the present request, beside the last one and its reply."""
-        if self.need.encodings:
-            self.encodings[self.need.layout] = self.need.encodings
-            self.encodings.move_to_end(self.need.layout)
-            while len(self.encodings) > KEPT_LAYOUTS:
-                self.encodings.popitem(last=False)
-        more += len(self.last[0]) + len(self.last[1]) + sum(self.encodings.values())
-        more += max(self.follows, self.need.follows)
-        return self.costs.layer + max(self.costs.reserve, more)
+        """What this session takes in all with `more` bytes for the present request, beside the last one and what stays of it."""
+        last = len(self.last[0]) + len(self.last[1])
+        return self.costs.layer + max(self.costs.reserve, last + self.kept + more)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint stores."""
@@ -112,6 +104,10 @@ class SessionState:
 
 class _Over:
     """What is left of a session that has come to its end."""
+
+    def work(self, kind: MessageType, body: memoryview) -> Work:
+        """None."""
+        return Work(0)
 
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """Nothing is answered any more."""
@@ -218,7 +214,6 @@ class Sessions:
             self._forget(session)
             self._store.finish(session.run)
             session.protocol, session.layer, session.group = _Over(), None, None
-            session.encodings.clear()
             self.ended[session.nonce] = session
             same = [other for other in self.ended.values() if other.client == session.client]
             for other in same[:-MAX_SESSIONS_PER_CLIENT]:

@@ -21,7 +21,8 @@ from torch import Tensor
 from hesplit_native.errors import ProtocolError
 from hesplit_native.layer.linear import LinearClient
 from hesplit_native.protocols import messages
-from hesplit_native.protocols.answers import Answer, ServerLayer, check_rows, take_tensor
+from hesplit_native.protocols.answers import Answer, ServerLayer, check_rows, take_tensor, values_work
+from hesplit_native.protocols.costs import Work
 from hesplit_native.protocols.encrypted import EncryptedLayer, encrypted_logits
 from hesplit_native.protocols.halves import ClientSetup, Encryption, Halves
 from hesplit_native.protocols.layer import TrainedLayer
@@ -75,6 +76,12 @@ class SplitWaysServer:
         self.encrypted = EncryptedLayer(terms, layer, public_material)
         self._rows: int | None = None
         self._bias = torch.zeros(terms.out_features)  # its gradient since the last update
+
+    def work(self, kind: MessageType, body: memoryview) -> Work:
+        """What `answer` would take."""
+        if kind in (MessageType.FORWARD, MessageType.EVALUATE):
+            return self.encrypted.work(body)
+        return values_work(self.terms, kind, body)
 
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """The reply to a request; None if it is none of this protocol."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from hesplit_native.errors import DataError, WireError
 from hesplit_native.protocols import messages
-from hesplit_native.protocols.answers import Answer, ServerLayer, take_activations, take_tensor
+from hesplit_native.protocols.answers import Answer, ServerLayer, take_activations, take_tensor, values_work
+from hesplit_native.protocols.costs import Work
 from hesplit_native.protocols.halves import ClientSetup, Encryption, Halves
 from hesplit_native.protocols.layer import load_optimizer, optimizer_tensors
 from hesplit_native.protocols.messages import MessageType
@@ -93,6 +94,10 @@ class VanillaServer:
         self.terms = terms
         self.layer = layer
         self.criterion = nn.CrossEntropyLoss()
+
+    def work(self, kind: MessageType, body: memoryview) -> Work:
+        """What `answer` would take."""
+        return values_work(self.terms, kind, body)
 
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """The reply to a request; None if it is none of this protocol."""

@@ -23,6 +23,7 @@ from hesplit_native.privacy.attacks.malicious import victim
 from hesplit_native.privacy.transcript import Step, Transcript
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.answers import Answer, Answers
+from hesplit_native.protocols.costs import Work
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.training.config import RunConfig
 
@@ -51,6 +52,10 @@ class Forger:
     def known(self) -> float:
         """The share of the key that has been read."""
         return float((~np.isnan(self.key)).mean())
+
+    def work(self, kind: MessageType, body: memoryview) -> Work:
+        """As the honest server."""
+        return self.honest.work(kind, body)
 
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """As the honest server, but for what it is made to say."""

@@ -19,6 +19,7 @@ from hesplit_native.errors import ParameterError
 from hesplit_native.privacy.attacks.malicious import victim
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.answers import Answer, Answers, take_tensor
+from hesplit_native.protocols.costs import Work
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.seeding import seeded
 from hesplit_native.training.config import RunConfig
@@ -54,6 +55,10 @@ class Hijacker:
         self.autoencoder_optimizer = torch.optim.Adam([*self.pilot.parameters(), *self.decoder.parameters()], 1e-3)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), 5e-4, betas=(0.5, 0.9))
         self.generator = torch.Generator().manual_seed(seed)
+
+    def work(self, kind: MessageType, body: memoryview) -> Work:
+        """As the honest server."""
+        return self.honest.work(kind, body)
 
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """As the honest server, but for dJ/da."""
