@@ -370,3 +370,87 @@ def test_expired_certificates_say_when(tls, tmp_path, monkeypatch):
     make_server(tmp_path, ["localhost"])
     with pytest.raises(DataError, match=r"was valid until \d{4}-\d\d-\d\d"):
         ServerTls.load(tmp_path)
+
+
+# Strangers
+
+
+def managed(limit, admitted):
+    """A conversation that lets in messages up to a limit, and whose handshake is its first message."""
+
+    def converse(client):
+        def admit(beginning, length):
+            admitted.append(length)
+            if length > limit:
+                raise WireError(f"{length} bytes are too many")
+
+        client.allowance.admit, client.allowance.settled = admit, False
+        try:
+            reply = b""
+            while True:
+                message = yield reply
+                client.allowance.settled = True
+                reply = message[:1]
+        except HESplitError as error:
+            yield b"refused: " + str(error).encode()
+
+    return converse
+
+
+def test_long_messages_are_let_in_by_their_first_piece():
+    admitted = []
+    with GrpcServer("127.0.0.1:0", managed(3 << 20, admitted)) as server:
+        channel = connect(f"127.0.0.1:{server.port}")
+        assert ask(channel, b"x" * (3 << 20)) == b"x"
+        assert ask(channel, b"y" * (200 << 20)) == b"refused: 209715200 bytes are too many"
+        assert admitted == [3 << 20, 200 << 20]
+        channel.close()
+
+
+def test_mute_connections_end_with_their_handshake(echo):
+    with echo.serve(limits=Limits(handshake_seconds=0.3)) as server:
+        address = f"127.0.0.1:{server.port}"
+        mute, honest = connect(address, client_id="mute"), connect(address, client_id="honest")
+        ask(honest)
+        assert eventually(lambda: any("mute" in event and "no handshake" in event for event in echo.events))
+        assert ask(honest) == b"honest:hello"
+        mute.close()
+        honest.close()
+
+
+def test_mute_connections_make_room_oldest_first(echo, monkeypatch):
+    from hesplit_native.transport import grpc
+
+    monkeypatch.setattr(grpc, "_HASTE_SECONDS", 0.0)
+    with echo.serve(limits=Limits(max_clients=3)) as server:
+        address = f"127.0.0.1:{server.port}"
+        honest = connect(address, client_id="honest")
+        ask(honest)
+        mute = [connect(address, client_id=f"m{i}") for i in range(5)]
+        late = connect(address, client_id="late")
+        assert ask(late) == b"late:hello"
+        assert ask(honest) == b"honest:hello"
+        assert any(event.startswith("m0") and "others waited" in event for event in echo.events)
+        for channel in (honest, late, *mute):
+            channel.close()
+
+
+def test_work_is_not_begun_for_clients_that_are_gone():
+    begun, go = [], threading.Event()
+
+    def slow(client):
+        message = yield b""
+        while True:
+            begun.append(message)
+            go.wait(30)
+            message = yield b"done"
+
+    with GrpcServer("127.0.0.1:0", slow) as server:
+        channel = connect(f"127.0.0.1:{server.port}")
+        channel.send(b"first")
+        assert eventually(lambda: begun == [b"first"])
+        channel.send(b"second")
+        channel.close()
+        go.set()
+        assert eventually(lambda: not server._by_id)
+    assert begun == [b"first"]

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 from hesplit_native.errors import HESplitError, ProtocolError, WireError
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.budget import Budget, default_memory
 from hesplit_native.protocols.messages import NO_SESSION, MessageType
-from hesplit_native.transport.channel import Channel, ClientInfo
+from hesplit_native.transport.channel import SHORT_MESSAGE, Channel, ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
 _LENGTHS = struct.Struct("<4Q")
@@ -43,39 +44,53 @@ class TriadServer:
     ----------
     nonce
         None: drawn from the operating system. Only measurements that must repeat give one.
+    memory
+        Bytes that all participants' rows may take, those on their way included; None: half of this machine's memory.
     """
 
-    def __init__(self, nonce: bytes | None = None) -> None:
+    def __init__(self, nonce: bytes | None = None, *, memory: int | None = None) -> None:
         self._nonce = nonce if nonce is not None else secrets.token_bytes(32)
+        self._budget = Budget(default_memory() if memory is None else memory)
         self._lock = threading.Lock()
         self.received: dict[str, tuple[Parcel, Parcel]] = {}
 
     def converse(self, client: ClientInfo) -> Conversation:
         """Answer one participant; its id is that of its certificate."""
-        message = yield b""
-        step = 0
-        while True:
-            try:
+        hold, step = self._budget.hold(client.id), 0
+
+        def admit(beginning: memoryview, length: int) -> None:
+            if step == 0 and length > SHORT_MESSAGE:
+                raise WireError(f"a message of {length} bytes; to join takes {messages.HEADER_BYTES}")
+            hold.resize(3 * length)  # as it comes, whole, and taken apart
+
+        client.allowance.admit, client.allowance.settled = admit, False
+        reply = b""
+        try:
+            while True:
+                message = yield reply
                 request = messages.unpack(message)
                 if request.step != step or request.session != NO_SESSION:
                     raise ProtocolError(f"request {request.step} came where {step} was due")
                 if request.type is MessageType.JOIN and step == 0:
                     messages.take_nothing(request.body, "join")
                     reply = messages.pack(MessageType.NONCE, step, NO_SESSION, self._nonce)
+                    client.allowance.settled = True
                 elif request.type is MessageType.SUBMIT and step == 1:
                     parcels = _take_parcels(request.body)
                     with self._lock:
                         if client.id in self.received:
                             raise ProtocolError("this participant has sent its rows already")
                         self.received[client.id] = parcels
+                    hold.resize(len(message))
+                    hold = self._budget.hold(client.id)  # the rows stay
                     reply = messages.pack(MessageType.DONE, step, NO_SESSION)
                 else:
                     raise ProtocolError(f"{request.type.name} is not what comes at step {step}")
-            except HESplitError as error:
-                yield messages.pack(MessageType.ERROR, step, NO_SESSION, messages.text(str(error)))
-                return
-            step += 1
-            message = yield reply
+                step += 1
+        except HESplitError as error:
+            yield messages.pack(MessageType.ERROR, step, NO_SESSION, messages.text(str(error)))
+        finally:
+            hold.release()
 
 
 def join(channel: Channel) -> bytes:
