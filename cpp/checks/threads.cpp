@@ -130,12 +130,13 @@ struct Exact {
 void stress_pool() {
     const auto loop = [] {
         for (int round = 0; round < 4 * kRounds; ++round) {
-            std::vector<int> squares(100);
-            parallel_for(squares.size(), [&](std::size_t i) {
-                parallel_for(2, [&](std::size_t j) { squares[i] += static_cast<int>(i * j); });
+            // Iterations share nothing: a loop within one that runs alone may itself be divided among threads.
+            std::vector<int> products(200);
+            parallel_for(100, [&](std::size_t i) {
+                parallel_for(2, [&](std::size_t j) { products[2 * i + j] = static_cast<int>(i * j); });
             });
-            for (std::size_t i = 0; i < squares.size(); ++i) {
-                expect(squares[i] == static_cast<int>(i), "what a loop filled");
+            for (std::size_t i = 0; i < products.size(); ++i) {
+                expect(products[i] == static_cast<int>(i / 2 * (i % 2)), "what a loop filled");
             }
             bool thrown = false;
             try {
