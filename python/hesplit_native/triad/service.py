@@ -76,6 +76,7 @@ class TriadServer:
                     reply = messages.pack(MessageType.NONCE, step, NO_SESSION, self._nonce)
                     client.allowance.settled = True
                 elif request.type is MessageType.SUBMIT and step == 1:
+                    hold.resize(3 * len(message))
                     parcels = _take_parcels(request.body)
                     with self._lock:
                         if client.id in self.received:
