@@ -4,6 +4,7 @@
 # and what CI adds:
 #   make test-avx2    the tests that compute, as on a processor without AVX-512 whose libraries take two threads
 #   make fuzz         fuzzers of every entry that takes a peer's bytes, FUZZ_SECONDS each (CMake and Clang; docs/fuzzing.md)
+#   make load         a server under 64 clients, half of them mute, slow or greedy, for three minutes (benchmarks/load.py)
 #   make tsan         what may be used from several threads, under ThreadSanitizer (CMake)
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find cmake cpp p
 	-type f -not -name '*.so' -not -name '*.pyc')
 CPP_FILES = $(shell find cpp -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-avx2 lint format install fuzz tsan clean
+.PHONY: demo test test-avx2 lint format install fuzz load tsan clean
 
 demo: $(VENV)/installed
 	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways \
@@ -79,6 +80,9 @@ fuzz:
 		-DHESPLIT_SANITIZE=address,undefined
 	cmake --build build/fuzz --target fuzzers
 	$(PYTHON) cpp/fuzz/campaign.py build/fuzz/cpp/fuzz --seconds $(FUZZ_SECONDS)
+
+load: $(VENV)/installed
+	$(BIN)/python -m benchmarks.load
 
 tsan:
 	cmake -S . -B build/tsan -DHESPLIT_PYTHON=OFF -DHESPLIT_CHECKS=ON -DHESPLIT_SANITIZE=thread
