@@ -5,6 +5,7 @@
 #   make test-avx2    the tests that compute, as on a processor without AVX-512 whose libraries take two threads
 #   make fuzz         fuzzers of every entry that takes a peer's bytes, FUZZ_SECONDS each (CMake and Clang; docs/fuzzing.md)
 #   make load         a server under 64 clients, half of them mute, slow or greedy, for three minutes (benchmarks/load.py)
+#   make kill         a run whose client and server are killed fifty times ends as if undisturbed
 #   make tsan         what may be used from several threads, under ThreadSanitizer (CMake)
 
 PYTHON ?= python3
@@ -27,7 +28,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find cmake cpp p
 	-type f -not -name '*.so' -not -name '*.pyc')
 CPP_FILES = $(shell find cpp -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-avx2 lint format install fuzz load tsan clean
+.PHONY: demo test test-avx2 lint format install fuzz load tsan kill clean
 
 demo: $(VENV)/installed
 	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways \
@@ -83,6 +84,9 @@ fuzz:
 
 load: $(VENV)/installed
 	$(BIN)/python -m benchmarks.load
+
+kill: $(VENV)/installed-test
+	HESPLIT_KILLS=50 $(BIN)/python -m pytest tests/test_resume.py -k kills
 
 tsan:
 	cmake -S . -B build/tsan -DHESPLIT_PYTHON=OFF -DHESPLIT_CHECKS=ON -DHESPLIT_SANITIZE=thread

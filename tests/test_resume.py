@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import random
 import re
 import time
 from functools import partial
@@ -20,7 +22,8 @@ from hesplit_native.transport import ClientTls, connect, make_authority, make_cl
 RunConfig = partial(Config, batch_size=4, accept_leak=True)  # the papers' setting
 
 # What a process runs: the command line, a client's on a smaller synthetic set. One that is to be killed takes its time from step
-# 60 on, and goes beyond step 150 only once `killed` exists: however busy the machine, it is met in the middle of its run.
+# 60 on, and goes beyond step 150 only once `killed` exists: however busy the machine, it is met in the middle of its run. `pace`:
+# seconds that every step takes at least.
 PROGRAM = """
 import os, sys, time
 sys.argv = ["hesplit-native", *arguments]
@@ -29,6 +32,13 @@ os.dup2(said, 1), os.dup2(said, 2)
 import hesplit_native.data as data
 original = data.synthetic_ecg
 data.synthetic_ecg = lambda: original(train=400, test=50)
+if pace:
+    from hesplit_native.training.client import Client
+    steady_learn = Client.learn
+    def paced_learn(client, *batch):
+        time.sleep(pace)
+        return steady_learn(client, *batch)
+    Client.learn = paced_learn
 if killed:
     from hesplit_native.training.client import Client
     learn, step = Client.learn, 0
@@ -56,9 +66,11 @@ FORKS.set_forkserver_preload([
 class Command:
     """`hesplit-native` in a process of its own; what it says goes to a file."""
 
-    def __init__(self, arguments, log, *, killed=None):
+    def __init__(self, arguments, log, *, killed=None, pace=0.0):
         self.arguments, self.log, self.killed = [str(word) for word in arguments], log, killed
+        log.unlink(missing_ok=True)  # what an earlier process said is not said by this one
         names = {"__name__": "program", "arguments": self.arguments, "log": str(log), "killed": killed and str(killed)}
+        names["pace"] = pace
         self.process = FORKS.Process(target=exec, args=(PROGRAM, names), daemon=True)
         self.process.start()
 
@@ -218,6 +230,30 @@ def test_plain_ends_bit_for_bit_as_undisturbed(server, whole, tmp_path, whom):
     (first,), (second,) = ((folder / "layers").iterdir() for folder in (whole, tmp_path))
     first, second = load_file(first), load_file(second)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_survives_as_many_kills_as_there_are(server, whole, tmp_path):
+    """HESPLIT_KILLS of them (`make kill`: 50), of the client, the server or both, wherever they are between two checkpoints."""
+    kills, chance = int(os.environ.get("HESPLIT_KILLS", "4")), random.Random(5)
+    part = tmp_path / "part"
+    command = [*arguments(server, part, "--protocol", "plain"), "--checkpoint-every", "1"]
+    process = Command(command, tmp_path / "part.log", pace=0.02)
+    for kill in range(1, kills + 1):
+        wait_for_checkpoint(part, 195 * kill // (kills + 1), process)
+        time.sleep(0.02 * chance.random())
+        whom = chance.choice(["client", "server", "both"])
+        if whom in ("client", "both"):
+            process.kill()
+        if whom in ("server", "both"):
+            server.kill()
+            server.start()
+        if whom in ("client", "both"):
+            process = Command([*command, "--resume"], tmp_path / "part.log", pace=0.02)
+    process.wait()
+    assert same_model(whole / "run", part)
+    undisturbed, resumed = metrics(whole / "run"), metrics(part)
+    assert [r["train_loss"] for r in resumed["history"]] == [r["train_loss"] for r in undisturbed["history"]]
+    assert resumed["batches"] == undisturbed["batches"]
 
 
 @pytest.fixture(scope="module")
