@@ -29,6 +29,8 @@ Served = Literal[
 ]  # fmt: skip
 #: What happens to activations beyond the agreed ranges.
 Overflow = Literal["clip", "raise"]
+#: The same for a layer of torch: the first time it says so.
+LayerOverflow = Literal["warn", "clip", "raise"]
 #: Noise on activations.
 Mechanism = Literal["gaussian", "laplace", "values"]
 

@@ -1,7 +1,8 @@
-"""PyTorch modules: an encrypted linear layer that is used like `torch.nn.Linear`."""
+"""PyTorch modules: linear layers on ciphertexts that are used like `torch.nn.Linear`."""
 
 from __future__ import annotations
 
 from hesplit_native.nn.encrypted_linear import EncryptedLinear
+from hesplit_native.nn.replace import decrypt, encrypt
 
-__all__ = ["EncryptedLinear"]
+__all__ = ["EncryptedLinear", "decrypt", "encrypt"]

@@ -1,18 +1,21 @@
-"""PyTorch modules: an encrypted linear layer that is used like `torch.nn.Linear`."""
+"""Linear layers computed on ciphertexts, used like those of torch and transformers."""
 
 from __future__ import annotations
 
-import math
+import warnings
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from hesplit_native.choices import Overflow, ServerOptimizer
+from hesplit_native.choices import LayerOverflow, ServerOptimizer
 from hesplit_native.errors import ParameterError
 from hesplit_native.layer.keys import SecretKey
-from hesplit_native.layer.linear import LinearClient, LinearServer
+from hesplit_native.layer.linear import LinearClient, clip
+from hesplit_native.layer.normalised import normalised_parameters
 from hesplit_native.layer.parameters import ACTIVATION_BOUND, Parameters
+from hesplit_native.nn import op
+from hesplit_native.nn.engine import Engine, Uploads
 from hesplit_native.protocols.guards import check_batch
 from hesplit_native.protocols.phases import Phases
 from hesplit_native.protocols.remote import remote_linear
@@ -21,46 +24,162 @@ from hesplit_native.protocols.splitways import SplitWaysClient
 from hesplit_native.protocols.terms import Terms
 from hesplit_native.transport.channel import Channel
 
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-class _EncryptedFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: EncryptedLinear) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return layer._compute(x)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        x, weight = ctx.saved_tensors
-        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
-        return (
-            gradient @ weight.to(gradient.dtype) if need_x else None,
-            (gradient.T @ x).to(weight.dtype) if need_weight else None,
-            gradient.sum(0).to(weight.dtype) if need_bias else None,
-            None,
+class EncryptedLayer(nn.Module):
+    """What encrypted layers add to the class of torch or transformers that they are: keys, and a product on ciphertexts.
+
+    `begin_encryption` makes a layer of that class an encrypted one. Keys are made when they are first needed.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def begin_encryption(
+        self,
+        *,
+        parameters: Parameters | None = None,
+        on_overflow: LayerOverflow = "warn",
+        uploads: Uploads | None = None,
+    ) -> None:
+        """`uploads` is shared by the layers of one model; the rest as in `EncryptedLinear`."""
+        if on_overflow not in ("warn", "clip", "raise"):
+            raise ParameterError(f'on_overflow must be "warn", "clip" or "raise", got {on_overflow!r}')
+        self.on_overflow: LayerOverflow = on_overflow
+        self.clipped = 0
+        """Rows that were beyond the agreed ranges so far; without `parameters` of one's own there are none."""
+        self._fixed = parameters
+        self._uploads = uploads or Uploads()
+        self._number = op.enter(self)
+
+    def end_encryption(self) -> None:
+        """Become a layer of the plain class again, without keys."""
+        self._uploads.forget(self._number)
+        for name in ("on_overflow", "clipped", "_fixed", "_uploads", "_number", "_remote"):
+            self.__dict__.pop(name, None)
+        self.__class__ = next(base for base in type(self).__mro__ if not issubclass(base, EncryptedLayer))
+
+    def matrix(self) -> Tensor:
+        """The weight as [out_features, in_features]."""
+        return self.weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``in_features`` and ``out_features``."""
+        out_features, in_features = self.matrix().shape
+        return in_features, out_features
+
+    @property
+    def parameters_ckks(self) -> Parameters:
+        """The CKKS parameters of this layer."""
+        return self._fixed or normalised_parameters(*self.shape)
+
+    @property
+    def _engine(self) -> Engine | None:
+        return self._uploads.engine(self._number)
+
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """``x W^T`` on ciphertexts, float64 [n, out], of x [n, in] and weight [out, in] on the CPU: what the operator calls."""
+        in_features, out_features = weight.shape[1], weight.shape[0]
+        self._uploads.begin(self._number, in_features, out_features, self._fixed)
+        return self._uploads.multiply(self._number, x, weight, _present_weight)
+
+    def encrypted(self, x: Tensor) -> Tensor:
+        """The layer's output [..., out_features] of x [..., in_features], in the dtype of x."""
+        in_features, _ = self.shape
+        _check_input(x, in_features)
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            raise ParameterError(
+                "an encrypted layer has keys and cannot be exported or traced: export hesplit_native.nn.decrypt(model), and encrypt "
+                "what was loaded"
+            )
+        inside = x if self._fixed is None else self._clip(x, self._fixed)
+        y = op.product(inside, self.matrix(), self.bias, self._number)
+        kind = x.device.type
+        if x.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
+            y = y.to(torch.get_autocast_dtype(kind))
+        return y
+
+    def _clip(self, x: Tensor, parameters: Parameters) -> Tensor:
+        if self.on_overflow == "raise":
+            return x  # the client refuses it
+        inside, count = clip(x.reshape(-1, x.shape[-1]), parameters)
+        if count and not self.clipped and self.on_overflow == "warn":
+            warnings.warn(
+                f"{count} of {x.numel() // x.shape[-1]} rows are beyond the ranges that the parameters agreed on (|x| <= "
+                f"{parameters.activation_bound:g}, l2 norm {parameters.activation_norm:g}) and were clipped; leave `parameters` out, "
+                "and every row is scaled by its own norm",
+                stacklevel=4,
+            )
+        self.clipped += count
+        return inside.reshape(x.shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy carries no keys and makes its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_number"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = op.enter(self)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` asks for."""
+        raise ParameterError(
+            "an encrypted layer has keys and cannot be scripted: script hesplit_native.nn.decrypt(model), or use torch.compile"
         )
 
 
-class EncryptedLinear(nn.Module):
-    """``y = x W^T + b`` computed on ciphertexts; used like `torch.nn.Linear`.
+class _Evaluation(torch.autograd.Function):
+    """Logits of a server's layer that is not to be trained; `splitways` has no gradient that does not train it."""
 
-    Without a channel, client and server are in this process: the module makes a key, holds `weight` and `bias`, and its
-    `state_dict` is that of `nn.Linear`. With a channel, a server holds the weights and updates them in every backward
-    pass (protocol `splitways`), and the `state_dict` is empty.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, remote: SplitWaysClient) -> Tensor:
+        return remote.evaluate(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        raise ParameterError(
+            "a backward pass through a server's layer trains it, and this layer is in eval() mode: call train() first"
+        )
+
+
+def _present_weight(number: int) -> Tensor | None:
+    layer = op.layer_of(number)
+    return cast(EncryptedLayer, layer).matrix().detach().cpu() if layer is not None else None
+
+
+def _check_input(x: Tensor, in_features: int) -> None:
+    if x.ndim < 1 or x.shape[-1] != in_features:
+        raise ParameterError(f"expected input of shape [..., {in_features}], got {list(x.shape)}")
+    if x.dtype not in _FLOATING:
+        raise ParameterError(f"expected input of dtype float32, float64, float16 or bfloat16, got {x.dtype}")
+
+
+class EncryptedLinear(EncryptedLayer, nn.Linear):
+    """``y = x W^T + b`` computed on ciphertexts; a `torch.nn.Linear` in every other way.
+
+    Client and server are in this process: the module makes a key, and holds `weight` and `bias`. Each row of x is scaled by its own
+    l2 norm before it is encrypted, and back afterwards: none is too large, the error is relative, ``|error| <= 1e-5 |x_i| max_j |W_j|``
+    (mostly 3e-6; `parameters_ckks.error_bound`), and nothing about the ciphertexts depends on the data. x may be float16, bfloat16,
+    float32 or float64, on any device; it is encrypted on the CPU.
+
+    With a channel, a server holds the weights and updates them in every backward pass in `train()` mode (protocol `splitways`); in
+    `eval()` mode there is none. The `state_dict` is empty.
 
     Parameters
     ----------
-    in_features, out_features, bias
+    in_features, out_features, bias, device, dtype
         As for `nn.Linear`; with a channel there always is a bias.
     channel
         A connection to ``hesplit-native serve``, e.g. ``hesplit_native.transport.connect("host:port")``.
     parameters
-        CKKS parameters; None: `Parameters.recommend` for ``batch_size``, with a channel for flooded releases. Those with
-        ``releases=0`` switch flooding off (docs/security.md).
+        CKKS parameters with ranges and an error bound of one's own; None: as above, with a channel `Parameters.recommend` for flooded
+        releases. Those with ``releases=0`` switch flooding off (docs/security.md).
     batch_size
-        The usual number of rows; with a channel, the most in a training step.
+        With a channel, the most rows in a training step.
     on_overflow
-        ``"clip"`` or ``"raise"``, as for `LinearClient`.
+        What happens to rows beyond the ranges of `parameters`: ``"warn"`` clips them and says so once, ``"clip"``, or ``"raise"``.
     learning_rate, server_optimizer, weight_seed
         With a channel: how the server trains its layer, and the seed it initialises it under.
     accept_leak
@@ -69,9 +188,9 @@ class EncryptedLinear(nn.Module):
     Raises
     ------
     ParameterError
-        For another shape or dtype; with the expected and the given one.
+        For another shape or dtype; with the expected and the given one. When traced, scripted or exported.
     RangeError
-        For NaN or infinity, and for weights that the parameters cannot hold.
+        For NaN or infinity, and for weights that `parameters` cannot hold.
     """
 
     def __init__(
@@ -79,37 +198,39 @@ class EncryptedLinear(nn.Module):
         in_features: int,
         out_features: int,
         bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         channel: Channel | None = None,
         parameters: Parameters | None = None,
         batch_size: int = 4,
-        on_overflow: Overflow = "clip",
+        on_overflow: LayerOverflow = "warn",
         learning_rate: float = 1e-3,
         server_optimizer: ServerOptimizer = "adam",
         weight_seed: int = 0,
         accept_leak: bool = False,
     ) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.accept_leak = accept_leak
-        self.on_overflow: Overflow = on_overflow
-        # With a channel gradients are released: flooded, under a fresh key in every step.
-        self.parameters_ckks = parameters or Parameters.recommend(
-            in_features=in_features,
-            out_features=out_features,
-            batch_size=batch_size,
-            releases=0 if channel is None else 1,
-            activation_bound=ACTIVATION_BOUND if channel is None else ACTIVATION_BOUND / 2,
-        )
-        self._engine: _Engine | None = None
         self._remote: SplitWaysClient | None = None
         if channel is None:
-            self.weight = nn.Parameter(torch.empty(out_features, in_features))
-            self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-            self.reset_parameters()
+            nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
+            self.begin_encryption(parameters=parameters, on_overflow=on_overflow)
             return
         if not bias:
             raise ParameterError("with a channel the server's layer has a bias; leave bias=True")
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = in_features, out_features
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+        self.accept_leak = accept_leak
+        # Gradients are released: flooded, under a fresh key in every step.
+        chosen = parameters or Parameters.recommend(
+            in_features=in_features,
+            out_features=out_features,
+            batch_size=batch_size,
+            releases=1,
+            activation_bound=ACTIVATION_BOUND / 2,
+        )
+        self.begin_encryption(parameters=chosen, on_overflow=on_overflow)
         terms = Terms(
             protocol="splitways",
             in_features=in_features,
@@ -120,11 +241,16 @@ class EncryptedLinear(nn.Module):
             learning_rate=learning_rate,
             server_optimizer=server_optimizer,
             weight_seed=weight_seed,
-            parameter_hash=self.parameters_ckks.hash,
+            parameter_hash=chosen.hash,
         )
-        client = self._new_client()
-        session = Session(channel, terms, client.public_material(), Phases())
-        self._remote = SplitWaysClient(session, client)
+        client = LinearClient(
+            SecretKey.generate(chosen),
+            in_features,
+            out_features,
+            on_overflow="raise" if on_overflow == "raise" else "clip",
+            fresh_keys=chosen.releases == 1,
+        )
+        self._remote = SplitWaysClient(Session(channel, terms, client.public_material(), Phases()), client)
 
     def close(self) -> None:
         """With a channel: end the session with the server, which then keeps its weights. The layer cannot be used afterwards."""
@@ -132,94 +258,38 @@ class EncryptedLinear(nn.Module):
             self._remote.session.end()
             self._remote.session.channel.close()
 
-    def reset_parameters(self) -> None:
-        """Initialise as `nn.Linear` does."""
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.in_features)
-            nn.init.uniform_(self.bias, -bound, bound)
-
     @property
-    def clipped(self) -> int:
-        """Rows that were beyond the agreed ranges so far."""
-        client = self._remote.linear if self._remote else self._engine.client if self._engine else None
-        return client.clipped if client else 0
+    def shape(self) -> tuple[int, int]:
+        """``in_features`` and ``out_features``."""
+        return self.in_features, self.out_features
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [..., out_features] of x [..., in_features], float32 or float64, in the dtype of x."""
-        if x.ndim < 1 or x.shape[-1] != self.in_features:
-            raise ParameterError(f"expected input of shape [..., {self.in_features}], got {list(x.shape)}")
-        if x.dtype not in (torch.float32, torch.float64):
-            raise ParameterError(f"expected input of dtype float32 or float64, got {x.dtype}")
-        rows = x.reshape(-1, self.in_features)
-        if self._remote is not None:
-            if self.training and not rows.requires_grad:
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits [..., out_features] of input [..., in_features], in its dtype."""
+        remote = self.__dict__.get("_remote")
+        return self.encrypted(input) if remote is None else self._at_server(input, remote)
+
+    def _at_server(self, x: Tensor, remote: SplitWaysClient) -> Tensor:
+        _check_input(x, self.in_features)
+        rows = self._clip(x.reshape(-1, self.in_features).float(), self.parameters_ckks)
+        if not self.training:
+            y = cast(Tensor, _Evaluation.apply(rows, remote))  # type: ignore[no-untyped-call]
+        else:
+            if not rows.requires_grad:
                 # The server learns from the backward pass, also where nothing before this layer does.
                 rows = rows.detach().requires_grad_()
-            if rows.requires_grad and torch.is_grad_enabled():
+            if torch.is_grad_enabled():
                 check_batch("splitways", len(rows), self.out_features, accept_leak=self.accept_leak)
-            y = remote_linear(rows.float(), self._remote).to(x.dtype)
-        else:
-            inside = self._local_engine().prepare(rows)
-            y = cast(Tensor, _EncryptedFunction.apply(inside, self.weight, self.bias, self))  # type: ignore[no-untyped-call]
-        return y.reshape(*x.shape[:-1], self.out_features)
+            y = remote_linear(rows, remote)
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """As `nn.Linear`, and how it is encrypted."""
         p = self.parameters_ckks
-        where = "remote" if self._remote else "in process"
+        where = "remote" if self.__dict__.get("_remote") else "in process"
         return f"{self.in_features}, {self.out_features}, {p.packing}, N={p.ring_degree}, {where}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy carries no key and makes its own; the CKKS parameters travel as their bytes."""
-        if self._remote is not None:
+        """As of every encrypted layer; one with a channel has no copies."""
+        if self.__dict__.get("_remote") is not None:
             raise TypeError("a layer with a channel cannot be copied or pickled: its connection and key are one")
-        return self.__dict__ | {"_engine": None, "parameters_ckks": self.parameters_ckks.to_bytes()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        restored = state | {"parameters_ckks": Parameters.from_bytes(state["parameters_ckks"])}
-        super().__setstate__(restored)  # type: ignore[no-untyped-call]
-
-    def _new_client(self) -> LinearClient:
-        key = SecretKey.generate(self.parameters_ckks)
-        fresh = self.parameters_ckks.releases == 1
-        return LinearClient(key, self.in_features, self.out_features, on_overflow=self.on_overflow, fresh_keys=fresh)
-
-    def _local_engine(self) -> _Engine:
-        if self._engine is None:
-            self._engine = _Engine(self._new_client(), self.weight, self.bias)
-        return self._engine
-
-    def _compute(self, x: Tensor) -> Tensor:
-        return self._local_engine().compute(x, self.weight, self.bias)
-
-
-class _Engine:
-    """Client and server of one layer in one process."""
-
-    def __init__(self, client: LinearClient, weight: Tensor, bias: Tensor | None) -> None:
-        self.client = client
-        self.server = LinearServer(client.public_material(), weight, bias)
-        self._held = _copies(weight, bias)
-
-    def prepare(self, x: Tensor) -> Tensor:
-        return self.client.clip_counted(x)
-
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not _same(self._held, (weight, bias)):
-            self.server.set_weight(weight, bias)
-            self._held = _copies(weight, bias)
-        reply = self.server.forward(self.client.encrypt(x))
-        return torch.from_numpy(self.client.decrypt(reply)).to(x.dtype)
-
-
-# Values are compared, not version counters: fused optimisers and writes through `.data` leave those as they were.
-def _copies(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if t is None else t.detach().clone() for t in tensors)
-
-
-def _same(held: tuple[Tensor | None, ...], tensors: tuple[Tensor | None, ...]) -> bool:
-    return all(
-        h is t if h is None or t is None else h.dtype == t.dtype and torch.equal(h, t)
-        for h, t in zip(held, tensors, strict=True)
-    )
+        return super().__getstate__()
