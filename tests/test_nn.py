@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -89,18 +90,23 @@ def test_nan_is_a_range_error():
 
 
 def test_clipped_rows_have_the_derivative_of_the_clip():
-    layer, plain = pair()
+    ranges = hn.Parameters.recommend(in_features=20, out_features=3, batch_size=4)
+    layer, plain = pair(parameters=ranges)
     x = torch.randn(4, 20)
     x[1, 0] = 1000.0
     x.requires_grad_()
-    y = layer(x)
+    with pytest.warns(UserWarning, match="1 of 4 rows are beyond the ranges"):
+        y = layer(x)
     y.sum().backward()
     assert layer.clipped == 1
     inside, _ = layer._engine.client.clip(x.detach())
     assert inside[1].abs().max() <= layer.parameters_ckks.activation_bound
     torch.testing.assert_close(y, plain(inside), atol=1e-3, rtol=1e-5)
     assert x.grad[1, 0].abs() < 1e-6
-    strict, _ = pair(on_overflow="raise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)  # once is enough
+    strict, _ = pair(on_overflow="raise", parameters=ranges)
     with pytest.raises(hn.RangeError, match="1 of 4 samples"):
         strict(x.detach())
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
+import json
 import math
+import pickle
 import struct
 
 import numpy as np
@@ -200,3 +203,13 @@ def test_statistical_bits_are_agreed_on_and_the_usual_ones_are_written_as_ever()
         longer[-8:] = struct.pack("<Q", bits)
         with pytest.raises(hn.WireError):
             hn.Parameters.from_bytes(bytes(longer))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])  # noqa: S301
+@pytest.mark.parametrize("options", [{}, {"packing": "slots"}, {"releases": 4}, {"activation_bound": np.float32(7.3)}])
+def test_parameters_are_plain_data(copied, options):
+    params = hn.Parameters.recommend(in_features=30, out_features=3, batch_size=4, **options)
+    twin = copied(params)
+    assert twin == params
+    assert twin.to_bytes() == params.to_bytes()
+    assert json.loads(json.dumps(params.to_dict()))["hash"] == twin.hash

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+
 from hesplit_native import _core
 from hesplit_native.choices import Attacker, Packing, Security
 from hesplit_native.errors import ParameterError, RangeError
@@ -92,6 +94,10 @@ class Parameters:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modulus_bits", tuple(int(bits) for bits in self.modulus_bits))
+        for f in fields(self):
+            value = getattr(self, f.name, None)
+            if isinstance(value, np.generic):  # which JSON does not take
+                object.__setattr__(self, f.name, value.item())
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         try:
             native = _core.Parameters(**values)
@@ -323,6 +329,10 @@ class Parameters:
     def to_bytes(self) -> bytes:
         """The canonical bytes, of which `hash` is the hash."""
         return self._native.to_bytes()
+
+    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+        """Copies and pickles are made of the canonical bytes."""
+        return type(self).from_bytes, (self.to_bytes(),)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Parameters:

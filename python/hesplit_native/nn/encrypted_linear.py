@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hesplit_native.choices import LayerOverflow, ServerOptimizer
+from hesplit_native.choices import LayerOverflow, Overflow, ServerOptimizer
 from hesplit_native.errors import ParameterError
 from hesplit_native.layer.keys import SecretKey
 from hesplit_native.layer.linear import LinearClient, clip
@@ -33,8 +33,8 @@ class EncryptedLayer(nn.Module):
     `begin_encryption` makes a layer of that class an encrypted one. Keys are made when they are first needed.
     """
 
-    weight: Tensor
-    bias: Tensor | None
+    weight: Any  # a Parameter, or what a parametrisation makes of one; None where a server holds it
+    bias: Any
 
     def begin_encryption(
         self,
@@ -58,11 +58,12 @@ class EncryptedLayer(nn.Module):
         self._uploads.forget(self._number)
         for name in ("on_overflow", "clipped", "_fixed", "_uploads", "_number", "_remote"):
             self.__dict__.pop(name, None)
-        self.__class__ = next(base for base in type(self).__mro__ if not issubclass(base, EncryptedLayer))
+        plain = next(base for base in type(self).__mro__ if not issubclass(base, EncryptedLayer))
+        object.__setattr__(self, "__class__", plain)
 
     def matrix(self) -> Tensor:
         """The weight as [out_features, in_features]."""
-        return self.weight
+        return cast(Tensor, self.weight)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,15 +82,16 @@ class EncryptedLayer(nn.Module):
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """``x W^T`` on ciphertexts, float64 [n, out], of x [n, in] and weight [out, in] on the CPU: what the operator calls."""
-        in_features, out_features = weight.shape[1], weight.shape[0]
-        self._uploads.begin(self._number, in_features, out_features, self._fixed)
+        out_features, in_features = weight.shape
+        strict: Overflow = "raise" if self.on_overflow == "raise" else "clip"
+        self._uploads.begin(self._number, lambda: Engine(in_features, out_features, self._fixed, strict))
         return self._uploads.multiply(self._number, x, weight, _present_weight)
 
     def encrypted(self, x: Tensor) -> Tensor:
         """The layer's output [..., out_features] of x [..., in_features], in the dtype of x."""
         in_features, _ = self.shape
         _check_input(x, in_features)
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             raise ParameterError(
                 "an encrypted layer has keys and cannot be exported or traced: export hesplit_native.nn.decrypt(model), and encrypt "
                 "what was loaded"
@@ -160,9 +162,9 @@ class EncryptedLinear(EncryptedLayer, nn.Linear):
     """``y = x W^T + b`` computed on ciphertexts; a `torch.nn.Linear` in every other way.
 
     Client and server are in this process: the module makes a key, and holds `weight` and `bias`. Each row of x is scaled by its own
-    l2 norm before it is encrypted, and back afterwards: none is too large, the error is relative, ``|error| <= 1e-5 |x_i| max_j |W_j|``
-    (mostly 3e-6; `parameters_ckks.error_bound`), and nothing about the ciphertexts depends on the data. x may be float16, bfloat16,
-    float32 or float64, on any device; it is encrypted on the CPU.
+    l2 norm before it is encrypted, and back afterwards: none is too large, the error is relative,
+    ``|error| <= 8e-6 |x_i| max_j |W_j|`` (mostly 3e-6; `parameters_ckks.error_bound`), and no length of a ciphertext depends on the
+    data. x may be float16, bfloat16, float32 or float64, on any device; it is encrypted on the CPU.
 
     With a channel, a server holds the weights and updates them in every backward pass in `train()` mode (protocol `splitways`); in
     `eval()` mode there is none. The `state_dict` is empty.

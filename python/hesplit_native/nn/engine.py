@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hesplit_native.choices import Overflow
 from hesplit_native.errors import RangeError
 from hesplit_native.layer.keys import SecretKey
 from hesplit_native.layer.linear import LinearClient, LinearServer
@@ -30,13 +32,17 @@ class Engine:
     row: no row is too large, and the error is relative (`normalised_parameters`). Otherwise x is what those parameters say.
     """
 
-    def __init__(self, in_features: int, out_features: int, parameters: Parameters | None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, parameters: Parameters | None = None, on_overflow: Overflow = "clip"
+    ) -> None:
         self.normalises = parameters is None
         self.parameters = parameters or normalised_parameters(in_features, out_features)
-        self.client = LinearClient(SecretKey.generate(self.parameters), in_features, out_features, link=_LINK)
+        key = SecretKey.generate(self.parameters)
+        self.client = LinearClient(key, in_features, out_features, on_overflow=on_overflow, link=_LINK)
         self._material = self.client.public_material()
         self._server: LinearServer | None = None
-        self._held: tuple[Tensor, ...] = ()
+        self.weights: tuple[Tensor, ...] = ()
+        """Copies of the weights [out_k, in] that the server has."""
         self._weight_norm = 1.0
 
     def multiply(self, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
@@ -54,7 +60,7 @@ class Engine:
 
     def _server_of(self, weights: tuple[Tensor, ...]) -> LinearServer:
         # Values are compared, not version counters: fused optimisers and writes through `.data` leave those as they were.
-        if self._server is not None and len(weights) == len(self._held) and all(map(_equal, self._held, weights)):
+        if self._server is not None and len(weights) == len(self.weights) and all(map(_equal, self.weights, weights)):
             return self._server
         stacked = np.concatenate([weight.double().numpy() for weight in weights])
         if self.normalises:
@@ -65,7 +71,7 @@ class Engine:
             self._server = LinearServer(self._material, stacked)
         else:
             self._server.set_weight(stacked)
-        self._held = tuple(weight.clone() for weight in weights)
+        self.weights = tuple(weight.clone() for weight in weights)
         return self._server
 
 
@@ -78,8 +84,7 @@ def _normalised(x: npt.NDArray[Any], name: str) -> tuple[Float64, Float64]:
     largest = np.abs(x).max(axis=1, initial=0.0).astype(np.float64)
     if not np.isfinite(largest).all():
         raise RangeError(f"{name} contains NaN or Inf")
-    largest[largest == 0] = 1.0
-    inside = x / largest[:, None]
+    inside = x / np.where(largest > 0, largest, 1.0)[:, None]
     # A little more, so that rounding leaves no row beyond 1.
     norms = np.maximum(np.sqrt(np.einsum("ij,ij->i", inside, inside)), 1.0) * (1 + 1e-9)
     inside /= norms[:, None]
@@ -120,12 +125,11 @@ class Uploads:
         member = self._members.get(layer)
         return member.engine if member is not None else None
 
-    def begin(self, layer: int, in_features: int, out_features: int, parameters: Parameters | None) -> Engine:
-        """The engine of one layer, made when it is first needed."""
+    def begin(self, layer: int, make: Callable[[], Engine]) -> None:
+        """Make the engine of one layer, when it is first needed."""
         with self._lock:
             if layer not in self._members:
-                self._members[layer] = _Member(Engine(in_features, out_features, parameters))
-            return self._members[layer].engine
+                self._members[layer] = _Member(make())
 
     def forget(self, layer: int) -> None:
         """Drop the keys of one layer."""
@@ -133,7 +137,7 @@ class Uploads:
             self._members.pop(layer, None)
             self._ready.pop(layer, None)
 
-    def multiply(self, layer: int, x: Tensor, weight: Tensor, others: Any) -> Tensor:
+    def multiply(self, layer: int, x: Tensor, weight: Tensor, others: Callable[[int], Tensor | None]) -> Tensor:
         """``x W^T`` for x [n, in] and weight [out, in]; `others` gives the present weight of another layer by its number, or None."""
         with self._lock:
             same = self._input is not None and _equal(self._input, x)
@@ -149,11 +153,11 @@ class Uploads:
             return self._with_followers(layer, x, weight, others)
 
     def _join(self, layer: int) -> None:
-        leader, member = self._members.get(self._leader), self._members[layer]
-        if leader is not None and leader.engine.normalises and member.engine.normalises:
-            if layer not in leader.followers:
-                leader.followers.append(layer)
-                leader.together = None
+        leader, engine = self._members.get(self._leader), self._members[layer].engine
+        if leader is None or layer in leader.followers or not (leader.engine.normalises and engine.normalises):
+            return
+        leader.followers.append(layer)
+        leader.together = None
 
     def _drop_unused(self) -> None:
         """Who was computed along and did not come is no follower."""
@@ -168,7 +172,7 @@ class Uploads:
         self.requests += 1
         return self._members[layer].engine.multiply(x, (weight,))
 
-    def _with_followers(self, layer: int, x: Tensor, weight: Tensor, others: Any) -> Tensor:
+    def _with_followers(self, layer: int, x: Tensor, weight: Tensor, others: Callable[[int], Tensor | None]) -> Tensor:
         leader = self._members[layer]
         weights = {follower: others(follower) for follower in leader.followers}
         followers = [f for f, w in weights.items() if w is not None and w.shape[1] == weight.shape[1]]
@@ -177,8 +181,9 @@ class Uploads:
         stack = (weight, *(cast(Tensor, weights[follower]) for follower in followers))
         if leader.together is None or len(followers) != len(leader.followers):
             leader.followers = followers
-            leader.together = Engine(weight.shape[1], sum(len(w) for w in stack), None)
+            leader.together = Engine(weight.shape[1], sum(len(w) for w in stack))
         self.requests += 1
-        y, *rest = leader.together.multiply(x, stack).split([len(w) for w in stack], dim=1)
-        self._ready = dict(zip(followers, zip(rest, stack[1:], strict=True), strict=True))
-        return y
+        parts = torch.split(leader.together.multiply(x, stack), [len(w) for w in stack], dim=1)
+        # With the weights as they were: each layer may be changed before it is called.
+        self._ready = dict(zip(followers, zip(parts[1:], leader.together.weights[1:], strict=True), strict=True))
+        return parts[0]

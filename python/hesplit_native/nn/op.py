@@ -130,7 +130,7 @@ class _Product(torch.autograd.Function):
             found = found + x.to(dtype) @ along_weight.T
         if along_bias is not None:
             found = found + along_bias
-        return found.to(x.dtype)
+        return cast(Tensor, found.to(x.dtype))
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, layer: int) -> Tensor:

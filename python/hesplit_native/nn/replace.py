@@ -50,11 +50,17 @@ def encrypt(model: ModelT, include: Selection = "*", *, exclude: Selection = (),
     candidates = {name: kind for name, module in model.named_modules() if (kind := _encrypted_kind(module)) is not None}
     modules = dict(model.named_modules())
     chosen = [
-        name for name in candidates if _selects(include, name, modules[name]) and not _selects(exclude, name, modules[name])
+        name
+        for name in candidates
+        if _selects(include, name, modules[name]) and not _selects(exclude, name, modules[name])
     ]
     if not chosen:
         parametrised = [name for name, module in modules.items() if torch.nn.utils.parametrize.is_parametrized(module)]
-        hint = f"; parametrised ones ({_names(parametrised)}) are encrypted first, then parametrised" if parametrised else ""
+        hint = (
+            f"; parametrised ones ({_names(parametrised)}) are encrypted first, then parametrised"
+            if parametrised
+            else ""
+        )
         raise ParameterError(f"no linear layer of the model is chosen; it has {_names(candidates) or 'none'}{hint}")
     uploads = Uploads()
     for name in chosen:
@@ -139,7 +145,8 @@ def _call_once(model: nn.Module, batch: Any, layers: Mapping[str, nn.Module]) ->
     unused = [name for name in layers if name not in called]
     if unused:
         warnings.warn(
-            f"the model did not call these encrypted layers (it may read their weights instead): {_names(unused)}", stacklevel=3
+            f"the model did not call these encrypted layers (it may read their weights instead): {_names(unused)}",
+            stacklevel=3,
         )
 
 
