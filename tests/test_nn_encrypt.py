@@ -29,7 +29,8 @@ def assert_near(y, x, layer):
     exact = x.double() @ layer.weight.double().T
     exact = exact + layer.bias.double() if layer.bias is not None else exact
     error = (y.double() - exact).reshape(-1, exact.shape[-1]).abs().detach()
-    rounding = 1e-6 * exact.abs().reshape(error.shape).detach() if y.dtype == torch.float32 else 0.0
+    # The bias is added, and the sum rounded to the dtype.
+    rounding = 8 * torch.finfo(y.dtype).eps * exact.abs().reshape(error.shape).detach()
     assert (error <= bound(x, layer.weight) + rounding).all()
 
 
