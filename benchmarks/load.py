@@ -34,7 +34,7 @@ from hesplit_native.transport.channel import SHORT_MESSAGE
 from hesplit_native.transport.grpc import GrpcChannel, connect
 
 FEATURES, OUTPUTS, ROWS = 256, 5, 4
-BUDGET = 512  # MiB
+BUDGET = 1024  # MiB; an honest client takes 16
 PAUSE = 0.2  # seconds between two steps of an honest client
 COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()", "serve", "--port", "0"]
 

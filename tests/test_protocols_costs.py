@@ -170,6 +170,26 @@ def test_budgets_are_per_client_and_in_all():
     assert default_memory() > 0
 
 
+def test_large_clients_leave_room_for_small_ones():
+    budget = Budget(64 * MIB, 16 * MIB, kept=32 * MIB)
+    large = [budget.hold(f"large {index}", 16 * MIB) for index in range(2)]
+    with pytest.raises(
+        BudgetError, match=r"keeps 32\.0 MiB of 64\.0 MiB \(--memory\) for clients .* no more than 2\.0 MiB"
+    ):
+        budget.hold("large 2", 3 * MIB)
+    small = [budget.hold(f"small {index}", 2 * MIB) for index in range(16)]
+    with pytest.raises(BudgetError, match=r"has 0\.0 MiB of 64\.0 MiB"):
+        budget.hold("small 16", 1)
+    small[1].release()
+    with pytest.raises(BudgetError, match=r"keeps 32\.0 MiB"):
+        small[0].resize(3 * MIB)
+    assert (small[0].amount, budget.held) == (2 * MIB, 62 * MIB)
+    large[0].resize(1 * MIB)
+    large[1].resize(0)
+    small[0].resize(3 * MIB)
+    assert budget.held_by("small 0") == 3 * MIB
+
+
 def test_budgets_under_threads():
     budget = Budget(1000)
 

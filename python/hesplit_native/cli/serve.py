@@ -62,6 +62,7 @@ def serve_command(
         output=output,
         memory=total,
         memory_per_client=total // 4 if memory_per_client is None else int(memory_per_client * 2**20),
+        memory_kept=total // 2,  # or a few large clients would lock everybody out
         on_event=event,
     )
     prepare()

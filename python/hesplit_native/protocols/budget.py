@@ -10,6 +10,7 @@ from pathlib import Path
 from hesplit_native.errors import BudgetError
 
 _UNKNOWN_MEMORY = 1 << 32
+_SHARES = 32
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -22,11 +23,14 @@ class Budget:
         Bytes for all clients.
     per_client
         Bytes for one; None: as `total`.
+    kept
+        Bytes of all that only clients get who hold no more than a 32nd of the total: some large clients leave room for small ones.
     """
 
-    def __init__(self, total: int, per_client: int | None = None) -> None:
+    def __init__(self, total: int, per_client: int | None = None, *, kept: int = 0) -> None:
         self.total = total
         self.per_client = total if per_client is None else min(per_client, total)
+        self._kept, self._small = kept, total // _SHARES
         self._held: dict[str, int] = {}
         self._sum = 0
         self._lock = threading.Lock()
@@ -61,6 +65,12 @@ class Budget:
                 raise BudgetError(
                     f"this takes {mebibytes(more)} of memory at the server, which has {mebibytes(self.total - self._sum)} of "
                     f"{mebibytes(self.total)} (--memory) to spare; try again later"
+                )
+            if more > 0 and mine > self._small and self._sum + more > self.total - self._kept:
+                raise BudgetError(
+                    f"this takes {mebibytes(more)} of memory at the server, which keeps {mebibytes(self._kept)} of "
+                    f"{mebibytes(self.total)} (--memory) for clients that take no more than {mebibytes(self._small)} each; "
+                    "try again later"
                 )
             self._sum += more
             hold.amount = amount

@@ -83,6 +83,8 @@ class Server:
         Bytes that all clients together may take, messages on their way included; None: half of this machine's memory.
     memory_per_client
         Bytes that one client may take; None: as `memory`.
+    memory_kept
+        Bytes of `memory` that only clients get who take no more than a 32nd of it.
     on_event
         Called with a line for the log.
     """
@@ -95,10 +97,11 @@ class Server:
         output: Path | None = None,
         memory: int | None = None,
         memory_per_client: int | None = None,
+        memory_kept: int = 0,
         on_event: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.ended = 0
-        self.budget = Budget(default_memory() if memory is None else memory, memory_per_client)
+        self.budget = Budget(default_memory() if memory is None else memory, memory_per_client, kept=memory_kept)
         self._store = CheckpointStore(checkpoints, keep_days=keep_days, on_event=on_event)
         self._sessions = Sessions(self.budget, self._store, on_event)
         self._last_layer: ServerLayer | None = None
