@@ -21,6 +21,8 @@ from hesplit_native.layer.parameters import Parameters
 
 if TYPE_CHECKING:
     from hesplit_native import nn as nn
+    from hesplit_native.protocols.frozen_client import connect as connect
+    from hesplit_native.protocols.serving import serve as serve
 
 __all__ = [
     "ConnectionLost",
@@ -39,17 +41,27 @@ __all__ = [
     "SecretKey",
     "WireError",
     "__version__",
+    "connect",
     "cpu_features",
     "nn",
+    "serve",
     "set_num_threads",
     "set_work_ahead",
 ]
 
 
+# torch is imported only when it is used.
+_LATE = {
+    "nn": "hesplit_native.nn",
+    "connect": "hesplit_native.protocols.frozen_client",
+    "serve": "hesplit_native.protocols.serving",
+}
+
+
 def __getattr__(name: str) -> object:
-    # torch is imported only when it is used.
-    if name == "nn":
+    if name in _LATE:
         import importlib
 
-        return importlib.import_module("hesplit_native.nn")
+        module = importlib.import_module(_LATE[name])
+        return module if name == "nn" else getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from hesplit_native.nn.encrypted_linear import EncryptedLinear
 from hesplit_native.nn.replace import decrypt, encrypt
+from hesplit_native.nn.served_linear import ServedLinear
 
-__all__ = ["EncryptedLinear", "decrypt", "encrypt"]
+__all__ = ["EncryptedLinear", "ServedLinear", "decrypt", "encrypt"]

@@ -90,18 +90,11 @@ class EncryptedLayer(nn.Module):
     def encrypted(self, x: Tensor) -> Tensor:
         """The layer's output [..., out_features] of x [..., in_features], in the dtype of x."""
         in_features, _ = self.shape
-        _check_input(x, in_features)
-        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-            raise ParameterError(
-                "an encrypted layer has keys and cannot be exported or traced: export hesplit_native.nn.decrypt(model), and encrypt "
-                "what was loaded"
-            )
+        check_input(x, in_features)
+        refuse_export("hesplit_native.nn.decrypt(model), and encrypt what was loaded")
         inside = x if self._fixed is None else self._clip(x, self._fixed)
         y = op.product(inside, self.matrix(), self.bias, self._number)
-        kind = x.device.type
-        if x.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
-            y = y.to(torch.get_autocast_dtype(kind))
-        return y
+        return autocast_result(y, x)
 
     def _clip(self, x: Tensor, parameters: Parameters) -> Tensor:
         if self.on_overflow == "raise":
@@ -151,7 +144,22 @@ def _present_weight(number: int) -> Tensor | None:
     return cast(EncryptedLayer, layer).matrix().detach().cpu() if layer is not None else None
 
 
-def _check_input(x: Tensor, in_features: int) -> None:
+def autocast_result(y: Tensor, x: Tensor) -> Tensor:
+    """An output in the dtype that autocast gives to those of a linear layer for x."""
+    kind = x.device.type
+    if x.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
+        y = y.to(torch.get_autocast_dtype(kind))
+    return y
+
+
+def refuse_export(instead: str) -> None:
+    """ParameterError where torch records operations without calling them."""
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        raise ParameterError(f"an encrypted layer has keys and cannot be exported or traced: export {instead}")
+
+
+def check_input(x: Tensor, in_features: int) -> None:
+    """ParameterError for what is no input of a linear layer."""
     if x.ndim < 1 or x.shape[-1] != in_features:
         raise ParameterError(f"expected input of shape [..., {in_features}], got {list(x.shape)}")
     if x.dtype not in _FLOATING:
@@ -271,7 +279,7 @@ class EncryptedLinear(EncryptedLayer, nn.Linear):
         return self.encrypted(input) if remote is None else self._at_server(input, remote)
 
     def _at_server(self, x: Tensor, remote: SplitWaysClient) -> Tensor:
-        _check_input(x, self.in_features)
+        check_input(x, self.in_features)
         rows = self._clip(x.reshape(-1, self.in_features).float(), self.parameters_ckks)
         if not self.training:
             y = cast(Tensor, _Evaluation.apply(rows, remote))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""`hesplit_native::encrypted_linear`, an operator of torch: how the compiler, autograd and vmap see an encrypted product."""
+"""`hesplit_native::encrypted_linear` and its like, operators of torch: how the compiler, autograd and vmap see encrypted products."""
 
 from __future__ import annotations
 

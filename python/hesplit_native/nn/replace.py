@@ -13,14 +13,23 @@ from torch import nn
 from hesplit_native.errors import ParameterError
 from hesplit_native.nn.encrypted_linear import EncryptedLayer, EncryptedLinear
 from hesplit_native.nn.engine import Uploads
+from hesplit_native.nn.served_linear import ServedLinear, chosen_layers
+from hesplit_native.protocols.frozen_client import Connection
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 #: Names with the wildcards of shells, a type of module, or what says whether to take the module of that name; or several of these.
 Selection = str | type[nn.Module] | Callable[[str, nn.Module], bool] | Iterable[Any]
 
 
-def encrypt(model: ModelT, include: Selection = "*", *, exclude: Selection = (), calibrate: Any = None) -> ModelT:
-    """Let linear layers of a model compute on ciphertexts, client and server in this process.
+def encrypt(
+    model: ModelT,
+    include: Selection = "*",
+    *,
+    exclude: Selection = (),
+    server: Connection | None = None,
+    calibrate: Any = None,
+) -> ModelT:
+    """Let linear layers of a model compute on ciphertexts, client and server in this process, or at a server that holds them.
 
     Layers of exactly the types `torch.nn.Linear` and `transformers.pytorch_utils.Conv1D` become `EncryptedLinear` and its like: the
     same objects, with their parameters, hooks and names, so that optimisers, tied weights and state dicts stay what they are. Layers
@@ -32,6 +41,9 @@ def encrypt(model: ModelT, include: Selection = "*", *, exclude: Selection = (),
         Changed in place; also a single layer.
     include, exclude
         Which layers: a pattern for their names (``"encoder.*.fc?"``), a type, a predicate of name and module, or several of these.
+    server
+        A connection to a server with layers of these names (`hesplit_native.connect`). Those that it has become `ServedLinear`: their
+        weights are dropped here, and may have been on the meta device; all others stay what they are.
     calibrate
         A batch on which the model is called once, without gradients: a tensor, a tuple of arguments or a mapping of them by name. It
         makes the keys and finds out which layers share uploads before the first real call, and warns of layers that the
@@ -45,7 +57,8 @@ def encrypt(model: ModelT, include: Selection = "*", *, exclude: Selection = (),
     Raises
     ------
     ParameterError
-        When no layer is chosen, with the names of those that could be; for parametrised layers: encrypt first.
+        When no layer is chosen, with the names of those that could be; for parametrised layers: encrypt first. When the server has a
+        chosen layer in another shape, with both.
     """
     candidates = {name: kind for name, module in model.named_modules() if (kind := _encrypted_kind(module)) is not None}
     modules = dict(model.named_modules())
@@ -62,12 +75,15 @@ def encrypt(model: ModelT, include: Selection = "*", *, exclude: Selection = (),
             else ""
         )
         raise ParameterError(f"no linear layer of the model is chosen; it has {_names(candidates) or 'none'}{hint}")
-    uploads = Uploads()
-    for name in chosen:
-        layer = modules[name]
-        layer.__class__ = candidates[name]
-        assert isinstance(layer, EncryptedLayer)
-        layer.begin_encryption(uploads=uploads)
+    if server is not None:
+        chosen = _ask_server({name: modules[name] for name in chosen}, server)
+    else:
+        uploads = Uploads()
+        for name in chosen:
+            layer = modules[name]
+            layer.__class__ = candidates[name]
+            assert isinstance(layer, EncryptedLayer)
+            layer.begin_encryption(uploads=uploads)
     for module in modules.values():
         _allow_fused_kernels(module, allowed=False)
     if calibrate is not None:
@@ -75,8 +91,34 @@ def encrypt(model: ModelT, include: Selection = "*", *, exclude: Selection = (),
     return model
 
 
+def _ask_server(modules: Mapping[str, nn.Module], server: Connection) -> list[str]:
+    """Replace the layers that the server has; their names."""
+    served = chosen_layers(modules, server)
+    if not served:
+        raise ParameterError(
+            f"the server has none of the chosen layers, {_names(modules)}; it has {_names(server.layers) or 'none'}"
+        )
+    for name, description in served.items():
+        layer = modules[name]
+        layer.__class__ = ServedLinear
+        assert isinstance(layer, ServedLinear)
+        layer.begin_serving(server, description)
+    return list(served)
+
+
 def decrypt(model: ModelT) -> ModelT:
-    """Make the encrypted layers of a model plain ones again, in place; their keys are dropped."""
+    """Make the encrypted layers of a model plain ones again, in place; their keys are dropped.
+
+    Raises
+    ------
+    ParameterError
+        Where a server holds the weights of some.
+    """
+    served = [name for name, module in model.named_modules() if isinstance(module, ServedLinear)]
+    if served:
+        raise ParameterError(
+            f"the weights of {_names(served)} are at a server, not here: make the model anew, and load weights of one's own into it"
+        )
     for layer in list(model.modules()):
         if isinstance(layer, EncryptedLayer) and layer.weight is not None:  # a server's stay there
             layer.end_encryption()
@@ -115,7 +157,9 @@ def _allow_fused_kernels(module: nn.Module, *, allowed: bool) -> None:
     """Torch's fused encoder layer reads the weights of its linear layers instead of calling them: it must not be taken."""
     if not isinstance(module, nn.TransformerEncoderLayer):
         return
-    if not allowed and any(isinstance(part, EncryptedLayer) for part in (module.linear1, module.linear2)):
+    if not allowed and any(
+        isinstance(part, EncryptedLayer | ServedLinear) for part in (module.linear1, module.linear2)
+    ):
         module.__dict__.setdefault("_hesplit_fused", module.activation_relu_or_gelu)
         module.activation_relu_or_gelu = 0
     elif allowed and "_hesplit_fused" in module.__dict__:

@@ -44,6 +44,10 @@ class Budget:
         """Those of one client."""
         return self._held.get(client, 0)
 
+    def could_hold(self, amount: int) -> bool:
+        """Whether one client can have so many bytes when nobody else takes any."""
+        return amount <= min(self.per_client, self.total if amount <= self._small else self.total - self._kept)
+
     def hold(self, client: str, amount: int = 0) -> Hold:
         """Take so many bytes for a client; BudgetError when they are not there."""
         hold = Hold(self, client)

@@ -67,6 +67,13 @@ class MessageType(IntEnum):
     JOIN = 23  # triad: empty
     NONCE = 24  # triad: the session's shared nonce
     SUBMIT = 25  # triad: sanitised rows and labels
+    LAYERS = 26  # frozen: empty
+    OFFER = 27  # frozen: a blob, JSON: the layers that the server has
+    HINT = 28  # frozen: text (layer, direction, and how many bytes the client has)
+    HINT_PART = 29  # frozen: text (the bytes of the whole hint), blob (those that come next)
+    PRODUCT = 30  # frozen: text (layer and direction), blob
+    RESULT = 31  # frozen: a blob
+    REFUSED = 32  # frozen: text: why this request is not answered; the conversation goes on
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,13 @@ def _admit_any(beginning: memoryview, length: int) -> None:
 class Allowance:
     """What one connection may send. A conversation sets it before its first message; the transport asks it.
 
-    `admit` is called with the beginning of every message, up to SHORT_MESSAGE bytes, and its length, before the rest is taken in; it
-    raises an HESplitError to refuse. `settled` turns True when the handshake is over: until then a connection may be closed to make
-    room for others. None: the first answer ends the handshake.
+    `admit` is called with the beginning of every message, up to SHORT_MESSAGE bytes, and its length, before the rest is taken in. It
+    raises an HESplitError to end the conversation; True lets in the beginning alone, and the rest is thrown away as it comes.
+    `settled` turns True when the handshake is over: until then a connection may be closed to make room for others. None: the first
+    answer ends the handshake.
     """
 
-    admit: Callable[[memoryview, int], None] = _admit_any
+    admit: Callable[[memoryview, int], bool | None] = _admit_any
     settled: bool | None = None
 
 

@@ -30,13 +30,14 @@ def pieces(message: bytes) -> Iterator[bytes]:
         yield b"".join((head, view[offset : offset + SHORT_MESSAGE]))
 
 
-def messages(received: Iterable[bytes], admit: Callable[[memoryview, int], None]) -> Iterator[bytes]:
+def messages(received: Iterable[bytes], admit: Callable[[memoryview, int], bool | None]) -> Iterator[bytes]:
     """Whole messages from what was received.
 
     Parameters
     ----------
     admit
-        Called with the beginning of each message and its length before more of it is read; raises to refuse it.
+        Called with the beginning of each message and its length before more of it is read; raises to refuse it. Where it says True the
+        rest is read and dropped, and the beginning stands for the message.
 
     Raises
     ------
@@ -50,7 +51,7 @@ def messages(received: Iterable[bytes], admit: Callable[[memoryview, int], None]
             yield first
             continue
         length, beginning = _piece(first, 0)
-        admit(beginning, length)
+        dropped = admit(beginning, length)
         parts: list[bytes | memoryview] = [beginning]
         have = len(beginning)
         while have < length:
@@ -60,7 +61,8 @@ def messages(received: Iterable[bytes], admit: Callable[[memoryview, int], None]
             total, part = _piece(following, have)
             if total != length:
                 raise WireError(f"a piece of a message of {total} bytes among those of one of {length} bytes")
-            parts.append(part)
+            if not dropped:
+                parts.append(part)
             have += len(part)
         yield b"".join(parts)
 

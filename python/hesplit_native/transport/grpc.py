@@ -166,7 +166,8 @@ class GrpcChannel:
             return ConnectionLost(f"the server at {self._address} closed the connection")
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
             return WireError(f"a message exceeds the size limit of one side: {details}")
-        return ProtocolError(f"the server refused the connection: {details or code.name}")
+        refused = f"the server refused the connection: {details or code.name}"
+        return (ConnectionLost if code is grpc.StatusCode.RESOURCE_EXHAUSTED else ProtocolError)(refused)
 
 
 def connect(
@@ -528,13 +529,14 @@ class GrpcServer:
                 return
             yield reply
 
-    def _admit(self, stream: _Stream, beginning: memoryview, length: int) -> None:
+    def _admit(self, stream: _Stream, beginning: memoryview, length: int) -> bool | None:
         if length > self._limits.max_message:
             raise WireError(
                 f"a message of {length} bytes is above the size limit of this server, {self._limits.max_message} bytes"
             )
-        stream.client.allowance.admit(beginning, length)
+        dropped = stream.client.allowance.admit(beginning, length)
         stream.deadline += length / _LEAST_RATE
+        return dropped
 
     def _begin(self, stream: _Stream) -> bool:
         """Whether a message is still to be worked on: its client is there."""

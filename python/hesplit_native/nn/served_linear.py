@@ -1,0 +1,229 @@
+"""Linear layers whose weights a server holds, which computes on ciphertexts: forward and for gradients."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from hesplit_native.choices import Direction
+from hesplit_native.errors import ParameterError
+from hesplit_native.nn.encrypted_linear import autocast_result, check_input, refuse_export
+from hesplit_native.protocols.frozen_client import Connection
+from hesplit_native.protocols.frozen_messages import Description
+
+# Operators take numbers, not objects.
+_layers: WeakValueDictionary[int, ServedLinear] = WeakValueDictionary()
+_numbers = itertools.count(1)
+
+
+class ServedLinear(nn.Linear):
+    """``y = x W^T + b`` with W and b at a server, computed on ciphertexts; a `torch.nn.Linear` in every other way.
+
+    `weight` and `bias` are None and in no state dict, and nothing ever trains them. In the backward pass the server multiplies the
+    gradient by W, on ciphertexts too, where x needs a gradient; it keeps nothing between the two, so that graphs may be kept, and any
+    number of forward passes may come before any backward pass. x may be float16, bfloat16, float32 or float64, on any device.
+
+    Made by `hesplit_native.nn.encrypt` with ``server=``, of `nn.Linear` and of transformers' `Conv1D`. Copies share the connection; it
+    cannot be pickled.
+
+    Raises
+    ------
+    ParameterError
+        For another shape or dtype; for a backward pass where the server answers none. When traced, scripted or exported.
+    RangeError
+        For NaN or infinity.
+    ProtocolError
+        When the server refuses, or is gone for longer than the connection is patient.
+    """
+
+    def begin_serving(self, connection: Connection, layer: Description) -> None:
+        """Drop the weights, and ask that server from now on."""
+        self._served = layer.name
+        self._connection = connection
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        for name in ("weight", "bias"):
+            self._parameters.pop(name, None)
+            self.register_parameter(name, None)
+        self._enter()
+
+    def _enter(self) -> None:
+        self._number = next(_numbers)
+        _layers[self._number] = self
+
+    def multiply(self, x: npt.NDArray[Any], direction: Direction) -> npt.NDArray[np.float64]:
+        """``x W^T + b`` for x [n, in_features], or backward ``x W`` for x [n, out_features]: what the operators call."""
+        return self._connection.multiply(self._served, x, direction)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Outputs [..., out_features] of input [..., in_features], in its dtype."""
+        check_input(input, self.in_features)
+        refuse_export("what the server's owner holds, or a model with weights of its own")
+        return autocast_result(_linear(input, self._number, self.out_features), input)
+
+    def extra_repr(self) -> str:
+        """As `nn.Linear`, and where it is."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, served as {self._served!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is known to the operators by a number of its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_number"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._enter()
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` asks for."""
+        raise ParameterError("the weights of this layer are at a server: it cannot be scripted; use torch.compile")
+
+
+def _product(rows: Tensor, layer: int, direction: Direction, width: int) -> Tensor:
+    """[..., width] of rows [..., n], in their dtype and on their device."""
+    y = rows.new_empty(*rows.shape[:-1], width)
+    if y.numel() == 0:
+        return y
+    flat = rows.detach().reshape(-1, rows.shape[-1]).cpu()
+    flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+    product = torch.from_numpy(_layers[layer].multiply(flat.numpy(), direction))
+    return y.copy_(product.reshape(y.shape))
+
+
+@torch.library.custom_op(
+    "hesplit_native::served_linear", mutates_args=(), schema="(Tensor x, int layer, int out_features) -> Tensor"
+)
+def served_linear(x: Tensor, layer: int, out_features: int) -> Tensor:
+    """``x W^T + b`` for x [..., in] by the server of that layer."""
+    return _product(x, layer, "forward", out_features)
+
+
+@torch.library.custom_op(
+    "hesplit_native::served_gradient", mutates_args=(), schema="(Tensor gradient, int layer, int in_features) -> Tensor"
+)
+def served_gradient(gradient: Tensor, layer: int, in_features: int) -> Tensor:
+    """dJ/dx = dJ/dy W for dJ/dy [..., out] by the server of that layer."""
+    return _product(gradient, layer, "backward", in_features)
+
+
+def _shape(x: Tensor, layer: int, width: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], width)
+
+
+def _batched(op: Any) -> Any:
+    """Under `torch.vmap`: more rows."""
+
+    def of_batch(info: Any, in_dims: tuple[int | None, ...], x: Tensor, layer: int, width: int) -> tuple[Tensor, int]:
+        return op(x.movedim(cast(int, in_dims[0]), 0), layer, width), 0
+
+    return of_batch
+
+
+for _op in (served_linear, served_gradient):
+    _op.register_fake(_shape)
+    _op.register_vmap(_batched(_op))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.layer, ctx.width = inputs
+    ctx.inner, ctx.dtype = x.shape[-1], x.dtype
+
+
+def _backward_of_linear(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    # Only called where x needs it: nothing else here could.
+    return _gradient(gradient.to(ctx.dtype), ctx.layer, ctx.inner), None, None
+
+
+served_linear.register_autograd(_backward_of_linear, setup_context=_keep)
+
+
+class _Linear(torch.autograd.Function):
+    """The operator for `torch.func` and forward mode, which look for a function where the compiler looks for an operator."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, layer: int, out_features: int) -> Tensor:
+        """As `served_linear`."""
+        return cast(Tensor, served_linear(x, layer, out_features))
+
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_backward_of_linear)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        """The directional derivative."""
+        return _without_bias(tangent, ctx.layer, ctx.width)
+
+
+class _Gradient(torch.autograd.Function):
+    """`served_gradient`, which is linear in the gradient: for derivatives of derivatives."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, layer: int, in_features: int) -> Tensor:
+        """As `served_gradient`."""
+        return cast(Tensor, served_gradient(gradient, layer, in_features))
+
+    setup_context = staticmethod(_keep)
+
+    @staticmethod
+    def backward(ctx: Any, second: Tensor) -> tuple[Tensor, None, None]:
+        """``second W^T``."""
+        return _without_bias(second.to(ctx.dtype), ctx.layer, ctx.inner), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        """The directional derivative."""
+        return _gradient(tangent, ctx.layer, ctx.width)
+
+
+def _linear(x: Tensor, layer: int, out_features: int) -> Tensor:
+    apply: Any = served_linear if torch.compiler.is_compiling() else _Linear.apply
+    return cast(Tensor, apply(x, layer, out_features))
+
+
+def _gradient(gradient: Tensor, layer: int, in_features: int) -> Tensor:
+    apply: Any = served_gradient if torch.compiler.is_compiling() else _Gradient.apply
+    return cast(Tensor, apply(gradient, layer, in_features))
+
+
+def _without_bias(x: Tensor, layer: int, out_features: int) -> Tensor:
+    """``x W^T``: the bias is what the server makes of zeros."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = _linear(torch.cat([rows, torch.zeros_like(rows[:1])]), layer, out_features)
+    return (y[:-1] - y[-1:]).reshape(*x.shape[:-1], out_features)
+
+
+def differences(name: str, module: nn.Module, layer: Description) -> str:
+    """In which ways a layer of a model is another than the server's; empty where it is none."""
+    shape = shape_of(module)
+    if shape is None:
+        return ""
+    here = Description(name, *shape, getattr(module, "bias", None) is not None, layer.precision, layer.epoch, True)
+    return "" if here.shape == layer.shape else f"{name} is {here.shape} here and {layer.shape} at the server"
+
+
+def shape_of(module: nn.Module) -> tuple[int, int] | None:
+    """in_features and out_features of `nn.Linear` and of transformers' `Conv1D`."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if (type(module).__module__, type(module).__name__) == ("transformers.pytorch_utils", "Conv1D"):
+        return cast(int, module.nx), cast(int, module.nf)
+    return None
+
+
+def chosen_layers(modules: Mapping[str, nn.Module], connection: Connection) -> dict[str, Description]:
+    """Which of these layers the server has; ParameterError, with both sides, where it has them in another shape."""
+    found = {name: connection.layers[name or "linear"] for name in modules if (name or "linear") in connection.layers}
+    wrong = [text for name, layer in found.items() if (text := differences(name, modules[name], layer))]
+    if wrong:
+        more = f", and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ParameterError("; ".join(wrong[:8]) + more)
+    return found

@@ -1,0 +1,310 @@
+"""A server that holds a model: anybody's encrypted rows times its weights, which nothing ever changes.
+
+The server keeps nothing of its clients, neither keys nor state: every request is answered on its own, by any server that holds the
+same weights. What a request breaks costs that request; the conversation goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from hesplit_native.choices import Direction
+from hesplit_native.errors import BudgetError, HESplitError, ParameterError, ProtocolError, WireError
+from hesplit_native.layer.frozen import FrozenServer
+from hesplit_native.protocols import messages
+from hesplit_native.protocols.budget import Budget, Hold
+from hesplit_native.protocols.frozen_messages import (
+    HINT_PART,
+    Description,
+    offer,
+    refusal,
+    take_address,
+    unknown_layer,
+)
+from hesplit_native.protocols.messages import NO_SESSION, Message, MessageType
+from hesplit_native.transport.channel import SHORT_MESSAGE, ClientInfo
+from hesplit_native.transport.in_process import Conversation
+
+_LOGGED = 10  # refusals of one connection that are written to the log
+_TRAINING = (MessageType.HELLO, MessageType.RESUME, MessageType.RESTORE)
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """A layer that is served: its matrix, and the transposed one for gradients, or None."""
+
+    name: str
+    forward: FrozenServer
+    backward: FrozenServer | None
+
+    @property
+    def description(self) -> Description:
+        """What clients are told."""
+        w = self.forward
+        return Description(
+            self.name, w.in_features, w.out_features, w.has_bias, w.precision, w.epoch, self.backward is not None
+        )
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of both matrices."""
+        return self.forward.resident_bytes + (self.backward.resident_bytes if self.backward is not None else 0)
+
+    @property
+    def hint_bytes(self) -> int:
+        """Memory of both hints."""
+        return self.forward.hint_bytes + (self.backward.hint_bytes if self.backward is not None else 0)
+
+    @property
+    def largest_hint(self) -> int:
+        """The longer one."""
+        return max(self.forward.hint_bytes, self.backward.hint_bytes if self.backward is not None else 0)
+
+    def at(self, direction: Direction) -> FrozenServer:
+        """The matrix of a direction; ParameterError where gradients are not served."""
+        if direction == "forward":
+            return self.forward
+        if self.backward is None:
+            raise ParameterError(f"the server answers no backward requests, for {self.name} as for its other layers")
+        return self.backward
+
+
+@dataclass(frozen=True)
+class Served:
+    """One request that was answered or refused, for whoever counts: `outcome` is ``"ok"`` or the error's name."""
+
+    request: str
+    outcome: str
+    rows: int
+    received: int
+    sent: int
+    seconds: float
+
+
+@dataclass(eq=False)
+class _Admitted:
+    """What is known of a message before it is there as a whole: why it is refused, or of which matrix and how many rows it is."""
+
+    error: HESplitError | None = None
+    later: bool = False
+    layer: str = ""
+    direction: Direction = "forward"
+    rows: int = 0
+
+
+@dataclass(eq=False)
+class _Visit:
+    """One connection."""
+
+    client: str
+    hold: Hold
+    admitted: _Admitted | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    refused: int = 0
+
+
+class FrozenService:
+    """Answers for the layers of one model. Safe to use from several threads.
+
+    Parameters
+    ----------
+    layers
+        What is served.
+    memory
+        Bytes that all clients' requests together may take, messages on their way and replies included.
+    memory_per_client
+        Bytes that one client's may take; None: as `memory`.
+    memory_kept
+        Bytes of `memory` that only clients get who take no more than a 32nd of it.
+    hint_memory
+        Bytes of hints that are kept once they were computed, at least the largest one.
+    on_event
+        Called with a line for the log.
+    on_request
+        Called with every request that was answered or refused.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[FrozenLayer],
+        *,
+        memory: int,
+        memory_per_client: int | None = None,
+        memory_kept: int = 0,
+        hint_memory: int = 0,
+        on_event: Callable[[str], None] = lambda text: None,
+        on_request: Callable[[Served], None] = lambda served: None,
+    ) -> None:
+        self.layers = {layer.name: layer for layer in layers}
+        self.budget = Budget(memory, memory_per_client, kept=memory_kept)
+        self.hints = HintCache(max([hint_memory, *(layer.largest_hint for layer in self.layers.values())]))
+        self._offer = offer(layer.description for layer in self.layers.values())
+        self._on_event = on_event
+        self._on_request = on_request
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the matrices."""
+        return sum(layer.resident_bytes for layer in self.layers.values())
+
+    def converse(self, client: ClientInfo) -> Conversation:
+        """Answer one connection until it ends: yields replies, is sent requests."""
+        visit = _Visit(client.id, self.budget.hold(client.id))
+        client.allowance.admit = lambda beginning, length: self._admit(visit, beginning, length)
+        reply = b""
+        try:
+            while True:
+                try:
+                    message = yield reply
+                except HESplitError as error:  # of the transport, which ends the connection
+                    yield messages.pack(MessageType.REFUSED, 0, NO_SESSION, refusal(error, later=False))
+                    return
+                reply = self._reply(visit, message)
+                del message
+                if messages.unpack(reply).type is MessageType.SUMMARY:
+                    yield reply
+                    return
+        finally:
+            visit.hold.release()
+
+    # Letting messages in
+
+    def _admit(self, visit: _Visit, beginning: memoryview, length: int) -> bool:
+        """Hold the memory that a message will take. True where it is refused: the rest of it is not wanted."""
+        visit.hold.resize(0)
+        admitted = visit.admitted = _Admitted()
+        needed = 0
+        try:
+            needed = self._needed(admitted, messages.unpack(beginning), length)
+            visit.hold.resize(needed)
+        except HESplitError as error:
+            admitted.error = error
+            admitted.later = isinstance(error, BudgetError) and self.budget.could_hold(needed)
+        return admitted.error is not None
+
+    def _needed(self, admitted: _Admitted, request: Message, length: int) -> int:
+        """The most bytes that a request takes: as it comes and joined, then while it is worked on, with its reply twice over."""
+        if request.type is not MessageType.PRODUCT:
+            if length > SHORT_MESSAGE:
+                raise WireError(f"a message of {length} bytes; a {request.type.name} is no longer than {SHORT_MESSAGE}")
+            if request.type is MessageType.HINT:
+                layer, direction, _, _ = take_address(request.body, "hint")
+                return length + min(HINT_PART, self._matrix(layer, direction).hint_bytes)
+            return length + len(self._offer)
+        layer, direction, _, body = take_address(request.body, "product")
+        admitted.layer, admitted.direction = layer, direction
+        matrix = self._matrix(layer, direction)
+        rows = admitted.rows = matrix.rows_of(body)
+        cost = matrix.cost(rows)
+        request_bytes = length - messages.HEADER_BYTES - (len(request.body) - len(body))
+        if request_bytes > cost.request_bytes:
+            raise WireError(
+                f"a request of {request_bytes} bytes; {rows} rows for {layer} ({direction}) are no more than {cost.request_bytes}"
+            )
+        return 2 * length + cost.working_bytes + 2 * cost.reply_bytes
+
+    def _matrix(self, layer: str, direction: Direction) -> FrozenServer:
+        if layer not in self.layers:
+            raise unknown_layer(layer, self.layers)
+        return self.layers[layer].at(direction)
+
+    # Answering
+
+    def _reply(self, visit: _Visit, message: bytes) -> bytes:
+        start = perf_counter()
+        if visit.admitted is None:
+            self._admit(visit, memoryview(message), len(message))
+        admitted, visit.admitted = visit.admitted, None
+        assert admitted is not None
+        step, name, outcome = 0, "unknown", "ok"
+        try:
+            request = messages.unpack(message)
+            step, name = request.step, request.type.name.lower()
+            if admitted.error is not None:
+                raise admitted.error
+            kind, parts = self._answer(visit, admitted, request)
+        except HESplitError as error:
+            kind, parts = MessageType.REFUSED, (refusal(error, later=admitted.later),)
+            outcome = type(error).__name__
+            visit.refused += 1
+            if visit.refused <= _LOGGED:
+                self._on_event(f"{visit.client}: refused: {error}")
+        if name == "product":
+            name = admitted.direction
+        reply = messages.pack(kind, step, NO_SESSION, *parts)
+        visit.hold.resize(len(reply))  # until the next message: the transport has it
+        seconds = perf_counter() - start
+        visit.seconds[name] = visit.seconds.get(name, 0.0) + seconds
+        self._on_request(Served(name, outcome, admitted.rows, len(message), len(reply), seconds))
+        return reply
+
+    def _answer(
+        self, visit: _Visit, admitted: _Admitted, request: Message
+    ) -> tuple[MessageType, tuple[bytes | memoryview, ...]]:
+        if request.type is MessageType.PRODUCT:
+            _, _, _, body = take_address(request.body, "product")
+            return MessageType.RESULT, (self._matrix(admitted.layer, admitted.direction).multiply(bytes(body)),)
+        if request.type is MessageType.HINT:
+            return MessageType.HINT_PART, self._hint(request.body)
+        if request.type is MessageType.LAYERS:
+            messages.take_nothing(request.body, "layers")
+            return MessageType.OFFER, (self._offer,)
+        if request.type is MessageType.END:
+            messages.take_nothing(request.body, "end")
+            return MessageType.SUMMARY, (messages.text(json.dumps(visit.seconds)),)
+        if request.type in _TRAINING:
+            raise ProtocolError(
+                "this server holds a model to be used (hesplit_native.connect); one that trains layers is started without --model"
+            )
+        raise ProtocolError(f"{request.type.name} is not a request of a model server")
+
+    def _hint(self, body: memoryview) -> tuple[bytes, memoryview]:
+        layer, direction, values, rest = take_address(body, "hint")
+        messages.take_nothing(rest, "hint")
+        matrix, have = self._matrix(layer, direction), values.get("have")
+        if type(have) is not int or not 0 <= have <= matrix.hint_bytes:
+            raise WireError(f"hint: expected as `have` a number from 0 to {matrix.hint_bytes}")
+        hint = self.hints.get((layer, direction), matrix.hint)
+        return messages.text(json.dumps({"bytes": len(hint)})), memoryview(hint)[have : have + HINT_PART]
+
+
+class HintCache:
+    """What was computed last, as far as `limit` bytes hold it. Safe to use from several threads."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        self._hints: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+        self._computing = threading.Lock()  # one at a time: each takes seconds of every core
+
+    def get(self, key: tuple[str, str], compute: Callable[[], bytes]) -> bytes:
+        """What is kept under this key; it is computed where it is not."""
+        found = self._find(key)
+        if found is not None:
+            return found
+        with self._computing:
+            found = self._find(key)  # others waited for the same
+            if found is None:
+                found = compute()
+                self._keep(key, found)
+            return found
+
+    def _find(self, key: tuple[str, str]) -> bytes | None:
+        with self._lock:
+            if key in self._hints:
+                self._hints.move_to_end(key)
+            return self._hints.get(key)
+
+    def _keep(self, key: tuple[str, str], hint: bytes) -> None:
+        with self._lock:
+            self._hints[key] = hint
+            self.held += len(hint)
+            while self.held > self.limit:
+                _, oldest = self._hints.popitem(last=False)
+                self.held -= len(oldest)

@@ -1,0 +1,395 @@
+"""The client of a model server: its layers, used on rows that stay encrypted.
+
+Requests refer to nothing that a server remembers. So one that is lost with its connection is sent again, to the same server or to
+another that holds the same weights.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType, TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hesplit_native.choices import Direction
+from hesplit_native.errors import (
+    ConnectionLost,
+    HESplitError,
+    KeyMismatchError,
+    ParameterError,
+    ProtocolError,
+    WireError,
+)
+from hesplit_native.layer.frozen import FrozenClient
+from hesplit_native.layer.normalised import MAX_ROWS
+from hesplit_native.protocols import messages
+from hesplit_native.protocols.frozen_messages import (
+    HINT_PART,
+    MAX_VALUES,
+    Description,
+    address,
+    take_offer,
+    take_refusal,
+    unknown_layer,
+)
+from hesplit_native.protocols.messages import NO_SESSION, MessageType
+from hesplit_native.transport import ClientInfo, ClientTls, InProcessChannel
+from hesplit_native.transport import connect as open_channel
+from hesplit_native.transport.channel import Channel
+from hesplit_native.transport.in_process import Conversation
+
+#: Seconds for which a client tries to reach a server, or one of several, that went away.
+PATIENCE = 30.0
+#: Requests of one connection that are under way at the same time; more wait.
+_LINES = 8
+_MAX_HINT = 1 << 34
+
+Float64 = npt.NDArray[np.float64]
+
+
+class Conversing(Protocol):
+    """A model server in this process."""
+
+    def converse(self, client: ClientInfo) -> Conversation:
+        """Answer one connection."""
+        ...
+
+
+@dataclass(eq=False)
+class _Line:
+    """One channel, and the number of its next request."""
+
+    channel: Channel
+    step: int = 0
+
+
+@dataclass(eq=False)
+class _Replica:
+    """One server: how it is reached, and channels to it that wait for something to do."""
+
+    name: str
+    open: Callable[[], Channel]
+    idle: list[_Line] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Matrix:
+    """One direction of a layer: keys are made anew for every request, the hint is fetched once."""
+
+    client: FrozenClient
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Connection:
+    """The layers of a model server, or of several with the same weights. Made by `connect`; safe to use from several threads.
+
+    A request whose connection is lost is sent again; with several servers the next one gets it.
+    """
+
+    def __init__(self, replicas: Sequence[tuple[str, Callable[[], Channel]]], patience: float) -> None:
+        self.requests = 0
+        """Products that were asked for so far."""
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self._replicas = [_Replica(name, open_one) for name, open_one in replicas]
+        self._present = 0
+        self._patience = patience
+        self._matrices: dict[tuple[str, Direction], _Matrix] = {}
+        self._lock = threading.Lock()
+        self._lines = threading.Semaphore(_LINES)
+        self._closed = False
+        self._layers: dict[str, Description] = {}
+        self._fetch_layers(patience=0.0)
+
+    @property
+    def layers(self) -> Mapping[str, Description]:
+        """What the server has, by name."""
+        return MappingProxyType(self._layers)
+
+    @property
+    def address(self) -> str:
+        """Where requests go at present."""
+        return self._replicas[self._present].name
+
+    def multiply(self, layer: str, x: npt.NDArray[Any], direction: Direction = "forward") -> Float64:
+        """Forward: ``x W^T + b``, backward: ``x W``, computed on ciphertexts.
+
+        Parameters
+        ----------
+        x
+            float32 or float64 [n, in_features] (backward: [n, out_features]), any n.
+
+        Returns
+        -------
+        ndarray of float64
+            [n, out_features] (backward: [n, in_features]).
+
+        Raises
+        ------
+        ParameterError
+            The server has no such layer, or not in this direction; another shape.
+        RangeError
+            For NaN or infinity.
+        BudgetError
+            The server has no memory for a request of that size.
+        ConnectionLost
+            No server was there for as long as this connection is patient.
+        """
+        described = self.describe(layer)
+        if direction == "backward" and not described.backward:
+            raise ParameterError(f"the server answers no backward requests for {layer}")
+        inner, outer = described.in_features, described.out_features
+        if direction == "backward":
+            inner, outer = outer, inner
+        if x.ndim != 2 or x.shape[1] != inner:
+            raise ParameterError(f"{layer}: expected [n, {inner}], got {list(x.shape)}")
+        rows = max(1, min(MAX_ROWS, MAX_VALUES // max(inner, outer)))
+        parts = [self._multiply(layer, direction, x[start : start + rows]) for start in range(0, len(x), rows)]
+        return np.concatenate(parts) if parts else np.zeros((0, outer))
+
+    def describe(self, layer: str) -> Description:
+        """The layer of that name; ParameterError with what there is."""
+        if layer not in self._layers:
+            raise unknown_layer(layer, self._layers)
+        return self._layers[layer]
+
+    def close(self) -> None:
+        """Leave the server. The connection cannot be used afterwards."""
+        self._closed = True
+        for replica in self._replicas:
+            while replica.idle:
+                self._leave(replica.idle.pop())
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Connection:
+        """Copies of a model share its connection."""
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a connection cannot be pickled: the other process connects for itself")
+
+    # Products
+
+    def _multiply(self, layer: str, direction: Direction, x: npt.NDArray[Any]) -> Float64:
+        renewed = False
+        while True:
+            matrix = self._matrix(layer, direction)
+            request, secret = matrix.client.encrypt(x)
+            try:
+                body = self._exchange(
+                    MessageType.PRODUCT, MessageType.RESULT, address(layer, direction), request, patience=self._patience
+                )
+                self.requests += 1
+                return matrix.client.decrypt(bytes(body), secret)
+            except KeyMismatchError as error:
+                if renewed:
+                    raise KeyMismatchError(
+                        f"{layer}: the reply is of other weights again, just after the hint was fetched; all servers of a connection "
+                        f"must hold the same weights ({error})"
+                    ) from error
+                renewed = True
+                self._renew(layer, direction, matrix)
+
+    def _matrix(self, layer: str, direction: Direction) -> _Matrix:
+        """The client of one direction, with its hint."""
+        with self._lock:
+            matrix = self._matrices.get((layer, direction))
+            if matrix is None:
+                matrix = self._matrices[layer, direction] = _Matrix(_client(self._layers[layer], direction))
+        if not matrix.client.has_hint:
+            with matrix.lock:
+                if not matrix.client.has_hint:  # or another thread has fetched it
+                    matrix.client.load_hint(self._fetch_hint(layer, direction))
+        return matrix
+
+    def _renew(self, layer: str, direction: Direction, old: _Matrix) -> None:
+        """The server has other weights than those that the hint is of: ask for what it has now."""
+        before = self._layers[layer]
+        with old.lock:
+            if self._matrices.get((layer, direction)) is not old:
+                return  # another thread has seen to it
+            self._fetch_layers(patience=self._patience)
+            now = self.describe(layer)
+            if now.shape != before.shape:
+                raise ParameterError(f"{layer} was {before.shape} at the server, and now is {now.shape}: connect again")
+            fresh = _Matrix(_client(now, direction))
+            fresh.client.load_hint(self._fetch_hint(layer, direction))
+            with self._lock:
+                self._matrices[layer, direction] = fresh
+
+    def _fetch_layers(self, patience: float) -> None:
+        self._layers = take_offer(self._exchange(MessageType.LAYERS, MessageType.OFFER, patience=patience))
+
+    def _fetch_hint(self, layer: str, direction: Direction) -> bytes:
+        parts: list[memoryview] = []
+        have, total = 0, 1
+        while have < total:
+            body = self._exchange(
+                MessageType.HINT, MessageType.HINT_PART, address(layer, direction, have=have), patience=self._patience
+            )
+            values, part = messages.take_json(body, "hint")
+            said = values.get("bytes")
+            if type(said) is not int or not 0 < said <= _MAX_HINT or (have and said != total):
+                raise WireError("hint: expected its length in bytes, the same in all of its parts")
+            total = said
+            if len(part) != min(HINT_PART, total - have):
+                raise WireError(f"hint: a part of {len(part)} bytes at {have} of {total}")
+            parts.append(part)
+            have += len(part)
+        return b"".join(parts)
+
+    # Requests and replies
+
+    def _exchange(self, kind: MessageType, expected: MessageType, *parts: bytes, patience: float) -> memoryview:
+        """Send a request until somebody answers it, for so many seconds; the body of the reply."""
+        deadline = time.monotonic() + patience
+        failures, pause = 0, 0.05
+        while True:
+            present = self._present
+            try:
+                return self._ask(self._replicas[present], kind, expected, parts)
+            except _Later as busy:
+                reason: HESplitError = busy.reason
+            except ConnectionLost as error:
+                reason = error
+                self._present = (present + 1) % len(self._replicas)
+            failures += 1
+            if failures < len(self._replicas):
+                continue
+            if time.monotonic() + pause > deadline:
+                raise self._given_up(reason) from reason
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+    def _given_up(self, reason: HESplitError) -> HESplitError:
+        if not isinstance(reason, ConnectionLost):
+            return reason
+        names = ", ".join(replica.name for replica in self._replicas)
+        return ConnectionLost(f"no answer from {names}: {reason}")
+
+    def _ask(self, replica: _Replica, kind: MessageType, expected: MessageType, parts: tuple[bytes, ...]) -> memoryview:
+        with self._line(replica) as line:
+            line.channel.send(messages.pack(kind, line.step, NO_SESSION, *parts))
+            reply = messages.unpack(line.channel.receive())
+            if reply.type is MessageType.ERROR:
+                raise ProtocolError(f"{replica.name}: {messages.take_text(reply.body, 'error')[0]}")
+            if reply.step != line.step or reply.type not in (expected, MessageType.REFUSED):
+                raise ProtocolError(
+                    f"{replica.name}: expected {expected.name} for request {line.step}, got {reply.type.name} for {reply.step}"
+                )
+            line.step += 1
+        if reply.type is MessageType.REFUSED:
+            error, later = take_refusal(reply.body)
+            raise (_Later(error) if later else error)
+        return reply.body
+
+    @contextmanager
+    def _line(self, replica: _Replica) -> Iterator[_Line]:
+        """A channel for one request; it is closed where that fails."""
+        if self._closed:
+            raise ProtocolError("this connection was closed")
+        with self._lines:
+            with self._lock:
+                line = replica.idle.pop() if replica.idle else None
+            line = line or _Line(replica.open())
+            up, down = line.channel.bytes_up, line.channel.bytes_down
+            try:
+                yield line
+            except BaseException:
+                line.channel.close()
+                with self._lock:
+                    broken, replica.idle = replica.idle, []  # opened before it, to a server that may be gone
+                for other in broken:
+                    other.channel.close()
+                raise
+            finally:
+                with self._lock:
+                    self.bytes_up += line.channel.bytes_up - up
+                    self.bytes_down += line.channel.bytes_down - down
+            with self._lock:
+                replica.idle.append(line)
+
+    def _leave(self, line: _Line) -> None:
+        try:
+            line.channel.send(messages.pack(MessageType.END, line.step, NO_SESSION))
+            line.channel.receive()
+        except HESplitError:
+            pass  # it was the last message
+        line.channel.close()
+
+
+class _Later(Exception):
+    """A server that is busy at the moment."""
+
+    def __init__(self, reason: HESplitError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _client(layer: Description, direction: Direction) -> FrozenClient:
+    if direction == "forward":
+        return FrozenClient(
+            layer.in_features, layer.out_features, bias=layer.bias, precision=layer.precision, epoch=layer.epoch
+        )
+    return FrozenClient(layer.out_features, layer.in_features, precision=layer.precision, epoch=layer.epoch)
+
+
+def connect(
+    server: str | Sequence[str] | Conversing,
+    *,
+    tls: ClientTls | str | os.PathLike[str] | None = None,
+    client_id: str = "client",
+    insecure: bool = False,
+    patience: float = PATIENCE,
+) -> Connection:
+    """Connect to a server that holds a model (`hesplit_native.serve`, ``hesplit-native serve --model``).
+
+    Parameters
+    ----------
+    server
+        ``"host:port"``; several of these, which hold the same weights: where one fails the next is asked; or what
+        `hesplit_native.serve` returned, without a network in between.
+    tls
+        Certificates for mutual TLS, or the folder of `hesplit-native certs` with them; None: no TLS, which takes addresses of this
+        machine or ``insecure``.
+    client_id
+        Who this client says it is; under TLS the name in its certificate.
+    patience
+        Seconds for which a request is repeated while no server can be reached, or while they are busy.
+
+    Raises
+    ------
+    ParameterError
+        No address; one that is not of that form, or of another machine without TLS.
+    DataError
+        A certificate that is missing or not in order.
+    ConnectionLost
+        Nobody answers there.
+    ProtocolError
+        It holds no model.
+    """
+    if not isinstance(server, str) and not isinstance(server, Sequence):
+        return Connection(
+            [("this process", lambda: InProcessChannel(server.converse(ClientInfo(client_id))))], patience
+        )
+    addresses = [server] if isinstance(server, str) else list(server)
+    if not addresses:
+        raise ParameterError("expected the address of a server, as host:port, or several")
+    certificates = tls if tls is None or isinstance(tls, ClientTls) else ClientTls.load(tls, client_id)
+    opener = partial(open_channel, tls=certificates, client_id=client_id, insecure=insecure)
+    return Connection([(address, partial(opener, address)) for address in addresses], patience)

@@ -1,0 +1,135 @@
+"""What a model server and its clients say to each other beside ciphertexts: which layers there are, and why a request is refused.
+
+Every request can be answered by every server that holds the same weights: none refers to an earlier one. `step` counts the requests
+of one connection and only tells its replies apart; `session` is zero.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import Any, get_args, get_type_hints
+
+from hesplit_native.choices import Direction, Precision
+from hesplit_native.errors import (
+    BudgetError,
+    HESplitError,
+    KeyMismatchError,
+    ParameterError,
+    ProtocolError,
+    RangeError,
+    WireError,
+)
+from hesplit_native.protocols import messages
+
+#: The longest part of a hint in one message.
+HINT_PART = 1 << 23
+#: The longest list of layers that a client reads.
+MAX_OFFER = 1 << 24
+#: A request carries no more values than that up or down; what has more rows is sent in several.
+MAX_VALUES = 1 << 23
+
+_NAMED = 8
+_MAX_REASON = 4000
+_ERRORS = {
+    kind.__name__: kind
+    for kind in (ParameterError, RangeError, WireError, KeyMismatchError, ProtocolError, BudgetError)
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """One layer of a server: ``y = x W^T + b`` for x [n, in_features], and ``dJ/dx = dJ/dy W`` where `backward`."""
+
+    name: str
+    in_features: int
+    out_features: int
+    bias: bool
+    precision: Precision
+    epoch: str
+    backward: bool
+
+    @property
+    def shape(self) -> str:
+        """For errors."""
+        return f"{self.in_features} -> {self.out_features} {'with' if self.bias else 'without'} bias"
+
+
+def offer(layers: Iterable[Description]) -> bytes:
+    """The body of an OFFER."""
+    return json.dumps({"layers": [asdict(layer) for layer in layers]}).encode()
+
+
+def take_offer(body: memoryview) -> dict[str, Description]:
+    """The layers of an OFFER by name; WireError for anything else."""
+    if len(body) > MAX_OFFER:
+        raise WireError(f"offer: a list of {len(body)} bytes; none is longer than {MAX_OFFER}")
+    try:
+        text = str(body, "utf-8")
+    except UnicodeDecodeError:
+        raise WireError("offer: the text is not UTF-8") from None
+    layers = messages.json_object(text, "offer").get("layers")
+    if not isinstance(layers, list):
+        raise WireError("offer: expected a list of layers")
+    found = [_description(layer) for layer in layers]
+    return {layer.name: layer for layer in found}
+
+
+def _description(values: Any) -> Description:
+    kinds = get_type_hints(Description)
+    if not isinstance(values, dict) or not set(kinds) <= set(values):
+        raise WireError(f"offer: a layer has {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        value = values[name]
+        fits = value in get_args(kind) if get_args(kind) else type(value) is kind
+        if not fits or (kind is int and value < 1):
+            raise WireError(f"offer: a layer's {name} cannot be {str(value)[:100]!r}")
+    return Description(**{name: values[name] for name in kinds})
+
+
+def address(layer: str, direction: Direction, **more: int) -> bytes:
+    """The part of a body that says which matrix is meant."""
+    return messages.text(json.dumps({"layer": layer, "direction": direction} | more))
+
+
+def take_address(body: memoryview, name: str) -> tuple[str, Direction, dict[str, Any], memoryview]:
+    """Layer, direction, everything that was said, and the body after it."""
+    values, rest = messages.take_json(body, name)
+    layer: Any = values.get("layer")
+    direction: Any = values.get("direction")
+    if not isinstance(layer, str) or direction not in ("forward", "backward"):
+        raise WireError(f"{name}: expected a layer and a direction, forward or backward")
+    return layer, direction, values, rest
+
+
+def refusal(error: HESplitError, *, later: bool) -> bytes:
+    """The body of a REFUSED. `later`: the same request may be answered when others need less."""
+    kind = next((name for name, known in _ERRORS.items() if type(error) is known), "ProtocolError")
+    return messages.text(json.dumps({"error": kind, "reason": str(error)[:_MAX_REASON], "later": later}))
+
+
+def take_refusal(body: memoryview) -> tuple[HESplitError, bool]:
+    """The error of a REFUSED, and whether to try again later."""
+    values, rest = messages.take_json(body, "refused")
+    messages.take_nothing(rest, "refused")
+    kind, reason = _ERRORS.get(str(values.get("error")), ProtocolError), values.get("reason")
+    if not isinstance(reason, str):
+        raise WireError("refused: expected a reason")
+    return kind(reason), values.get("later") is True
+
+
+def unknown_layer(name: str, known: Iterable[str]) -> ParameterError:
+    """What to say about a name that is none: those that are like it, and what there is."""
+    names = list(known)
+    close = get_close_matches(name[:200], names, 3)
+    meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return ParameterError(f"the server has no layer {name[:200]!r}{meant}; it has {shortened(names)}")
+
+
+def shortened(names: Iterable[str]) -> str:
+    """Some names, and how many more there are."""
+    found = list(names)
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return (", ".join(name[:200] for name in found[:_NAMED]) + more) if found else "none"

@@ -1,0 +1,181 @@
+"""`serve`: a model's linear layers behind a port."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+
+from torch import Tensor, nn
+
+from hesplit_native.choices import Precision
+from hesplit_native.errors import ParameterError
+from hesplit_native.layer.frozen import FrozenServer
+from hesplit_native.layer.weights import Weights, weights_of
+from hesplit_native.protocols.budget import default_memory, mebibytes
+from hesplit_native.protocols.frozen import FrozenLayer, FrozenService, Served
+from hesplit_native.protocols.frozen_messages import Description
+from hesplit_native.transport import ClientInfo, GrpcServer, Limits, ServerTls
+from hesplit_native.transport.in_process import Conversation
+
+Source = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
+
+
+class ModelServer:
+    """A model that is being served. Made by `serve`; ends with `close` or its ``with`` block."""
+
+    def __init__(self, service: FrozenService, transport: GrpcServer, host: str) -> None:
+        self.service = service
+        self._transport = transport
+        self._host = host
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._transport.port
+
+    @property
+    def address(self) -> str:
+        """What `connect` takes, on this machine or wherever `host` is known."""
+        return f"{_bracketed(self._host)}:{self.port}"
+
+    @property
+    def layers(self) -> Mapping[str, Description]:
+        """What is served, by name."""
+        return {name: layer.description for name, layer in self.service.layers.items()}
+
+    def converse(self, client: ClientInfo) -> Conversation:
+        """Answer a connection within this process."""
+        return self.service.converse(client)
+
+    def close(self) -> None:
+        """End all connections, and stop."""
+        self._transport.stop()
+
+    def __enter__(self) -> ModelServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def serve(
+    model: Source,
+    *,
+    layers: str | Iterable[str] = "*",
+    transposed: str | Iterable[str] = (),
+    precision: Precision = "float32",
+    backward: bool = True,
+    epoch: str = "",
+    host: str = "127.0.0.1",
+    port: int = 7000,
+    tls: ServerTls | str | os.PathLike[str] | None = None,
+    insecure: bool = False,
+    memory: int | None = None,
+    memory_per_client: int | None = None,
+    max_clients: int = 32,
+    timeout: float = 300.0,
+    on_event: Callable[[str], None] = lambda text: None,
+    on_request: Callable[[Served], None] = lambda served: None,
+) -> ModelServer:
+    """Serve the linear layers of a model as they are now: clients use them on encrypted rows, nobody changes them.
+
+    Clients fetch products of the weights with a public matrix, from which the weights follow: what is served is not hidden from them.
+    The server learns sizes and timing (docs/security.md).
+
+    Parameters
+    ----------
+    model
+        A module, tensors by name, a ``.safetensors`` file or a folder of these (`hesplit_native.layer.weights`).
+    layers
+        Patterns, as of shells, for the names of layers.
+    transposed
+        Patterns for layers that tensors or files hold as [in_features, out_features] (GPT-2's).
+    precision
+        What replies are as good as; ``"bfloat16"`` makes them smaller.
+    backward
+        Also answer for gradients, ``dJ/dx = dJ/dy W``, which takes twice the memory.
+    epoch
+        Any text: another one is another public matrix, for which clients fetch their hints again (docs/security.md).
+    host, port
+        Where to listen; port 0 lets the system choose.
+    tls
+        Certificates for mutual TLS, or the folder of `hesplit-native certs` with them; None: connections of this machine only, or
+        ``insecure``.
+    memory
+        Bytes for all clients' requests and for hints that are kept; None: half of the machine's, less what the layers take.
+    memory_per_client
+        Bytes for the requests of one client; None: a third of what all may take.
+    max_clients
+        Connections at once.
+    timeout
+        Seconds without a message after which a connection is closed.
+    on_event, on_request
+        Called with lines for a log, and with every request.
+
+    Raises
+    ------
+    DataError, ParameterError
+        As `weights_of` raises them; no memory is left; an address of another machine without TLS.
+    ProtocolError
+        The port is taken.
+    """
+    prepared = [_prepare(w, precision, epoch, backward) for w in weights_of(model, layers, transposed=transposed)]
+    service = make_service(
+        prepared, memory=memory, memory_per_client=memory_per_client, on_event=on_event, on_request=on_request
+    )
+    certificates = tls if tls is None or isinstance(tls, ServerTls) else ServerTls.load(tls)
+    transport = GrpcServer(
+        f"{_bracketed(host)}:{port}",
+        service.converse,
+        tls=certificates,
+        insecure=insecure,
+        limits=Limits(idle_seconds=timeout, max_clients=max_clients),
+        on_event=on_event,
+    )
+    transport.start()
+    return ModelServer(service, transport, host)
+
+
+def make_service(
+    layers: list[FrozenLayer],
+    *,
+    memory: int | None = None,
+    memory_per_client: int | None = None,
+    on_event: Callable[[str], None] = lambda text: None,
+    on_request: Callable[[Served], None] = lambda served: None,
+) -> FrozenService:
+    """A service whose hints and requests share `memory` (as in `serve`)."""
+    resident = sum(layer.resident_bytes for layer in layers)
+    total = default_memory() - resident if memory is None else memory
+    hints = max(layer.largest_hint for layer in layers)
+    kept_hints = max(hints, min(total // 2, sum(layer.hint_bytes for layer in layers)))
+    requests = total - kept_hints
+    if requests <= 0:
+        raise ParameterError(
+            f"no memory is left for requests: the layers take {mebibytes(resident)}, the largest hint {mebibytes(hints)}, of "
+            f"{mebibytes(max(total, 0))}; serve fewer layers, without backward, or give more memory (--memory)"
+        )
+    return FrozenService(
+        layers,
+        memory=requests,
+        memory_per_client=requests // 3 if memory_per_client is None else memory_per_client,
+        memory_kept=requests // 2,  # or a few large clients would lock everybody out
+        hint_memory=kept_hints,
+        on_event=on_event,
+        on_request=on_request,
+    )
+
+
+def _prepare(weights: Weights, precision: Precision, epoch: str, backward: bool) -> FrozenLayer:
+    return FrozenLayer(
+        weights.name,
+        FrozenServer(weights.weight, weights.bias, precision=precision, epoch=epoch),
+        FrozenServer(weights.weight.T, precision=precision, epoch=epoch) if backward else None,
+    )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
