@@ -83,7 +83,7 @@ void register_frozen(py::module_& module) {
                  return std::make_unique<FrozenServer>(agreement, values, outputs);
              }),
              py::arg("agreement"), py::arg("weight").noconvert())
-        .def_property_readonly("bytes", &FrozenServer::bytes)
+        .def_property_readonly("resident_bytes", &FrozenServer::bytes)
         .def_property_readonly("working_bytes", &FrozenServer::working_bytes)
         .def_property_readonly("hint_working_bytes", &FrozenServer::hint_working_bytes)
         .def(

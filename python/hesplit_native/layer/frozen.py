@@ -106,7 +106,7 @@ class FrozenServer:
     @property
     def resident_bytes(self) -> int:
         """Memory that the matrix takes."""
-        return self._native.bytes
+        return self._native.resident_bytes
 
     def cost(self, rows: int) -> FrozenCost:
         """What a request of so many rows takes."""
