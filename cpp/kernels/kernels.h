@@ -131,7 +131,17 @@ struct BitPacking {
     std::uint64_t (*unpack)(const std::uint8_t* in, int bits, std::uint64_t* values, std::size_t n);
 };
 
-struct Kernels : WordProducts, Streams, BitPacking {
+// Products of matrices of integers in double precision, exact while no sum reaches 2^53.
+struct Matrices {
+    // Of a tile; row counts up to tile_rows are computed in steps of 2.
+    std::size_t tile_rows = 0, tile_columns = 0;
+    // sums[r * tile_columns + c] += sum_i a[i * tile_rows + r] * b[i * tile_columns + c] for r < rows, then each sum modulo
+    // q[r], between -q/2 and q/2 but for rounding; inverse[r] is 1 / q[r].
+    void (*multiply_tile)(const double* a, const double* b, std::size_t terms, std::size_t rows, const double* q,
+                          const double* inverse, double* sums);
+};
+
+struct Kernels : WordProducts, Streams, BitPacking, Matrices {
     const char* name;
     // The fastest functions for primes of so many bits.
     ModularKernels (*modulo)(int prime_bits);

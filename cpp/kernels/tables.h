@@ -12,12 +12,14 @@ extern const Conversions kScalarConversions;
 extern const WordProducts kScalarWordProducts;
 extern const Streams kScalarStreams;
 extern const BitPacking kScalarBitPacking;
+extern const Matrices kScalarMatrices;
 
 extern const Transforms kAvx2Transforms;  // primes of up to kVectorPrimeBits bits
 extern const Products kAvx2Products;      // primes of up to kAvx2ProductBits bits: a word holds two products
 extern const Sums kAvx2Sums;
 extern const WordProducts kAvx2WordProducts;
 extern const Streams kAvx2Streams;
+extern const Matrices kAvx2Matrices;
 inline constexpr int kAvx2ProductBits = 31;
 
 extern const Transforms kAvx512IfmaTransforms;  // primes of up to kVectorPrimeBits bits, as the next two
@@ -28,6 +30,7 @@ extern const Sums kAvx512IfmaSums;
 extern const WordProducts kAvx512IfmaWordProducts;
 extern const Streams kAvx512IfmaStreams;
 extern const BitPacking kAvx512IfmaBitPacking;
+extern const Matrices kAvx512IfmaMatrices;
 inline constexpr int kAvx512IfmaNarrowBits = 26;
 
 }  // namespace hesplit

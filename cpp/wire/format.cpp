@@ -60,6 +60,12 @@ std::string name(MessageType type) {
             return "sealed update";
         case MessageType::sealed_state:
             return "sealed state";
+        case MessageType::frozen_request:
+            return "frozen request";
+        case MessageType::frozen_reply:
+            return "frozen reply";
+        case MessageType::frozen_hint:
+            return "frozen hint";
     }
     return "message of unknown type";
 }

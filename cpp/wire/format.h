@@ -34,6 +34,9 @@ enum class MessageType : std::uint8_t {
     sealed_reply = 9,     // encrypted logits or dJ/da, of degree 2
     sealed_update = 10,   // encrypted dJ/dY and weight updates
     sealed_state = 11,    // what a server holds, saved
+    frozen_request = 12,  // encrypted rows for weights that do not change
+    frozen_reply = 13,    // their products, without what the hint says
+    frozen_hint = 14,     // what all replies of one layer have in common
 };
 
 inline constexpr std::uint8_t kWireVersion = 3;

@@ -46,3 +46,5 @@ Division = Literal["even", "patients"]
 #: The papers' tables.
 Table = Literal["split-ways", "hesplit", "triad"]
 LipidsUnit = Literal["mg/dL", "mmol/L"]
+#: Of layers whose weights do not change: errors like those of float32 sums, or between bfloat16's and float32's at half the work.
+Precision = Literal["float32", "bfloat16"]

@@ -1,0 +1,188 @@
+#include "linear/frozen/server.h"
+
+#include <seal/util/hash.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "linear/frozen/norms.h"
+#include "linear/messages.h"
+#include "wire/codec.h"
+#include "wire/format.h"
+
+namespace hesplit {
+
+namespace {
+
+// The integers of W's rows, each scaled by its own norm.
+Buffer<float> integers_of(const FrozenAgreement& agreement, View<const double> weight, std::vector<double>& norms) {
+    const std::size_t features = agreement.features();
+    Buffer<float> integers(weight.size);
+    parallel_for(norms.size(), [&](std::size_t p) {
+        const double* row = weight.data + p * features;
+        norms[p] = row_norm(View<const double>{row, features}, "the weight");
+        const double factor = norms[p] > 0 ? agreement.scaling().weight_scale / norms[p] : 0;
+        for (std::size_t f = 0; f < features; ++f) {
+            integers[p * features + f] = static_cast<float>(std::nearbyint(row[f] * factor));
+        }
+    });
+    return integers;
+}
+
+Buffer<float> checked_integers(const FrozenAgreement& agreement, View<const double> weight,
+                               std::vector<double>& norms) {
+    if (!possible_layer(agreement.features(), norms.size()) || weight.size != agreement.features() * norms.size()) {
+        throw ParameterError("expected a weight of " + std::to_string(agreement.features()) + " features and 1 to " +
+                             std::to_string(kMaxFeatures) + " outputs");
+    }
+    return integers_of(agreement, weight, norms);
+}
+
+// An integer below q from its residues.
+std::uint64_t composed(const Ring& ring, const std::uint64_t* residues, std::size_t step, std::uint64_t inverse) {
+    if (ring.prime_count() == 1) {
+        return *residues;
+    }
+    const std::uint64_t first = residues[0], second = residues[step], q0 = ring.prime(0), q1 = ring.prime(1);
+    const std::uint64_t difference = second + q1 - first % q1;
+    return first + q0 * (difference % q1 * inverse % q1);
+}
+
+}  // namespace
+
+FrozenServer::FrozenServer(std::shared_ptr<const FrozenAgreement> agreement, View<const double> weight,
+                           std::size_t outputs)
+    : agreement_(std::move(agreement)),
+      norms_(outputs),
+      matrix_(
+          [&] {
+              const Buffer<float> integers = checked_integers(*agreement_, weight, norms_);
+              // The name of the weights: a digest of what replies depend on.
+              std::vector<std::uint64_t> words((integers.size() + 1) / 2 + norms_.size() + 2);
+              std::memcpy(words.data(), agreement_->id().data(), 16);
+              std::memcpy(words.data() + 2, norms_.data(), norms_.size() * sizeof(double));
+              std::memcpy(words.data() + 2 + norms_.size(), integers.data(), integers.size() * sizeof(float));
+              seal::util::HashFunction::hash_block_type digest;
+              seal::util::HashFunction::hash(words.data(), words.size(), digest);
+              std::memcpy(id_.data(), digest.data(), id_.size());
+              return IntegerMatrix({integers.data(), integers.size()}, norms_.size(), agreement_->features());
+          }()) {}
+
+std::size_t FrozenServer::rows_of(View<const std::uint8_t> request) const {
+    WireReader reader(request, MessageType::frozen_request);
+    reader.require(agreement_->parameters().hash(), agreement_->id());
+    const std::size_t rows = reader.u32();
+    if (rows < 1 || rows > kMaxFrozenRows) {
+        throw WireError("a request holds 1 to " + std::to_string(kMaxFrozenRows) + " rows, this one " +
+                        std::to_string(rows));
+    }
+    reader.require_remaining(packed_bytes(rows * agreement_->features(), agreement_->scaling().request_bits));
+    return rows;
+}
+
+std::string FrozenServer::multiply(View<const std::uint8_t> request) const {
+    const std::size_t rows = rows_of(request);
+    WireReader reader(request, MessageType::frozen_request);
+    reader.u32();
+    const Ring& ring = agreement_->ring();
+    const FrozenScaling& scaling = agreement_->scaling();
+    const std::size_t features = agreement_->features(), primes = ring.prime_count();
+    const std::uint8_t* in = reader.raw(reader.remaining()).data;
+
+    Header header = reader.header();
+    header.type = MessageType::frozen_reply;
+    header.key = id_;
+    WireWriter writer(header, sizeof(std::uint32_t) + packed_bytes(rows * outputs(), scaling.reply_bits));
+    writer.u32(static_cast<std::uint32_t>(rows));
+    std::uint8_t* out = writer.reserve(packed_bytes(rows * outputs(), scaling.reply_bits));
+
+    const auto q = static_cast<std::uint64_t>(ring.modulus_value());
+    for (std::size_t first = 0; first < rows; first += kFrozenGroup) {
+        const std::size_t group = std::min(kFrozenGroup, rows - first), count = group * features;
+        // Loops over residues take sixteen at a time.
+        Buffer<std::uint64_t> numbers((count + 15) / 16 * 16, 0), row((count + 15) / 16 * 16);
+        unpack_bits(in, {numbers.data(), count}, scaling.request_bits, scaling.request_limit);
+        in += packed_bytes(count, scaling.request_bits);
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::uint64_t value = numbers[i] << scaling.request_dropped;
+            numbers[i] = std::min(value, value - q);  // rounding up may have reached the modulus
+        }
+        Buffer<std::uint64_t> residues(primes * count);
+        for (std::size_t t = 0; t < primes; ++t) {
+            ring.lift_row({reinterpret_cast<const std::int64_t*>(numbers.data()), row.size()}, t, row.data());
+            std::copy_n(row.data(), count, residues.data() + t * count);
+        }
+        const std::size_t results = group * outputs(), padded = (results + 15) / 16 * 16;
+        Buffer<std::uint64_t> products(primes * results), aligned(primes * padded, 0), switched(padded);
+        matrix_.multiply(ring, residues.data(), group, products.data());
+        for (std::size_t t = 0; t < primes; ++t) {
+            std::copy_n(products.data() + t * results, results, aligned.data() + t * padded);
+        }
+        ring.switch_to_bits(aligned.data(), padded, scaling.reply_bits, switched.data());
+        pack_bits({switched.data(), results}, scaling.reply_bits, out);
+        out += packed_bytes(results, scaling.reply_bits);
+    }
+    return writer.finish();
+}
+
+std::string FrozenServer::hint() const {
+    const Ring& ring = agreement_->ring();
+    const std::size_t degree = ring.degree(), features = agreement_->features(), width = agreement_->width();
+    const std::size_t primes = ring.prime_count(), all = outputs();
+    const std::size_t bytes = frozen_hint_bytes(*agreement_, all);
+    WireWriter writer({MessageType::frozen_hint, agreement_->parameters().hash(), id_, Id{}},
+                      bytes - kHeaderBytes - kFooterBytes);
+    writer.u32(static_cast<std::uint32_t>(all));
+    for (const double norm : norms_) {
+        writer.f64(norm);
+    }
+    const std::size_t run = (bytes - kHeaderBytes - kFooterBytes - sizeof(std::uint32_t)) / all - sizeof(double);
+    const int bits = static_cast<int>(run * 8 / degree);
+    std::uint8_t* out = writer.reserve(all * run);
+
+    std::vector<Buffer<std::uint64_t>> common(agreement_->polynomials());
+    parallel_for(common.size(), [&](std::size_t j) {
+        common[j].resize(ring.size());
+        agreement_->expand(j, common[j].data());
+        ring.to_coefficients(common[j].data());
+    });
+    const std::uint64_t inverse =
+        primes == 1 ? 1 : ring.power(ring.residue(static_cast<std::int64_t>(ring.prime(0)), 1), ring.prime(1) - 2, 1);
+    Buffer<std::uint64_t> rows(primes * kFrozenGroup * features), products(primes * kFrozenGroup * all);
+    for (std::size_t first = 0; first < degree; first += kFrozenGroup) {
+        // Coefficient r of x^-i * a is that of a at r + i, and minus that where it goes around.
+        parallel_for(primes * kFrozenGroup, [&](std::size_t m) {
+            const std::size_t t = m / kFrozenGroup, r = first + m % kFrozenGroup;
+            for (std::size_t f = 0; f < features; ++f) {
+                const std::size_t at = r + f % width;
+                const std::uint64_t* a = common[f / width].data() + t * degree;
+                rows[m * features + f] = at < degree ? a[at] : (a[at - degree] == 0 ? 0 : ring.prime(t) - a[at - degree]);
+            }
+        });
+        matrix_.multiply(ring, rows.data(), kFrozenGroup, products.data());
+        parallel_for(all, [&](std::size_t p) {
+            std::uint64_t numbers[kFrozenGroup];
+            for (std::size_t r = 0; r < kFrozenGroup; ++r) {
+                numbers[r] = composed(ring, products.data() + r * all + p, kFrozenGroup * all, inverse);
+            }
+            pack_bits({numbers, kFrozenGroup}, bits, out + p * run + packed_bytes(first, bits));
+        });
+    }
+    return writer.finish();
+}
+
+std::size_t FrozenServer::working_bytes() const {
+    // Numbers, residues and centred rows of a group; sums, products and what becomes of them.
+    const std::size_t primes = agreement_->ring().prime_count(), word = sizeof(std::uint64_t);
+    const std::size_t rows = kFrozenGroup + 16;
+    return rows * word * (agreement_->features() * (2 + 2 * primes) + (outputs() + 64) * (1 + 3 * primes));
+}
+
+std::size_t FrozenServer::hint_working_bytes() const {
+    return working_bytes() + (agreement_->polynomials() + 2) * agreement_->ring().size() * sizeof(std::uint64_t);
+}
+
+}  // namespace hesplit
