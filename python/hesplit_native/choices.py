@@ -27,8 +27,6 @@ Served = Literal[
     "public_material", "forward", "training", "weight_gradient", "opened_gradient",
     "sealed_weight", "sealed_forward", "sealed_update", "sealed_state",
 ]  # fmt: skip
-#: What a frozen layer's products are as good as.
-Precision = Literal["float32", "bfloat16"]
 #: Of a frozen layer: ``x W^T + b``, or ``G W``.
 Direction = Literal["forward", "backward"]
 #: What happens to activations beyond the agreed ranges.

@@ -53,17 +53,12 @@ class FrozenLayer:
     @property
     def resident_bytes(self) -> int:
         """Memory of both matrices."""
-        return self.forward.resident_bytes + (self.backward.resident_bytes if self.backward is not None else 0)
+        return sum(matrix.resident_bytes for matrix in self.matrices)
 
     @property
-    def hint_bytes(self) -> int:
-        """Memory of both hints."""
-        return self.forward.hint_bytes + (self.backward.hint_bytes if self.backward is not None else 0)
-
-    @property
-    def largest_hint(self) -> int:
-        """The longer one."""
-        return max(self.forward.hint_bytes, self.backward.hint_bytes if self.backward is not None else 0)
+    def matrices(self) -> tuple[FrozenServer, ...]:
+        """Forward, and backward where gradients are served."""
+        return (self.forward,) if self.backward is None else (self.forward, self.backward)
 
     def at(self, direction: Direction) -> FrozenServer:
         """The matrix of a direction; ParameterError where gradients are not served."""
@@ -122,7 +117,7 @@ class FrozenService:
     memory_kept
         Bytes of `memory` that only clients get who take no more than a 32nd of it.
     hint_memory
-        Bytes of hints that are kept once they were computed, at least the largest one.
+        Bytes of hints that are kept once they were computed, at least the largest one. They are computed one at a time.
     on_event
         Called with a line for the log.
     on_request
@@ -142,7 +137,8 @@ class FrozenService:
     ) -> None:
         self.layers = {layer.name: layer for layer in layers}
         self.budget = Budget(memory, memory_per_client, kept=memory_kept)
-        self.hints = HintCache(max([hint_memory, *(layer.largest_hint for layer in self.layers.values())]))
+        longest = max((matrix.hint_bytes for layer in self.layers.values() for matrix in layer.matrices), default=0)
+        self.hints = HintCache(max(hint_memory, longest))
         self._offer = offer(layer.description for layer in self.layers.values())
         self._on_event = on_event
         self._on_request = on_request

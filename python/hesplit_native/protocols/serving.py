@@ -148,22 +148,24 @@ def make_service(
     on_request: Callable[[Served], None] = lambda served: None,
 ) -> FrozenService:
     """A service whose hints and requests share `memory` (as in `serve`)."""
+    matrices = [matrix for layer in layers for matrix in layer.matrices]
     resident = sum(layer.resident_bytes for layer in layers)
     total = default_memory() - resident if memory is None else memory
-    hints = max(layer.largest_hint for layer in layers)
-    kept_hints = max(hints, min(total // 2, sum(layer.hint_bytes for layer in layers)))
-    requests = total - kept_hints
+    longest = max(matrix.hint_bytes for matrix in matrices)
+    computing = max(matrix.hint_working_bytes for matrix in matrices)
+    hints = max(longest, min(total // 2, sum(matrix.hint_bytes for matrix in matrices)))
+    requests = total - hints - computing
     if requests <= 0:
         raise ParameterError(
-            f"no memory is left for requests: the layers take {mebibytes(resident)}, the largest hint {mebibytes(hints)}, of "
-            f"{mebibytes(max(total, 0))}; serve fewer layers, without backward, or give more memory (--memory)"
+            f"no memory is left for requests: the layers take {mebibytes(resident)}, their longest hint {mebibytes(longest)} and "
+            f"{mebibytes(computing)} while it is computed, of {mebibytes(max(total, 0))}; serve fewer layers, or give more (--memory)"
         )
     return FrozenService(
         layers,
         memory=requests,
         memory_per_client=requests // 3 if memory_per_client is None else memory_per_client,
         memory_kept=requests // 2,  # or a few large clients would lock everybody out
-        hint_memory=kept_hints,
+        hint_memory=hints,
         on_event=on_event,
         on_request=on_request,
     )
