@@ -70,7 +70,7 @@ class FrozenLayer:
 
 
 @dataclass(frozen=True)
-class Served:
+class Answered:
     """One request that was answered or refused, for whoever counts: `outcome` is ``"ok"`` or the error's name."""
 
     request: str
@@ -133,7 +133,7 @@ class FrozenService:
         memory_kept: int = 0,
         hint_memory: int = 0,
         on_event: Callable[[str], None] = lambda text: None,
-        on_request: Callable[[Served], None] = lambda served: None,
+        on_request: Callable[[Answered], None] = lambda answered: None,
     ) -> None:
         self.layers = {layer.name: layer for layer in layers}
         self.budget = Budget(memory, memory_per_client, kept=memory_kept)
@@ -236,7 +236,7 @@ class FrozenService:
         visit.hold.resize(len(reply))  # until the next message: the transport has it
         seconds = perf_counter() - start
         visit.seconds[name] = visit.seconds.get(name, 0.0) + seconds
-        self._on_request(Served(name, outcome, admitted.rows, len(message), len(reply), seconds))
+        self._on_request(Answered(name, outcome, admitted.rows, len(message), len(reply), seconds))
         return reply
 
     def _answer(

@@ -13,7 +13,7 @@ from hesplit_native.errors import ParameterError
 from hesplit_native.layer.frozen import FrozenServer
 from hesplit_native.layer.weights import Weights, weights_of
 from hesplit_native.protocols.budget import default_memory, mebibytes
-from hesplit_native.protocols.frozen import FrozenLayer, FrozenService, Served
+from hesplit_native.protocols.frozen import Answered, FrozenLayer, FrozenService
 from hesplit_native.protocols.frozen_messages import Description
 from hesplit_native.transport import ClientInfo, GrpcServer, Limits, ServerTls
 from hesplit_native.transport.in_process import Conversation
@@ -78,7 +78,7 @@ def serve(
     max_clients: int = 32,
     timeout: float = 300.0,
     on_event: Callable[[str], None] = lambda text: None,
-    on_request: Callable[[Served], None] = lambda served: None,
+    on_request: Callable[[Answered], None] = lambda answered: None,
 ) -> ModelServer:
     """Serve the linear layers of a model as they are now: clients use them on encrypted rows, nobody changes them.
 
@@ -145,7 +145,7 @@ def make_service(
     memory: int | None = None,
     memory_per_client: int | None = None,
     on_event: Callable[[str], None] = lambda text: None,
-    on_request: Callable[[Served], None] = lambda served: None,
+    on_request: Callable[[Answered], None] = lambda answered: None,
 ) -> FrozenService:
     """A service whose hints and requests share `memory` (as in `serve`)."""
     matrices = [matrix for layer in layers for matrix in layer.matrices]

@@ -32,6 +32,10 @@ from hesplit_native.transport.in_process import Conversation
 TIMEOUT = 300.0
 
 _SERVICE, _METHOD = "hesplit_native.Split", "Converse"
+_HEALTH, _CHECK = "grpc.health.v1.Health", "Check"
+# The standard's messages are protobuf: field 1 of the request is the name of a service, of the reply 1 for SERVING.
+_HEALTH_REQUESTS = (b"", b"\x0a\x00", b"\x0a" + bytes([len(_SERVICE)]) + _SERVICE.encode())
+_SERVING = b"\x08\x01"
 _CONNECT_SECONDS = 10.0
 _GOODBYE_SECONDS = 0.25  # for a server to notice that the client has nothing more to say
 _CLIENT_ID = "client-id"
@@ -262,6 +266,13 @@ class Limits:
     max_mute_per_client: int = 8
 
 
+def _check_health(request: bytes, context: Any) -> bytes:
+    """Say to load balancers and the like that connections are taken here; who may ask is a matter of TLS."""
+    if request not in _HEALTH_REQUESTS:
+        context.abort(grpc.StatusCode.NOT_FOUND, f"the services here are {_SERVICE} and the server as a whole")
+    return _SERVING
+
+
 class _Bucket:
     """A token bucket that holds a few seconds' worth."""
 
@@ -311,7 +322,8 @@ class _Stream:
 class GrpcServer:
     """Gives every connection a conversation of its own, in a thread of its own.
 
-    These threads compute with as many threads of torch as the one that makes the server (`torch.set_num_threads`).
+    These threads compute with as many threads of torch as the one that makes the server (`torch.set_num_threads`). Beside them the
+    standard health service (``grpc.health.v1.Health/Check``) answers.
 
     Parameters
     ----------
@@ -359,8 +371,13 @@ class GrpcServer:
             ("grpc.max_concurrent_streams", limits.max_connections_per_client),
         ]
         self._server = grpc.server(pool, options=options, maximum_concurrent_rpcs=limits.max_clients + _SPARE_THREADS)
-        handler = grpc.stream_stream_rpc_method_handler(self._converse)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: handler}),))
+        handlers = {
+            _SERVICE: {_METHOD: grpc.stream_stream_rpc_method_handler(self._converse)},
+            _HEALTH: {_CHECK: grpc.unary_unary_rpc_method_handler(_check_health)},
+        }
+        self._server.add_generic_rpc_handlers(
+            tuple(grpc.method_handlers_generic_handler(service, methods) for service, methods in handlers.items())
+        )
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if tls is None:
