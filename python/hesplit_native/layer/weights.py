@@ -83,7 +83,12 @@ def weights_of(
     names = _layer_names(found)
     chosen = [name for name in names if _matches(name, layers)]
     if not chosen:
-        raise ParameterError(f"no layer is chosen; there {'are ' + _some(names) if names else 'is no linear layer'}")
+        what = (
+            f"there are {_some(names)}"
+            if names
+            else f"there is no linear layer, only {_some(list(found)) or 'nothing'}"
+        )
+        raise ParameterError(f"no layer is chosen; {what}")
     for name in chosen:
         yield _weights(name, found, name in turned)
 
@@ -197,10 +202,11 @@ def _of_safetensors(path: Path) -> dict[str, _Found]:
 
     try:
         with open(path, "rb") as file:
-            beginning = file.read(4)
+            beginning = file.read(9)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; expected a .safetensors file") from error
-    if beginning == _ZIP or beginning[:1] == _PICKLE:
+    # A safetensors file begins with a length in 8 bytes, which may look like anything, and JSON.
+    if beginning[8:] != b"{" and beginning.startswith((_ZIP, _PICKLE)):
         raise DataError(
             f"{path} is a pickle or an archive, not safetensors, and is not opened: reading a pickle runs what is in it; {_CONVERSION}"
         )

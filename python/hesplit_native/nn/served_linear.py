@@ -26,7 +26,9 @@ _numbers = itertools.count(1)
 class ServedLinear(nn.Linear):
     """``y = x W^T + b`` with W and b at a server, computed on ciphertexts; a `torch.nn.Linear` in every other way.
 
-    `weight` and `bias` are None and in no state dict, and nothing ever trains them. In the backward pass the server multiplies the
+    There are no parameters, nothing of it is in a state dict, and nothing ever trains. `bias` is None; `weight` has the right shape,
+    and the dtype and device that adapters of peft follow, but all of it is NaN: what reads it instead of calling the layer shall not
+    go unnoticed. In the backward pass the server multiplies the
     gradient by W, on ciphertexts too, where x needs a gradient; it keeps nothing between the two, so that graphs may be kept, and any
     number of forward passes may come before any backward pass. x may be float16, bfloat16, float32 or float64, on any device.
 
@@ -48,10 +50,16 @@ class ServedLinear(nn.Linear):
         self._served = layer.name
         self._connection = connection
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        for name in ("weight", "bias"):
-            self._parameters.pop(name, None)
-            self.register_parameter(name, None)
+        before = self._parameters.get("weight")
+        like = torch.empty(()) if before is None or before.is_meta else before.detach()
+        self._parameters.update(weight=None, bias=None)
+        self.register_buffer("_absent", like.new_full((), float("nan")), persistent=False)
         self._enter()
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """NaN [out_features, in_features], which take no memory."""
+        return cast(Tensor, self._absent).expand(self.out_features, self.in_features)
 
     def _enter(self) -> None:
         self._number = next(_numbers)
@@ -63,8 +71,8 @@ class ServedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Outputs [..., out_features] of input [..., in_features], in its dtype."""
+        refuse_export("a model that has its weights")
         check_input(input, self.in_features)
-        refuse_export("what the server's owner holds, or a model with weights of its own")
         return autocast_result(_linear(input, self._number, self.out_features), input)
 
     def extra_repr(self) -> str:
