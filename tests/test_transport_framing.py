@@ -42,6 +42,18 @@ def test_admission_is_asked_before_more_is_read():
     assert asked == [(SHORT_MESSAGE, 5 * SHORT_MESSAGE)]
 
 
+def test_of_a_message_that_is_not_wanted_only_the_beginning_is_kept():
+    long, other = bytes(3 * SHORT_MESSAGE), bytes(2 * SHORT_MESSAGE)
+    sent = [*pieces(long), *pieces(b"short"), *pieces(other)]
+    unwanted = iter([True, True, False])
+    assert [len(m) for m in messages(sent, lambda beginning, length: next(unwanted))] == [
+        SHORT_MESSAGE, 5, 2 * SHORT_MESSAGE,
+    ]  # fmt: skip
+    parts = list(pieces(long))
+    with pytest.raises(WireError):
+        list(messages([parts[0], parts[2]], lambda beginning, length: True))
+
+
 def test_pieces_that_do_not_follow_are_refused():
     parts = list(pieces(bytes(3 * SHORT_MESSAGE)))
     other = list(pieces(bytes(4 * SHORT_MESSAGE)))

@@ -196,14 +196,18 @@ class Connection:
                 )
                 self.requests += 1
                 return matrix.client.decrypt(bytes(body), secret)
-            except KeyMismatchError as error:
-                if renewed:
+            except (KeyMismatchError, WireError, ParameterError) as error:
+                # The server may have been started anew with another model.
+                if not renewed:
+                    renewed = True
+                    self._renew(layer, direction, matrix)
+                elif isinstance(error, KeyMismatchError):
                     raise KeyMismatchError(
                         f"{layer}: the reply is of other weights again, just after the hint was fetched; all servers of a connection "
                         f"must hold the same weights ({error})"
                     ) from error
-                renewed = True
-                self._renew(layer, direction, matrix)
+                else:
+                    raise
 
     def _matrix(self, layer: str, direction: Direction) -> _Matrix:
         """The client of one direction, with its hint."""
