@@ -92,16 +92,17 @@ double largest_exact_norm(const Ring& ring, std::size_t terms) {
     return (0x1.ffp53 / prime - 2) / std::sqrt(static_cast<double>(terms));
 }
 
-IntegerMatrix::IntegerMatrix(View<const float> values, std::size_t outputs, std::size_t features)
-    : outputs_(outputs), features_(features), tile_columns_(kernels().tile_columns) {
-    const std::size_t tiles = (outputs + tile_columns_ - 1) / tile_columns_;
-    columns_.resize(tiles * features * tile_columns_, 0.0F);
+IntegerMatrix::IntegerMatrix(View<const float> values, std::size_t outputs, std::size_t features,
+                             const Kernels& kernels)
+    : outputs_(outputs), features_(features), kernels_(&kernels) {
+    const std::size_t width = kernels.tile_columns, tiles = (outputs + width - 1) / width;
+    columns_.resize(tiles * features * width, 0.0F);
     for (std::size_t p = 0; p < outputs; ++p) {
-        float* column = columns_.data() + p / tile_columns_ * features * tile_columns_ + p % tile_columns_;
+        float* column = columns_.data() + p / width * features * width + p % width;
         double sum = 0;
         for (std::size_t f = 0; f < features; ++f) {
             const float value = values[p * features + f];
-            column[f * tile_columns_] = value;
+            column[f * width] = value;
             sum += static_cast<double>(value) * static_cast<double>(value);
         }
         largest_norm_ = std::max(largest_norm_, std::sqrt(sum));
@@ -115,22 +116,23 @@ void IntegerMatrix::multiply(const Ring& ring, const std::uint64_t* numbers, std
     if (block_terms < kLeastTerms) {
         throw ParameterError("these weights are too large for exact products modulo these primes");
     }
-    const Matrices& kernel = kernels();
+    const Kernels& kernel = *kernels_;
+    const std::size_t width = kernel.tile_columns;
     const CentredRows a(ring, numbers, rows, features_, block_terms, kernel.tile_rows);
-    const std::size_t tile_size = kernel.tile_rows * tile_columns_;
-    const std::size_t column_tiles = (outputs_ + tile_columns_ - 1) / tile_columns_;
+    const std::size_t tile_size = kernel.tile_rows * width;
+    const std::size_t column_tiles = (outputs_ + width - 1) / width;
     const std::size_t all = ring.prime_count() * rows;
     // As many tiles of columns at a time as their sums fit a part of the second-level cache.
     const std::size_t together = std::max<std::size_t>(1, kSumBytes / (a.tiles * tile_size * sizeof(double)));
     const std::size_t jobs = (column_tiles + together - 1) / together;
     parallel_for(jobs, [&](std::size_t job) {
         const std::size_t begin = column_tiles * job / jobs, end = column_tiles * (job + 1) / jobs;
-        Buffer<double> sums((end - begin) * a.tiles * tile_size, 0.0), block_columns(block_terms * tile_columns_);
+        Buffer<double> sums((end - begin) * a.tiles * tile_size, 0.0), block_columns(block_terms * width);
         for (std::size_t first = 0; first < features_; first += block_terms) {
             const std::size_t block = std::min(block_terms, features_ - first);
             for (std::size_t column = begin; column < end; ++column) {
-                const float* source = columns_.data() + (column * features_ + first) * tile_columns_;
-                std::copy_n(source, block * tile_columns_, block_columns.data());
+                const float* source = columns_.data() + (column * features_ + first) * width;
+                std::copy_n(source, block * width, block_columns.data());
                 double* to = sums.data() + (column - begin) * a.tiles * tile_size;
                 for (std::size_t tile = 0; tile < a.tiles; ++tile) {
                     const std::size_t m = tile * a.tile_rows, used = (std::min(all - m, a.tile_rows) + 1) / 2 * 2;
@@ -141,10 +143,10 @@ void IntegerMatrix::multiply(const Ring& ring, const std::uint64_t* numbers, std
         }
         for (std::size_t m = 0; m < all; ++m) {
             const auto q = static_cast<std::int64_t>(ring.prime(m / rows));
-            const double* row = sums.data() + m / a.tile_rows * tile_size + m % a.tile_rows * tile_columns_;
+            const double* row = sums.data() + m / a.tile_rows * tile_size + m % a.tile_rows * width;
             for (std::size_t column = begin; column < end; ++column, row += a.tiles * tile_size) {
-                std::uint64_t* to = out + m * outputs_ + column * tile_columns_;
-                const std::size_t count = std::min(tile_columns_, outputs_ - column * tile_columns_);
+                std::uint64_t* to = out + m * outputs_ + column * width;
+                const std::size_t count = std::min(width, outputs_ - column * width);
                 for (std::size_t c = 0; c < count; ++c) {
                     const auto value = static_cast<std::int64_t>(row[c]);
                     to[c] = static_cast<std::uint64_t>(value + (value < 0 ? q : 0));

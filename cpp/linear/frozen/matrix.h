@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "base/buffer.h"
+#include "kernels/kernels.h"
 #include "ring/ring.h"
 
 namespace hesplit {
@@ -21,7 +22,8 @@ double largest_exact_norm(const Ring& ring, std::size_t terms);
 class IntegerMatrix {
   public:
     // `values`: row-major [outputs, features], integers of at most 24 bits.
-    IntegerMatrix(View<const float> values, std::size_t outputs, std::size_t features);
+    IntegerMatrix(View<const float> values, std::size_t outputs, std::size_t features,
+                  const Kernels& kernels = hesplit::kernels());
 
     std::size_t outputs() const { return outputs_; }
     std::size_t features() const { return features_; }
@@ -34,7 +36,7 @@ class IntegerMatrix {
   private:
     std::size_t outputs_;
     std::size_t features_;
-    std::size_t tile_columns_;
+    const Kernels* kernels_;
     double largest_norm_ = 0;
     Buffer<float> columns_;  // [tile of outputs, feature, output of the tile]
 };
