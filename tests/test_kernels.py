@@ -109,6 +109,65 @@ def test_sums_of_many_products(name, prime, terms, seed):
 
 @variants
 @settings(max_examples=40, deadline=None)
+@given(
+    bits=st.tuples(st.sampled_from([20, 25, 26, 27]), st.sampled_from([20, 25, 26, 27])),
+    terms=st.sampled_from([1, 2, 15, 16, 17, 1024]),
+    seed=seeds,
+)
+def test_sums_of_products_of_pairs(name, bits, terms, seed):
+    kernels = _testing.Kernels(name)
+    rng = np.random.default_rng(seed)
+    both = [prime_of(size) for size in bits]
+    (low_words, low), (high_words, high) = [(residues(rng, q, terms, 24), residues(rng, q, terms, 24)) for q in both]
+    expected = [
+        (exact(words) * exact(factors)).sum(0) % q for words, factors, q in zip((low_words, high_words), (low, high), both)
+    ]
+    for one in (SCALAR, kernels):
+        np.testing.assert_array_equal(exact(one.dot_pairs(both, low_words | high_words << 32, low, high)), expected)
+
+
+def integer_weights(rng, outputs, terms, norm):
+    """Rows of integers of at most that l2 norm: random ones, and one whose whole norm is in 64 neighbours."""
+    weights = rng.normal(size=(outputs, terms))
+    weights[0] = 0
+    weights[0, : min(terms, 64)] = 1
+    weights *= (norm - np.sqrt(terms) / 2) / np.linalg.norm(weights, axis=1, keepdims=True)
+    return np.trunc(np.clip(weights, 1 - 2**24, 2**24 - 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", _core.usable_kernels())
+@settings(max_examples=40, deadline=None)
+@given(
+    bits=st.sampled_from([(25, 26), (26, 26), (35,), (20,)]),
+    shape=st.tuples(st.integers(1, 19), st.integers(1, 300), st.integers(1, 60)),
+    seed=seeds,
+)
+def test_products_with_integer_matrices_are_exact(name, bits, shape, seed):
+    rows, terms, outputs = shape
+    both = hn.Parameters(
+        ring_degree=2048, modulus_bits=list(bits), scale=4.0, activation_bound=1.0, activation_norm=1.0
+    )._native.primes
+    rng = np.random.default_rng(seed)
+    q = int(np.prod([int(prime) for prime in both], dtype=object))
+    numbers = rng.integers(0, q, (rows, terms), dtype=np.uint64)
+    # What is largest when centred modulo each prime, and what is largest.
+    numbers[rng.random((rows, terms)) < 0.3] = q // 2
+    numbers[rng.random((rows, terms)) < 0.3] = q - 1
+    # About the largest norm with which sums of 64 terms are exact: cpp/linear/frozen/matrix.h.
+    norm = min((1.996 * 2.0**53 / max(both) - 2) / 8, 2.0**24)
+    weights = integer_weights(rng, outputs, terms, norm)
+    expected = [numbers.astype(object) @ weights.astype(np.int64).astype(object).T % int(prime) for prime in both]
+    np.testing.assert_array_equal(exact(_testing.Kernels(name).integer_product(both, numbers, weights)), expected)
+
+
+def test_integer_matrices_whose_sums_are_not_exact_are_refused():
+    prime = prime_of(40)
+    with pytest.raises(hn.ParameterError, match="too large"):
+        SCALAR.integer_product([prime], np.ones((1, 64), np.uint64), np.full((1, 64), 2.0**23, np.float32))
+
+
+@variants
+@settings(max_examples=40, deadline=None)
 @given(prime=primes, seed=seeds)
 def test_lifting_and_fractions(name, prime, seed):
     kernels = _testing.Kernels(name)

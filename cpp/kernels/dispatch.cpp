@@ -57,11 +57,15 @@ View<const Variant> variants() {
 #endif
     static const Variant all[] = {
 #ifdef HESPLIT_X86_KERNELS
-        {{kAvx512IfmaWordProducts, kAvx512IfmaStreams, kAvx512IfmaBitPacking, kAvx512IfmaMatrices, "avx512ifma", modulo_avx512ifma},
+        {{kAvx512IfmaWordProducts, kAvx512IfmaPairProducts, kAvx512IfmaStreams, kAvx512IfmaBitPacking,
+          kAvx512IfmaMatrices, "avx512ifma", modulo_avx512ifma},
          has_avx512ifma()},
-        {{kAvx2WordProducts, kAvx2Streams, kScalarBitPacking, kAvx2Matrices, "avx2", modulo_avx2}, has_avx2()},
+        {{kAvx2WordProducts, kAvx2PairProducts, kAvx2Streams, kScalarBitPacking, kAvx2Matrices, "avx2", modulo_avx2},
+         has_avx2()},
 #endif
-        {{kScalarWordProducts, kScalarStreams, kScalarBitPacking, kScalarMatrices, "scalar", modulo_scalar}, true},
+        {{kScalarWordProducts, kScalarPairProducts, kScalarStreams, kScalarBitPacking, kScalarMatrices, "scalar",
+          modulo_scalar},
+         true},
     };
     return {all, std::size(all)};
 }

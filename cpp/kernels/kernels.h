@@ -20,6 +20,8 @@ namespace hesplit {
 // Largest primes of vectorised transforms; larger ones (published sets have 60 bits) take the portable code.
 inline constexpr int kVectorPrimeBits = 50;
 inline constexpr int kMaxPrimeBits = 60;
+// Largest primes of which two residues are kept in a word (PairProducts).
+inline constexpr int kPairPrimeBits = 27;
 
 // Sums of products are reduced at the latest after 2^kLazyBits of them, earlier where they have less room.
 inline constexpr int kLazyBits = 10;
@@ -131,17 +133,25 @@ struct BitPacking {
     std::uint64_t (*unpack)(const std::uint8_t* in, int bits, std::uint64_t* values, std::size_t n);
 };
 
+// Two residues to a word, modulo primes of up to kPairPrimeBits: half the memory of two words.
+struct PairProducts {
+    // out_low[i] = sum_j (pairs[j][i] mod 2^32) * low[j][i], and out_high with the high halves; up to 2^kLazyBits
+    // terms, n is a multiple of 8.
+    void (*dot_pairs)(const Prime& low_prime, const Prime& high_prime, Rows pairs, Rows low, Rows high,
+                      std::size_t terms, std::uint64_t* out_low, std::uint64_t* out_high, std::size_t n);
+};
+
 // Products of matrices of integers in double precision, exact while no sum reaches 2^53.
 struct Matrices {
     // Of a tile; row counts up to tile_rows are computed in steps of 2.
     std::size_t tile_rows = 0, tile_columns = 0;
-    // sums[r * tile_columns + c] += sum_i a[i * tile_rows + r] * b[i * tile_columns + c] for r < rows, then each sum modulo
-    // q[r], between -q/2 and q/2 but for rounding; inverse[r] is 1 / q[r].
+    // sums[r * tile_columns + c] += sum_i a[i * tile_rows + r] * b[i * tile_columns + c] for r < rows, then each sum
+    // modulo q[r], between -q/2 and q/2 but for rounding; inverse[r] is 1 / q[r].
     void (*multiply_tile)(const double* a, const double* b, std::size_t terms, std::size_t rows, const double* q,
                           const double* inverse, double* sums);
 };
 
-struct Kernels : WordProducts, Streams, BitPacking, Matrices {
+struct Kernels : WordProducts, PairProducts, Streams, BitPacking, Matrices {
     const char* name;
     // The fastest functions for primes of so many bits.
     ModularKernels (*modulo)(int prime_bits);

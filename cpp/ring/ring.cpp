@@ -131,6 +131,12 @@ std::uint64_t Ring::inner(View<const std::uint64_t* const> a, View<const std::ui
     return modular_[row].inner(tables_[row].prime, a.data, b.data, a.size, n);
 }
 
+void Ring::dot_pairs(View<const std::uint64_t* const> pairs, View<const std::uint64_t* const> low,
+                     View<const std::uint64_t* const> high, std::uint64_t* out_low, std::uint64_t* out_high) const {
+    kernels_->dot_pairs(tables_[0].prime, tables_[1].prime, {pairs.data, 0}, {low.data, 0}, {high.data, 0}, pairs.size,
+                        out_low, out_high, degree_);
+}
+
 void Ring::combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars, View<std::uint64_t* const> out,
                    std::size_t n, std::size_t row) const {
     modular_[row].combine(tables_[row].prime, {a.data, 0}, a.size, scalars, out.size, out.data, n);

@@ -6,12 +6,14 @@
 #include <seal/util/ntt.h>
 
 #include <algorithm>
+#include <array>
 
 #include "base/parallel.h"
 #include "bindings/bindings.h"
 #include "bindings/testing/testing.h"
 #include "ckks/embedding.h"
 #include "kernels/kernels.h"
+#include "linear/frozen/matrix.h"
 #include "privacy/noise.h"
 #include "ring/prng.h"
 #include "ring/ring.h"
@@ -172,6 +174,27 @@ class VariantKernels {
         const auto left = rows(a), right = rows(b);
         return modulo(prime).inner(Prime::make(prime), left.data(), right.data(), left.size(),
                                    static_cast<std::size_t>(a.shape(1)));
+    }
+    // [2, n]: modulo each of two primes, of words that hold two residues.
+    Residues dot_pairs(const std::array<std::uint64_t, 2>& primes, const Residues& pairs, const Residues& low,
+                       const Residues& high) const {
+        Residues out({py::ssize_t{2}, pairs.shape(1)});
+        const auto words = rows(pairs), left = rows(low), right = rows(high);
+        kernels_.dot_pairs(Prime::make(primes[0]), Prime::make(primes[1]), {words.data(), 0}, {left.data(), 0},
+                           {right.data(), 0}, words.size(), out.mutable_data(0), out.mutable_data(1),
+                           static_cast<std::size_t>(pairs.shape(1)));
+        return out;
+    }
+    // [primes, rows, outputs] of numbers [rows, terms] and integer weights [outputs, terms].
+    Residues integer_product(const std::vector<std::uint64_t>& primes, const Residues& numbers,
+                             const py::array_t<float, py::array::c_style>& weights) const {
+        const Ring ring(1024, primes);
+        const IntegerMatrix matrix({weights.data(), static_cast<std::size_t>(weights.size())},
+                                   static_cast<std::size_t>(weights.shape(0)),
+                                   static_cast<std::size_t>(weights.shape(1)), kernels_);
+        Residues out({static_cast<py::ssize_t>(primes.size()), numbers.shape(0), weights.shape(0)});
+        matrix.multiply(ring, numbers.data(), static_cast<std::size_t>(numbers.shape(0)), out.mutable_data());
+        return out;
     }
     Residues combine(std::uint64_t prime, const Residues& a, const Residues& scalars) const {
         Residues out({scalars.shape(0), a.shape(1)});
@@ -342,6 +365,9 @@ void register_testing(py::module_& module) {
         .def("multiply", &VariantKernels::multiply, py::arg("prime"), py::arg("a"), py::arg("b"))
         .def("dot", &VariantKernels::dot, py::arg("prime"), py::arg("a"), py::arg("b"))
         .def("inner", &VariantKernels::inner, py::arg("prime"), py::arg("a"), py::arg("b"))
+        .def("dot_pairs", &VariantKernels::dot_pairs, py::arg("primes"), py::arg("pairs"), py::arg("low"), py::arg("high"))
+        .def("integer_product", &VariantKernels::integer_product, py::arg("primes"), py::arg("numbers"),
+             py::arg("weights"))
         .def("combine", &VariantKernels::combine, py::arg("prime"), py::arg("a"), py::arg("scalars"))
         .def("add", &VariantKernels::add, py::arg("prime"), py::arg("a"), py::arg("b"))
         .def("subtract_from", &VariantKernels::subtract_from, py::arg("prime"), py::arg("a"), py::arg("b"))

@@ -29,7 +29,7 @@ constexpr std::size_t kRows = 4, kVectors = 3;
 
 }  // namespace
 
-const Matrices kAvx2Matrices = {avx2::kRows, avx2::kVectors* avx2::Doubles::kLanes,
+const Matrices kAvx2Matrices = {avx2::kRows, avx2::kVectors * avx2::Doubles::kLanes,
                                 vectorised::multiply_tile<avx2::Doubles, avx2::kRows, avx2::kVectors>};
 
 }  // namespace hesplit

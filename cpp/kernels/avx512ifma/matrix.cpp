@@ -30,8 +30,8 @@ constexpr std::size_t kRows = 8, kVectors = 3;
 
 }  // namespace
 
-const Matrices kAvx512IfmaMatrices = {avx512ifma::kRows, avx512ifma::kVectors* avx512ifma::Doubles::kLanes,
-                                      vectorised::multiply_tile<avx512ifma::Doubles, avx512ifma::kRows,
-                                                                avx512ifma::kVectors>};
+const Matrices kAvx512IfmaMatrices = {
+    avx512ifma::kRows, avx512ifma::kVectors * avx512ifma::Doubles::kLanes,
+    vectorised::multiply_tile<avx512ifma::Doubles, avx512ifma::kRows, avx512ifma::kVectors>};
 
 }  // namespace hesplit

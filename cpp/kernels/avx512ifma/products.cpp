@@ -32,6 +32,17 @@ struct Sum {
     Vector words = Lanes::zero(), high = Lanes::zero();
 };
 
+// Of the low halves of words, whatever the high ones hold.
+struct HalfSum {
+    using Lanes = avx512ifma::Lanes;
+    using Modulus = avx512ifma::Modulus;
+
+    void add(Vector a, Vector b) { words = Lanes::add(words, _mm512_mul_epu32(a, b)); }
+    Vector residues(const Modulus& modulus) const { return modulus.reduce(Lanes::zero(), words); }
+
+    Vector words = Lanes::zero();
+};
+
 }  // namespace avx512ifma
 
 }  // namespace
@@ -44,6 +55,7 @@ const Products kAvx512IfmaNarrowProducts = {vectorised::dot<avx512ifma::Sum<true
                                             vectorised::combine<avx512ifma::Sum<true>>};
 const Sums kAvx512IfmaSums = {vectorised::add<avx512ifma::Lanes>, vectorised::subtract_from<avx512ifma::Lanes>,
                               vectorised::negate<avx512ifma::Lanes>, vectorised::add_small<avx512ifma::Lanes>};
+const PairProducts kAvx512IfmaPairProducts = {vectorised::dot_pairs<avx512ifma::HalfSum>};
 const WordProducts kAvx512IfmaWordProducts = {vectorised::ternary_dot<avx512ifma::Lanes>,
                                               vectorised::word_dot<avx512ifma::Lanes>};
 

@@ -46,6 +46,20 @@ std::uint64_t inner(const Prime& q, const std::uint64_t* const* a, const std::ui
     return static_cast<std::uint64_t>(sum);
 }
 
+void dot_pairs(const Prime& low_prime, const Prime& high_prime, Rows pairs, Rows low, Rows high, std::size_t terms,
+               std::uint64_t* out_low, std::uint64_t* out_high, std::size_t n) {
+    constexpr std::uint64_t kLow = 0xffffffff;
+    for (std::size_t i = 0; i < n; ++i) {
+        std::uint64_t low_sum = 0, high_sum = 0;
+        for (std::size_t j = 0; j < terms; ++j) {
+            low_sum += (pairs[j][i] & kLow) * low[j][i];
+            high_sum += (pairs[j][i] >> 32) * high[j][i];
+        }
+        out_low[i] = static_cast<std::uint64_t>(reduce(low_sum, low_prime));
+        out_high[i] = static_cast<std::uint64_t>(reduce(high_sum, high_prime));
+    }
+}
+
 void combine(const Prime& q, Rows a, std::size_t terms, const std::uint64_t* scalars, std::size_t outputs,
              std::uint64_t* const* out, std::size_t n) {
     // Tiles of coefficients keep the sums in the first-level cache while the inputs stream by.
@@ -131,6 +145,7 @@ void word_dot(const std::uint64_t* a, const std::uint64_t* const* windows, std::
 
 const Products kScalarProducts = {scalar::dot, scalar::inner, scalar::combine};
 const Sums kScalarSums = {scalar::add, scalar::subtract_from, scalar::negate, scalar::add_small};
+const PairProducts kScalarPairProducts = {scalar::dot_pairs};
 const WordProducts kScalarWordProducts = {scalar::ternary_dot, scalar::word_dot};
 
 }  // namespace hesplit

@@ -7,6 +7,7 @@
 //           small(bytes)           kLanes signed bytes
 //           sum(x)                 of the lanes, modulo 2^64
 //           multiply_low(x, y)     modulo 2^64
+//           high_half(x)           x >> 32
 //           add_ternary(sum, signs(sign, nonzero), x)   sum + s * x for s in {-1, 0, 1}
 //   Sum     kLanes sums of products: Lanes, Modulus (made from a Prime), words (what a sum begins with, a residue),
 //           add(a, b), residues(modulus), lazy_terms(prime) that a sum holds, kTileOutputs, kPrefetch
@@ -193,6 +194,24 @@ void combine(const Prime& prime, Rows a, std::size_t terms, const std::uint64_t*
                 combine_tile<Sum, 1>(modulus, tile, count, scalars + o * terms + first, terms, first == 0, out + o, at);
             }
         }
+    }
+}
+
+// `Sum` adds products of the low halves of words, and needs no reduction on the way.
+template <class Sum>
+void dot_pairs(const Prime& low_prime, const Prime& high_prime, Rows pairs, Rows low, Rows high, std::size_t terms,
+               std::uint64_t* out_low, std::uint64_t* out_high, std::size_t n) {
+    using Lanes = typename Sum::Lanes;
+    const typename Sum::Modulus low_modulus(low_prime), high_modulus(high_prime);
+    for (std::size_t i = 0; i < n; i += Lanes::kLanes) {
+        Sum low_sum, high_sum;
+        for (std::size_t j = 0; j < terms; ++j) {
+            const auto pair = Lanes::load(pairs[j] + i);
+            low_sum.add(pair, Lanes::load(low[j] + i));
+            high_sum.add(Lanes::high_half(pair), Lanes::load(high[j] + i));
+        }
+        Lanes::store(out_low + i, low_sum.residues(low_modulus));
+        Lanes::store(out_high + i, high_sum.residues(high_modulus));
     }
 }
 

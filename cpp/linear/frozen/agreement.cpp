@@ -2,6 +2,7 @@
 
 #include <seal/util/hash.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -11,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "linear/frozen/matrix.h"
 #include "linear/messages.h"
 #include "linear/precision.h"
 #include "rlwe/encryption.h"
@@ -45,8 +47,9 @@ double rounding_norm(std::size_t features) {
     return std::sqrt(static_cast<double>(features)) / 2;
 }
 
-// Everything that follows from the modulus and the scale of the rows. `error` is infinite where they hold nothing.
-FrozenScaling scaling_at(double modulus, double row_scale, std::size_t features) {
+// Everything that follows from the primes and the scale of the rows. `error` is infinite where they hold nothing.
+FrozenScaling scaling_at(const Ring& ring, double row_scale, std::size_t features) {
+    const double modulus = ring.modulus_value();
     // What a fresh encryption and the bits that are not sent add to each number: sub-Gaussian, a uniform one too.
     const double dropped = (std::ldexp(1.0, 2 * kDropped) + 2) / 12;
     const double noise = kTail * std::sqrt(kNoiseVariance + dropped), rounding = rounding_norm(features);
@@ -55,7 +58,9 @@ FrozenScaling scaling_at(double modulus, double row_scale, std::size_t features)
     scaling.request_dropped = kDropped;
     // By Cauchy and Schwarz |x W| <= |x| |W|, and it must stay below q / 2 with its noise.
     const double room = modulus / 2 / (row_scale + rounding + noise) - rounding - 1;
-    scaling.weight_scale = std::floor(std::min(room, kLargestWeight));
+    // Rows of W have at most the norm weight_scale + rounding.
+    const double exact = largest_exact_norm(ring, kLeastTerms) - rounding - 1;
+    scaling.weight_scale = std::floor(std::min({room, exact, kLargestWeight}));
     if (scaling.weight_scale < 16) {
         scaling.error = HUGE_VAL;
         return scaling;
@@ -87,16 +92,12 @@ Parameters parameters_of(std::size_t features, Precision precision) {
                              std::to_string(features));
     }
     ParameterChoice choice = choice_of(precision);
-    double modulus = 1;
-    const Parameters unscaled(choice);
-    for (const std::uint64_t prime : unscaled.primes()) {
-        modulus *= static_cast<double>(prime);
-    }
+    const Ring ring(choice.ring_degree, Parameters(choice).primes());
     FrozenScaling best;
     best.error = HUGE_VAL;
     // Powers of two, so that both sides find the same on every processor.
-    for (double row_scale = 4; row_scale < modulus; row_scale *= 2) {
-        const FrozenScaling scaling = scaling_at(modulus, row_scale, features);
+    for (double row_scale = 4; row_scale < ring.modulus_value(); row_scale *= 2) {
+        const FrozenScaling scaling = scaling_at(ring, row_scale, features);
         best = scaling.error < best.error ? scaling : best;
     }
     choice.scale = best.row_scale;
@@ -138,7 +139,7 @@ FrozenAgreement::FrozenAgreement(std::size_t features, Precision precision, cons
       parameters_(parameters_of(features, precision)),
       ring_(parameters_.ring_degree(), parameters_.primes()),
       matrix_(std::make_shared<Matrix>()) {
-    scaling_ = scaling_at(ring_.modulus_value(), parameters_.choice().scale, features);
+    scaling_ = scaling_at(ring_, parameters_.choice().scale, features);
     const Digest digest = digest_of(parameters_, features, epoch);
     static_assert(sizeof(Digest) >= sizeof(Seed));
     std::memcpy(seed_.data(), digest.data(), seed_.size());

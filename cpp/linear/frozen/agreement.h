@@ -3,8 +3,8 @@
 //
 // Inputs lie as in packing/blocks with one output to a product: k = N / n coefficients to a row of a group of n rows,
 // feature j*k + i of row s at coefficient s*k + i of polynomial j. A product is not computed in the ring at all:
-// coefficient s*k of sum_j c0_j * W_p,j is sum_f C0[s, f] * W[p, f] for C0[s, j*k + i], the coefficient s*k + i of c0_j.
-// So the server's work is the layer itself, on a matrix of residues.
+// coefficient s*k of sum_j c0_j * W_p,j is sum_f C0[s, f] * W[p, f] for C0[s, j*k + i], the coefficient s*k + i of
+// c0_j. So the server's work is the layer itself, on a matrix of residues.
 #pragma once
 
 #include <array>
@@ -29,12 +29,12 @@ inline constexpr std::size_t kMaxFrozenRows = 2048;
 
 // How many numbers of so many bits; a run of them ends on a byte.
 struct FrozenScaling {
-    double row_scale = 0;     // of rows of l2 norm at most 1
-    double weight_scale = 0;  // of rows of W, likewise: an integer
-    int request_dropped = 0;  // low bits of c0 that are not sent
-    int request_bits = 0;     // of a number of a request,
+    double row_scale = 0;             // of rows of l2 norm at most 1
+    double weight_scale = 0;          // of rows of W, likewise: an integer
+    int request_dropped = 0;          // low bits of c0 that are not sent
+    int request_bits = 0;             // of a number of a request,
     std::uint64_t request_limit = 0;  // which is below this
-    int reply_bits = 0;       // of a number of a reply
+    int reply_bits = 0;               // of a number of a reply
     // |decrypted - exact| <= error for rows of x and W of l2 norm at most 1, except with probability 2^-39.
     double error = 0;
 };
@@ -54,9 +54,9 @@ class FrozenAgreement {
     const Ring& ring() const { return ring_; }
     double modulus() const { return ring_.modulus_value(); }
     std::size_t features() const { return features_; }
-    std::size_t width() const { return ring_.degree() / kFrozenGroup; }                  // k
-    std::size_t polynomials() const { return (features_ + width() - 1) / width(); }      // J
-    const Id& id() const { return id_; }  // travels with requests
+    std::size_t width() const { return ring_.degree() / kFrozenGroup; }              // k
+    std::size_t polynomials() const { return (features_ + width() - 1) / width(); }  // J
+    const Id& id() const { return id_; }                                             // travels with requests
 
     // Polynomial j of the common matrix, in NTT form.
     void expand(std::size_t j, std::uint64_t* polynomial) const;

@@ -16,10 +16,29 @@ namespace hesplit {
 
 namespace {
 
-// To the nearest integer, for |x| < 2^51.
-double rounded(double x) {
+// The integer next to x, for |x| < 2^51: adding this leaves no bits for a fraction.
+std::int64_t rounded(double x) {
     constexpr double kMagic = 0x1.8p52;
-    return (x + kMagic) - kMagic;
+    const double shifted = x + kMagic, magic = kMagic;
+    std::int64_t bits, zero;
+    std::memcpy(&bits, &shifted, sizeof(bits));
+    std::memcpy(&zero, &magic, sizeof(zero));
+    return bits - zero;
+}
+
+// c0 = m + e - a * s modulo q of a run of coefficients, in place of the a * s that they hold.
+template <class T>
+void encrypt_run(const T* x, std::size_t count, double factor, const std::int8_t* noise, std::uint64_t* product,
+                 std::uint64_t q) {
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::int64_t message = rounded(static_cast<double>(x[i]) * factor) + noise[i];
+        // Between -2q and 2q, in two's complement.
+        std::uint64_t value = static_cast<std::uint64_t>(message) - product[i];
+        value += q & (0 - (value >> 63));
+        value += q & (0 - (value >> 63));
+        value -= q;
+        product[i] = value + (q & (0 - (value >> 63)));
+    }
 }
 
 // The parts of a secret that meet those of a hint at the coefficients that are outputs. With y = x^k these are, of the
@@ -81,7 +100,7 @@ bool FrozenClient::has_hint() const {
 }
 
 std::size_t FrozenClient::hint_bytes() const {
-    return outputs_ * (sizeof(double) + agreement_->ring().size() * sizeof(std::uint64_t));
+    return outputs_ * (sizeof(double) + agreement_->ring().degree() * sizeof(std::uint64_t));
 }
 
 std::shared_ptr<const FrozenClient::Hint> FrozenClient::hint() const {
@@ -118,7 +137,7 @@ void FrozenClient::load_hint(View<const std::uint8_t> message) {
         unpack_bits(in + p * run, {polynomial.data(), degree}, static_cast<int>(run * 8 / degree), q);
         ring.decompose(polynomial.data(), polynomial.data());
         Buffer<std::uint64_t>& out = loaded->outputs[p];
-        out.resize(ring.size());
+        out.resize(degree);
         for (std::size_t i = 0; i < k; ++i) {
             for (std::size_t t = 0; t < primes; ++t) {
                 for (std::size_t s = 0; s < n; ++s) {
@@ -126,8 +145,8 @@ void FrozenClient::load_hint(View<const std::uint8_t> message) {
                 }
             }
             parts_.to_ntt(part.data());
-            for (std::size_t t = 0; t < primes; ++t) {
-                std::copy_n(part.data() + t * n, n, out.data() + (t * k + i) * n);
+            for (std::size_t s = 0; s < n; ++s) {
+                out[i * n + s] = primes == 1 ? part[s] : part[s] | part[n + s] << 32;
             }
         }
     });
@@ -162,6 +181,7 @@ std::string FrozenClient::encrypt(const T* x, std::size_t rows, FrozenSecret& se
     os_random(secret_key.data(), secret_key.size());
     os_random(noise_key.data(), noise_key.size());
     Buffer<std::uint64_t> numbers(std::min(rows, kFrozenGroup) * features);
+    const auto q = static_cast<std::uint64_t>(agreement_->modulus());
     for (std::size_t first = 0; first < rows; first += kFrozenGroup) {
         const std::size_t count = std::min(kFrozenGroup, rows - first);
         const auto group = static_cast<std::uint32_t>(first / kFrozenGroup);
@@ -170,31 +190,25 @@ std::string FrozenClient::encrypt(const T* x, std::size_t rows, FrozenSecret& se
         sample_ternary(secrets, ternary.data(), degree);
         const KeyBuffer<std::uint64_t> s = transformed(ternary, ring);
         parallel_for(agreement_->polynomials(), [&](std::size_t j) {
-            Buffer<std::uint64_t> c0(ring.size());
-            SecretBuffer<std::uint64_t> message(ring.size());
-            SecretBuffer<std::int64_t> integers(degree, 0);
-            SecretBuffer<std::int8_t> noise(degree);
-            ring.multiply(agreement_->matrix(j), s.data(), c0.data());
-            ring.to_coefficients(c0.data());
-            ring.negate(c0.data());
+            Buffer<std::uint64_t> product(ring.size());
+            ring.multiply(agreement_->matrix(j), s.data(), product.data());
+            ring.to_coefficients(product.data());
+            ring.compose(product.data(), product.data());
+            SecretBuffer<std::int8_t> noise(count * width);
             ChaCha20 stream(noise_key.data(), Domain::noise, static_cast<std::uint32_t>(j), group);
-            sample_noise(stream, noise.data(), degree);
-            ring.add_small({noise.data(), degree}, c0.data());
+            sample_noise(stream, noise.data(), noise.size());
             const std::size_t begin = j * width, end = std::min(begin + width, features);
             for (std::size_t r = 0; r < count; ++r) {
-                const double norm = fresh.norms[first + r];
-                for (std::size_t f = begin; f < end; ++f) {
-                    const double value = f < inputs() ? static_cast<double>(x[(first + r) * inputs() + f]) : 1.0;
-                    const double scaled = norm > 0 ? rounded(value / norm * scaling.row_scale) : 0;
-                    integers[r * width + f - begin] = static_cast<std::int64_t>(scaled);
+                const double norm = fresh.norms[first + r], factor = norm > 0 ? scaling.row_scale / norm : 0;
+                encrypt_run(x + (first + r) * inputs() + begin, std::min(end, inputs()) - begin, factor,
+                            noise.data() + r * width, product.data() + r * width, q);
+                if (end > inputs()) {
+                    const double one = 1;
+                    const std::size_t last = inputs() - begin;
+                    encrypt_run(&one, 1, factor, noise.data() + r * width + last, product.data() + r * width + last, q);
                 }
-            }
-            ring.lift(View<const std::int64_t>{integers.data(), degree}, message.data());
-            ring.add(c0.data(), message.data());
-            ring.compose(c0.data(), c0.data());
-            drop_bits(c0.data(), count * width, scaling.request_dropped);
-            for (std::size_t r = 0; r < count; ++r) {
-                std::copy_n(c0.data() + r * width, end - begin, numbers.data() + r * features + begin);
+                drop_bits(product.data() + r * width, end - begin, scaling.request_dropped);
+                std::copy_n(product.data() + r * width, end - begin, numbers.data() + r * features + begin);
             }
         });
         fresh.secrets.push_back(std::move(ternary));
@@ -228,29 +242,44 @@ void FrozenClient::decrypt(View<const std::uint8_t> reply, const FrozenSecret& s
     Buffer<std::uint64_t> numbers(rows * outputs_);
     reader.packed({numbers.data(), numbers.size()}, scaling.reply_bits, std::uint64_t{1} << scaling.reply_bits);
 
-    std::vector<KeyBuffer<std::uint64_t>> secrets(groups);
-    parallel_for(groups, [&](std::size_t g) { secrets[g] = meeting_parts(secret.secrets[g], parts_); });
-    const double unit = std::ldexp(agreement_->modulus(), -scaling.reply_bits) / scaling.row_scale / scaling.weight_scale;
+    std::vector<Parts> secrets(groups);
+    parallel_for(groups, [&](std::size_t g) {
+        secrets[g].values = meeting_parts(secret.secrets[g], parts_);
+        secrets[g].rows = pointers<std::uint64_t>(secrets[g].values.data(), primes * k, n);
+    });
+    const double unit =
+        std::ldexp(agreement_->modulus(), -scaling.reply_bits) / scaling.row_scale / scaling.weight_scale;
     const int spare = 64 - scaling.reply_bits;
-    parallel_for(outputs_, [&](std::size_t p) {
+    // A few outputs at a time share the memory for what comes between.
+    constexpr std::size_t kTogether = 16;
+    parallel_for((outputs_ + kTogether - 1) / kTogether, [&](std::size_t job) {
         SecretBuffer<std::uint64_t> masks(parts_.size()), switched(n);
-        for (std::size_t g = 0; g < groups; ++g) {
-            for (std::size_t t = 0; t < primes; ++t) {
-                const auto h = pointers<std::uint64_t>(hint->outputs[p].data() + t * k * n, k, n);
-                const auto s = pointers<std::uint64_t>(secrets[g].data() + t * k * n, k, n);
-                parts_.dot_row({h.data(), k}, {s.data(), k}, t, masks.data() + t * n);
-                parts_.to_coefficients_row(masks.data() + t * n, t);
-            }
-            parts_.switch_to_bits(masks.data(), scaling.reply_bits, switched.data());
-            const std::size_t count = std::min(n, rows - g * n);
-            for (std::size_t r = 0; r < count; ++r) {
-                const std::size_t at = (g * n + r) * outputs_ + p;
-                // Modulo 2^bits, as a signed number.
-                const auto phase = static_cast<std::int64_t>((numbers[at] + switched[r]) << spare) >> spare;
-                y[at] = static_cast<double>(phase) * unit * hint->norms[p] * secret.norms[g * n + r];
+        for (std::size_t p = job * kTogether; p < std::min(outputs_, (job + 1) * kTogether); ++p) {
+            const std::vector<const std::uint64_t*> h = pointers<std::uint64_t>(hint->outputs[p].data(), k, n);
+            for (std::size_t g = 0; g < groups; ++g) {
+                mask_of({h.data(), k}, secrets[g], masks.data());
+                parts_.to_coefficients(masks.data());
+                parts_.switch_to_bits(masks.data(), scaling.reply_bits, switched.data());
+                const std::size_t count = std::min(n, rows - g * n);
+                for (std::size_t r = 0; r < count; ++r) {
+                    const std::size_t at = (g * n + r) * outputs_ + p;
+                    // Modulo 2^bits, as a signed number.
+                    const auto phase = static_cast<std::int64_t>((numbers[at] + switched[r]) << spare) >> spare;
+                    y[at] = static_cast<double>(phase) * unit * hint->norms[p] * secret.norms[g * n + r];
+                }
             }
         }
     });
+}
+
+void FrozenClient::mask_of(View<const std::uint64_t* const> hint, const Parts& secret, std::uint64_t* mask) const {
+    const std::size_t n = parts_.degree();
+    if (parts_.prime_count() == 1) {
+        parts_.dot_row(hint, {secret.rows.data(), hint.size}, 0, mask);
+    } else {
+        parts_.dot_pairs(hint, {secret.rows.data(), hint.size}, {secret.rows.data() + hint.size, hint.size}, mask,
+                         mask + n);
+    }
 }
 
 }  // namespace hesplit

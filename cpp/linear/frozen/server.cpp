@@ -55,21 +55,18 @@ std::uint64_t composed(const Ring& ring, const std::uint64_t* residues, std::siz
 
 FrozenServer::FrozenServer(std::shared_ptr<const FrozenAgreement> agreement, View<const double> weight,
                            std::size_t outputs)
-    : agreement_(std::move(agreement)),
-      norms_(outputs),
-      matrix_(
-          [&] {
-              const Buffer<float> integers = checked_integers(*agreement_, weight, norms_);
-              // The name of the weights: a digest of what replies depend on.
-              std::vector<std::uint64_t> words((integers.size() + 1) / 2 + norms_.size() + 2);
-              std::memcpy(words.data(), agreement_->id().data(), 16);
-              std::memcpy(words.data() + 2, norms_.data(), norms_.size() * sizeof(double));
-              std::memcpy(words.data() + 2 + norms_.size(), integers.data(), integers.size() * sizeof(float));
-              seal::util::HashFunction::hash_block_type digest;
-              seal::util::HashFunction::hash(words.data(), words.size(), digest);
-              std::memcpy(id_.data(), digest.data(), id_.size());
-              return IntegerMatrix({integers.data(), integers.size()}, norms_.size(), agreement_->features());
-          }()) {}
+    : agreement_(std::move(agreement)), norms_(outputs), matrix_([&] {
+          const Buffer<float> integers = checked_integers(*agreement_, weight, norms_);
+          // The name of the weights: a digest of what replies depend on.
+          std::vector<std::uint64_t> words((integers.size() + 1) / 2 + norms_.size() + 2);
+          std::memcpy(words.data(), agreement_->id().data(), 16);
+          std::memcpy(words.data() + 2, norms_.data(), norms_.size() * sizeof(double));
+          std::memcpy(words.data() + 2 + norms_.size(), integers.data(), integers.size() * sizeof(float));
+          seal::util::HashFunction::hash_block_type digest;
+          seal::util::HashFunction::hash(words.data(), words.size(), digest);
+          std::memcpy(id_.data(), digest.data(), id_.size());
+          return IntegerMatrix({integers.data(), integers.size()}, norms_.size(), agreement_->features());
+      }()) {}
 
 std::size_t FrozenServer::rows_of(View<const std::uint8_t> request) const {
     WireReader reader(request, MessageType::frozen_request);
@@ -102,24 +99,20 @@ std::string FrozenServer::multiply(View<const std::uint8_t> request) const {
     const auto q = static_cast<std::uint64_t>(ring.modulus_value());
     for (std::size_t first = 0; first < rows; first += kFrozenGroup) {
         const std::size_t group = std::min(kFrozenGroup, rows - first), count = group * features;
-        // Loops over residues take sixteen at a time.
-        Buffer<std::uint64_t> numbers((count + 15) / 16 * 16, 0), row((count + 15) / 16 * 16);
+        Buffer<std::uint64_t> numbers(count);
         unpack_bits(in, {numbers.data(), count}, scaling.request_bits, scaling.request_limit);
         in += packed_bytes(count, scaling.request_bits);
         for (std::size_t i = 0; i < count; ++i) {
             const std::uint64_t value = numbers[i] << scaling.request_dropped;
             numbers[i] = std::min(value, value - q);  // rounding up may have reached the modulus
         }
-        Buffer<std::uint64_t> residues(primes * count);
-        for (std::size_t t = 0; t < primes; ++t) {
-            ring.lift_row({reinterpret_cast<const std::int64_t*>(numbers.data()), row.size()}, t, row.data());
-            std::copy_n(row.data(), count, residues.data() + t * count);
-        }
+        // Loops over residues take sixteen at a time.
         const std::size_t results = group * outputs(), padded = (results + 15) / 16 * 16;
-        Buffer<std::uint64_t> products(primes * results), aligned(primes * padded, 0), switched(padded);
-        matrix_.multiply(ring, residues.data(), group, products.data());
+        Buffer<std::uint64_t> products(primes * results), aligned(primes * padded), switched(padded);
+        matrix_.multiply(ring, numbers.data(), group, products.data());
         for (std::size_t t = 0; t < primes; ++t) {
             std::copy_n(products.data() + t * results, results, aligned.data() + t * padded);
+            std::fill_n(aligned.data() + t * padded + results, padded - results, 0);
         }
         ring.switch_to_bits(aligned.data(), padded, scaling.reply_bits, switched.data());
         pack_bits({switched.data(), results}, scaling.reply_bits, out);
@@ -143,23 +136,27 @@ std::string FrozenServer::hint() const {
     const int bits = static_cast<int>(run * 8 / degree);
     std::uint8_t* out = writer.reserve(all * run);
 
+    // As integers below q.
     std::vector<Buffer<std::uint64_t>> common(agreement_->polynomials());
     parallel_for(common.size(), [&](std::size_t j) {
-        common[j].resize(ring.size());
-        agreement_->expand(j, common[j].data());
-        ring.to_coefficients(common[j].data());
+        Buffer<std::uint64_t> polynomial(ring.size());
+        agreement_->expand(j, polynomial.data());
+        ring.to_coefficients(polynomial.data());
+        common[j].resize(degree);
+        ring.compose(polynomial.data(), common[j].data());
     });
+    const auto q = static_cast<std::uint64_t>(ring.modulus_value());
     const std::uint64_t inverse =
         primes == 1 ? 1 : ring.power(ring.residue(static_cast<std::int64_t>(ring.prime(0)), 1), ring.prime(1) - 2, 1);
-    Buffer<std::uint64_t> rows(primes * kFrozenGroup * features), products(primes * kFrozenGroup * all);
+    Buffer<std::uint64_t> rows(kFrozenGroup * features), products(primes * kFrozenGroup * all);
     for (std::size_t first = 0; first < degree; first += kFrozenGroup) {
         // Coefficient r of x^-i * a is that of a at r + i, and minus that where it goes around.
-        parallel_for(primes * kFrozenGroup, [&](std::size_t m) {
-            const std::size_t t = m / kFrozenGroup, r = first + m % kFrozenGroup;
+        parallel_for(kFrozenGroup, [&](std::size_t row) {
             for (std::size_t f = 0; f < features; ++f) {
-                const std::size_t at = r + f % width;
-                const std::uint64_t* a = common[f / width].data() + t * degree;
-                rows[m * features + f] = at < degree ? a[at] : (a[at - degree] == 0 ? 0 : ring.prime(t) - a[at - degree]);
+                const std::size_t at = first + row + f % width;
+                const std::uint64_t* a = common[f / width].data();
+                const std::uint64_t value = at < degree ? a[at] : q - a[at - degree];
+                rows[row * features + f] = value == q ? 0 : value;
             }
         });
         matrix_.multiply(ring, rows.data(), kFrozenGroup, products.data());
