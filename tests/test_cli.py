@@ -138,6 +138,13 @@ def test_info_shows_both_packings():
         (["train", "--packing", "slots"], "flooding"),
         (["train", "--dataset", "ptbxl"], "HESPLIT_PTBXL"),
         (["serve", "--host", "198.51.100.1"], "another machine"),
+        (["serve", "--model", "/nowhere"], "No such file"),
+        (
+            ["serve", "--model", "x", "--sessions", "1"],
+            "--sessions goes with layers that are trained, not with --model",
+        ),
+        (["serve", "--layers", "a*", "--no-backward"], "--layers, --no-backward go with --model"),
+        (["serve", "--metrics", "nonsense"], "host:port"),
         (["predict", "--model", "/nowhere"], "does not exist"),
     ],
 )
@@ -251,3 +258,112 @@ def test_two_processes_and_what_is_left_when_one_is_interrupted(tmp_path):
     finally:
         server.kill()
         server.communicate()
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    tensors = {"body.0.weight": torch.randn(20, 12), "body.0.bias": torch.randn(20), "head.weight": torch.randn(12, 3)}
+    save_file(
+        tensors | {"head.bias": torch.randn(3), "table.weight": torch.ones(4, 2, dtype=torch.int8)},
+        tmp_path / "w.safetensors",
+    )
+    return tmp_path / "w.safetensors"
+
+
+MODEL = ["--layers", "body.*", "--layers", "head", "--transposed", "head"]
+
+
+def test_a_model_is_served_by_two_processes_of_which_one_is_killed(weights_file):
+    import torch
+    from safetensors.torch import load_file
+    from torch import nn
+
+    import hesplit_native as hn
+
+    command = [*COMMAND, "serve", "--model", str(weights_file), "--port", "0", *MODEL]
+    servers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        addresses = [f"127.0.0.1:{wait_for(server, r'listening on .*:([0-9]+)').group(1)}" for server in servers]
+        with torch.device("meta"):
+            model = nn.ModuleDict({"body": nn.Sequential(nn.Linear(12, 20)), "head": nn.Linear(12, 3)})
+        values = load_file(weights_file)
+        x = torch.randn(5, 12)
+        body = x @ values["body.0.weight"].T + values["body.0.bias"]
+        head = x @ values["head.weight"] + values["head.bias"]
+        with hn.connect(addresses) as connection:
+            hn.nn.encrypt(model, server=connection)
+            for number in range(10):
+                if number == 5:
+                    servers[0].kill()
+                x.requires_grad_()
+                torch.testing.assert_close(model["body"](x), body, atol=1e-4, rtol=0)
+                y = model["head"](x)
+                torch.testing.assert_close(y, head, atol=1e-4, rtol=0)
+                (gradient,) = torch.autograd.grad(y.sum(), x)
+                torch.testing.assert_close(gradient, values["head.weight"].sum(1).expand(5, 12), atol=1e-4, rtol=0)
+            assert connection.address == addresses[1]
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
+
+
+def test_a_served_model_is_shown_and_counted(weights_file):
+    import urllib.request
+
+    import hesplit_native as hn
+
+    pytest.importorskip("prometheus_client")
+    server = start(
+        [*COMMAND, "serve", "--model", str(weights_file), "--port", "0", *MODEL, "--metrics", ":0", "--no-backward",
+         "--precision", "bfloat16", "--memory", "64"]
+    )  # fmt: skip
+    try:
+        metrics = wait_for(server, r"metrics on port (\d+)").group(1)
+        wait_for(server, r"body.0 .* 12 .* 20 .* yes")
+        wait_for(server, r"head .* 12 .* 3 .* yes")
+        wait_for(server, r"2 layers, bfloat16, forward only; memory: .*MiB for hints")
+        port = wait_for(server, r"listening on .*:(\d+) \(no TLS\)").group(1)
+        with hn.connect(f"127.0.0.1:{port}") as connection:
+            connection.multiply("head", np.ones((3, 12)))
+            with pytest.raises(hn.ParameterError, match="no backward"):
+                connection.multiply("head", np.ones((3, 3)), "backward")
+        text = urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10).read().decode()
+        assert 'hesplit_rows_total{request="forward"} 3.0' in text
+        assert "hesplit_model_memory_bytes" in text
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=30)
+        assert server.returncode == 130
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_a_training_server_is_counted_too():
+    import urllib.request
+
+    pytest.importorskip("prometheus_client")
+    server = start([*COMMAND, "serve", "--port", "0", "--metrics", "127.0.0.1:0"])
+    try:
+        metrics = wait_for(server, r"metrics on port (\d+)").group(1)
+        wait_for(server, "listening on")
+        text = urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10).read().decode()
+        assert "hesplit_sessions 0.0" in text
+        assert "hesplit_memory_limit_bytes" in text
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_weights_that_cannot_be_served_are_one_readable_line(weights_file):
+    result = run("serve", "--model", weights_file, "--port", "0")
+    assert result.exit_code == 1
+    assert "table.weight: I8 is not served" in result.stderr
+    result = run("serve", "--model", weights_file, "--layers", "encoder", "--port", "0")
+    assert "there are body.0, head, table" in result.stderr
+    result = run("serve", "--model", weights_file, "--layers", "head", "--port", "0")
+    assert "--transposed" in result.stderr

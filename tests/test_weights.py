@@ -84,7 +84,7 @@ def test_floating_numbers_of_any_width(tmp_path, dtype):
     ("value", "words"),
     [
         (torch.ones(2, 2, dtype=torch.int8), r"a.weight: (int8|I8) is not served"),
-        (torch.ones(2, 2, dtype=torch.uint8), r"a.weight: (uint8|U8) is not served: convert quantised"),
+        (torch.ones(2, 2, dtype=torch.uint8), r"a.weight: (uint8|U8) is not served \(convert quantised"),
         (torch.ones(2, 2, dtype=torch.int64), r"a.weight: (int64|I64) is not served"),
         (torch.ones(2, 2, dtype=torch.bool), r"a.weight: (bool|BOOL) is not served"),
         (torch.ones(2, 2).to(torch.float8_e4m3fn), r"a.weight: (float8_e4m3fn|F8_E4M3) is not served"),
@@ -133,6 +133,13 @@ def test_quantised_tensors():
 def test_biases_that_do_not_fit(tmp_path, bias, words):
     path = saved(tmp_path / "w.safetensors", a__weight=torch.ones(2, 4), a__bias=bias)
     with pytest.raises(DataError, match=words):
+        list(weights_of(path))
+
+
+def test_all_that_stands_in_the_way_is_said_at_once(tmp_path):
+    bad = {f"l{n}__weight": torch.ones(2, 2, dtype=torch.int8) for n in range(10)}
+    path = saved(tmp_path / "w.safetensors", a__weight=torch.ones(2, 4), a__bias=torch.ones(4), **bad)
+    with pytest.raises(DataError, match=r"a.bias: of shape .*l0.weight: I8.*; and 3 more$"):
         list(weights_of(path))
 
 

@@ -19,6 +19,7 @@ from hesplit_native.errors import DataError, ParameterError
 Float = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 _SUFFIX = ".weight"
+_SAID = 8  # problems of one error
 _ALONE = "linear"  # the name of a layer whose tensors are called "weight" and "bias"
 _FLOATING = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _SAFETENSORS_DTYPES = {"F64", "F32", "F16", "BF16"}
@@ -89,6 +90,12 @@ def weights_of(
             else f"there is no linear layer, only {_some(list(found)) or 'nothing'}"
         )
         raise ParameterError(f"no layer is chosen; {what}")
+    # What can be said without reading numbers is said at once, and before anything is read.
+    problems = [problem for name in chosen for problem in _problems(name, found, name in turned)]
+    if problems:
+        raise DataError(
+            "; ".join(problems[:_SAID]) + (f"; and {len(problems) - _SAID} more" if problems[_SAID:] else "")
+        )
     for name in chosen:
         yield _weights(name, found, name in turned)
 
@@ -103,31 +110,40 @@ def _layer(tensor: str) -> str:
     return tensor.removesuffix(_SUFFIX) if tensor.endswith(_SUFFIX) else _ALONE
 
 
+def _keys(name: str, found: Mapping[str, _Found]) -> tuple[str, str | None]:
+    """What the weight of a layer is called, and its bias."""
+    weight = name + _SUFFIX if name + _SUFFIX in found else "weight"
+    bias = weight.removesuffix("weight") + "bias"
+    return weight, bias if bias in found else None
+
+
+def _problems(name: str, found: Mapping[str, _Found], turned: bool) -> Iterator[str]:
+    """Why a layer cannot be served, as far as dtypes and shapes say so."""
+    weight, bias = _keys(name, found)
+    for key in (weight, bias):
+        if key is None:
+            continue
+        if not found[key].floating:
+            yield (
+                f"{key}: {found[key].dtype} is not served (convert quantised, integer and 8-bit weights to float32, float16 or "
+                "bfloat16, or leave the layer out)"
+            )
+        elif 0 in found[key].shape:
+            yield f"{key}: it is empty, {list(found[key].shape)}"
+    inputs, outputs = found[weight].shape if turned else found[weight].shape[::-1]
+    if bias is not None and found[bias].shape != (outputs,):
+        turn = "" if turned else f" (a weight stored as [in, out] is read with transposed={name!r}, --transposed)"
+        yield f"{bias}: of shape {list(found[bias].shape)}, where {weight} gives {outputs} outputs for {inputs} inputs{turn}"
+
+
 def _weights(name: str, found: Mapping[str, _Found], turned: bool) -> Weights:
-    key = name + _SUFFIX if name + _SUFFIX in found else "weight"
-    weight = _numbers(key, found[key])
-    weight = weight.T if turned else weight
-    beside = key[: -len("weight")] + "bias"
-    if beside not in found:
-        return Weights(name, weight, None)
-    bias = _numbers(beside, found[beside])
-    if bias.shape != (len(weight),):
-        turn = "" if turned else f"; a weight that is stored as [in, out] is read with transposed={name!r}"
-        raise DataError(
-            f"{beside}: of shape {list(bias.shape)}, where {key} gives {len(weight)} outputs for {weight.shape[1]} inputs{turn}"
-        )
-    return Weights(name, weight, bias)
+    weight, bias = _keys(name, found)
+    matrix = _numbers(weight, found[weight])
+    return Weights(name, matrix.T if turned else matrix, None if bias is None else _numbers(bias, found[bias]))
 
 
 def _numbers(name: str, tensor: _Found) -> Float:
-    """A tensor's values, float32 or float64; DataError for what is no weight to multiply with."""
-    if not tensor.floating:
-        raise DataError(
-            f"{name}: {tensor.dtype} is not served: convert quantised, integer and 8-bit weights to float32, float16 or bfloat16, "
-            "or leave the layer out"
-        )
-    if 0 in tensor.shape:
-        raise DataError(f"{name}: it is empty, {list(tensor.shape)}")
+    """A tensor's values, float32 or float64; DataError for NaN and infinity."""
     value = tensor.read()
     value = value if value.dtype == torch.float64 else value.float()
     numbers: Float = value.contiguous().numpy()

@@ -184,7 +184,7 @@ class FrozenService:
         return admitted.error is not None
 
     def _needed(self, admitted: _Admitted, request: Message, length: int) -> int:
-        """The most bytes that a request takes: as it comes and joined, then while it is worked on, with its reply twice over."""
+        """The most bytes that a request takes: in pieces and joined, then while it is worked on, with its reply twice over."""
         if request.type is not MessageType.PRODUCT:
             if length > SHORT_MESSAGE:
                 raise WireError(f"a message of {length} bytes; a {request.type.name} is no longer than {SHORT_MESSAGE}")
@@ -202,7 +202,7 @@ class FrozenService:
             raise WireError(
                 f"a request of {request_bytes} bytes; {rows} rows for {layer} ({direction}) are no more than {cost.request_bytes}"
             )
-        return 2 * length + cost.working_bytes + 2 * cost.reply_bytes
+        return length + max(length, cost.working_bytes + 2 * cost.reply_bytes)
 
     def _matrix(self, layer: str, direction: Direction) -> FrozenServer:
         if layer not in self.layers:
@@ -244,7 +244,7 @@ class FrozenService:
     ) -> tuple[MessageType, tuple[bytes | memoryview, ...]]:
         if request.type is MessageType.PRODUCT:
             _, _, _, body = take_address(request.body, "product")
-            return MessageType.RESULT, (self._matrix(admitted.layer, admitted.direction).multiply(bytes(body)),)
+            return MessageType.RESULT, (self._matrix(admitted.layer, admitted.direction).multiply(body),)
         if request.type is MessageType.HINT:
             return MessageType.HINT_PART, self._hint(request.body)
         if request.type is MessageType.LAYERS:

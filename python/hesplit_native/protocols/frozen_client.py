@@ -163,10 +163,13 @@ class Connection:
 
     def close(self) -> None:
         """Leave the server. The connection cannot be used afterwards."""
-        self._closed = True
-        for replica in self._replicas:
-            while replica.idle:
-                self._leave(replica.idle.pop())
+        with self._lock:
+            self._closed = True
+            idle = [line for replica in self._replicas for line in replica.idle]
+            for replica in self._replicas:
+                replica.idle = []
+        for line in idle:
+            self._leave(line)
 
     def __enter__(self) -> Connection:
         return self
@@ -195,7 +198,7 @@ class Connection:
                     MessageType.PRODUCT, MessageType.RESULT, address(layer, direction), request, patience=self._patience
                 )
                 self.requests += 1
-                return matrix.client.decrypt(bytes(body), secret)
+                return matrix.client.decrypt(body, secret)
             except (KeyMismatchError, WireError, ParameterError) as error:
                 # The server may have been started anew with another model.
                 if not renewed:
@@ -214,7 +217,7 @@ class Connection:
         with self._lock:
             matrix = self._matrices.get((layer, direction))
             if matrix is None:
-                matrix = self._matrices[layer, direction] = _Matrix(_client(self._layers[layer], direction))
+                matrix = self._matrices[layer, direction] = _Matrix(_client(self.describe(layer), direction))
         if not matrix.client.has_hint:
             with matrix.lock:
                 if not matrix.client.has_hint:  # or another thread has fetched it
@@ -223,7 +226,7 @@ class Connection:
 
     def _renew(self, layer: str, direction: Direction, old: _Matrix) -> None:
         """The server has other weights than those that the hint is of: ask for what it has now."""
-        before = self._layers[layer]
+        before = self.describe(layer)
         with old.lock:
             if self._matrices.get((layer, direction)) is not old:
                 return  # another thread has seen to it
@@ -271,7 +274,7 @@ class Connection:
                 reason: HESplitError = busy.reason
             except ConnectionLost as error:
                 reason = error
-                self._present = (present + 1) % len(self._replicas)
+            self._present = (present + 1) % len(self._replicas)
             failures += 1
             if failures < len(self._replicas):
                 continue
@@ -325,8 +328,14 @@ class Connection:
                 with self._lock:
                     self.bytes_up += line.channel.bytes_up - up
                     self.bytes_down += line.channel.bytes_down - down
-            with self._lock:
+            self._give_back(replica, line)
+
+    def _give_back(self, replica: _Replica, line: _Line) -> None:
+        with self._lock:
+            if not self._closed:
                 replica.idle.append(line)
+                return
+        self._leave(line)
 
     def _leave(self, line: _Line) -> None:
         try:

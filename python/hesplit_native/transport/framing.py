@@ -51,20 +51,28 @@ def messages(received: Iterable[bytes], admit: Callable[[memoryview, int], bool 
             yield first
             continue
         length, beginning = _piece(first, 0)
-        dropped = admit(beginning, length)
-        parts: list[bytes | memoryview] = [beginning]
-        have = len(beginning)
-        while have < length:
-            following = next(source, None)
-            if following is None:
-                return  # the peer has gone
-            total, part = _piece(following, have)
-            if total != length:
-                raise WireError(f"a piece of a message of {total} bytes among those of one of {length} bytes")
-            if not dropped:
-                parts.append(part)
-            have += len(part)
-        yield b"".join(parts)
+        message = _whole(source, beginning, length, wanted=not admit(beginning, length))
+        if message is None:
+            return  # the peer has gone
+        yield message
+        del message  # whoever has it decides how long it is kept
+
+
+def _whole(source: Iterator[bytes], beginning: memoryview, length: int, *, wanted: bool) -> bytes | None:
+    """The message that goes on as `source` says, or only its beginning when the rest is not wanted; None if it breaks off."""
+    parts: list[bytes | memoryview] = [beginning]
+    have = len(beginning)
+    while have < length:
+        following = next(source, None)
+        if following is None:
+            return None
+        total, part = _piece(following, have)
+        if total != length:
+            raise WireError(f"a piece of a message of {total} bytes among those of one of {length} bytes")
+        if wanted:
+            parts.append(part)
+        have += len(part)
+    return b"".join(parts)
 
 
 def _piece(data: bytes, offset: int) -> tuple[int, memoryview]:

@@ -532,6 +532,7 @@ class GrpcServer:
                 if not self._begin(stream):
                     return
                 reply = conversation.send(request)
+                del request  # not to be kept while the client is silent
             except StopIteration:
                 stream.over = True
                 return
