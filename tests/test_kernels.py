@@ -120,7 +120,8 @@ def test_sums_of_products_of_pairs(name, bits, terms, seed):
     both = [prime_of(size) for size in bits]
     (low_words, low), (high_words, high) = [(residues(rng, q, terms, 24), residues(rng, q, terms, 24)) for q in both]
     expected = [
-        (exact(words) * exact(factors)).sum(0) % q for words, factors, q in zip((low_words, high_words), (low, high), both)
+        (exact(words) * exact(factors)).sum(0) % q
+        for words, factors, q in zip((low_words, high_words), (low, high), both, strict=True)
     ]
     for one in (SCALAR, kernels):
         np.testing.assert_array_equal(exact(one.dot_pairs(both, low_words | high_words << 32, low, high)), expected)
@@ -269,6 +270,7 @@ def test_an_unknown_choice_is_an_error():
 LAYER = """
 import numpy as np, hashlib, hesplit_native as hn
 from hesplit_native import _testing
+from hesplit_native.layer.frozen import FrozenServer
 hn.set_num_threads({threads})
 digest = hashlib.sha256()
 for primes in ([26, 27], [50], [33, 40], [60, 60]):
@@ -278,6 +280,8 @@ for primes in ([26, 27], [50], [33, 40], [60, 60]):
     product = _testing.multiply(q, a, b)
     digest.update(product.tobytes() + _testing.switch_to_bits(q, product, 30).tobytes())
 digest.update(_testing.uniform(3, q[0], 5000).tobytes() + _testing.noise(3, 5000).tobytes())
+for precision in ("float32", "bfloat16"):
+    digest.update(FrozenServer(np.cos(np.arange(780.0)).reshape(13, 60), precision=precision).hint())
 print(digest.hexdigest())
 """
 

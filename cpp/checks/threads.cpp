@@ -21,6 +21,8 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "linear/client.h"
+#include "linear/frozen/client.h"
+#include "linear/frozen/server.h"
 #include "linear/sealed/client.h"
 #include "linear/sealed/server.h"
 #include "linear/server.h"
@@ -336,6 +338,36 @@ void stress_releases() {
     expect(counted == chosen.releases, "the number of releases");
 }
 
+// One client and one server of weights that do not change, while other weights' hints come and go.
+void stress_frozen() {
+    constexpr std::size_t kRows = 130, kFeatures = 40, kOutputs = 20;
+    const std::shared_ptr<const FrozenAgreement> agreement = FrozenAgreement::of(kFeatures, Precision::single, "");
+    std::vector<double> weight(kFeatures * kOutputs), x(kRows * kFeatures);
+    for (std::size_t i = 0; i < weight.size(); ++i) {
+        weight[i] = static_cast<double>(i * 5 % 13) - 6;
+    }
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        x[i] = static_cast<double>(i * 7 % 17) / 8 - 1;
+    }
+    const FrozenServer server(agreement, view(weight), kOutputs);
+    FrozenClient client(agreement, kOutputs, false);
+    client.load_hint(view(server.hint()));
+    at_once(times(kThreads, [&] {
+        for (int round = 0; round < kRounds / 4; ++round) {
+            FrozenSecret secret;
+            std::vector<double> y(kRows * kOutputs);
+            client.decrypt(view(server.multiply(view(client.encrypt(x.data(), kRows, secret)))), secret, y.data());
+            double expected = 0;
+            for (std::size_t f = 0; f < kFeatures; ++f) {
+                expected += x[f] * weight[f];
+            }
+            expect(std::abs(y[0] - expected) < 1e-3, "a product with frozen weights");
+            client.load_hint(view(server.hint()));
+            FrozenAgreement::of(kFeatures + 1, Precision::half, "");
+        }
+    }));
+}
+
 void run(const char* name, const std::function<void()>& stress) {
     std::printf("%s\n", name);
     std::fflush(stdout);
@@ -348,6 +380,7 @@ int main() {
     try {
         run("pool", &stress_pool);
         run("releases of a key", &stress_releases);
+        run("frozen weights", &stress_frozen);
         for (const bool ahead : {false, true}) {
             set_work_ahead(ahead);
             set_num_threads(2);

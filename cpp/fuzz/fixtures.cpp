@@ -105,4 +105,24 @@ const std::vector<std::unique_ptr<Sealed>>& sealed_layers() {
     return layers;
 }
 
+Frozen::Frozen(Precision precision)
+    : agreement(FrozenAgreement::of(20, precision, "")),
+      client(agreement, 3, true),
+      server(agreement, {numbers(60).data(), 60}, 3),
+      hash(agreement->parameters().hash()) {}
+
+std::string Frozen::request(FrozenSecret& secret) {
+    return client.encrypt(numbers(2 * client.inputs()).data(), 2, secret);
+}
+
+const std::vector<std::unique_ptr<Frozen>>& frozen_layers() {
+    static const std::vector<std::unique_ptr<Frozen>> layers = [] {
+        std::vector<std::unique_ptr<Frozen>> made;
+        made.push_back(std::make_unique<Frozen>(Precision::single));
+        made.push_back(std::make_unique<Frozen>(Precision::half));
+        return made;
+    }();
+    return layers;
+}
+
 }  // namespace hesplit::fuzz

@@ -7,6 +7,8 @@
 
 #include "fuzz.h"
 #include "linear/client.h"
+#include "linear/frozen/client.h"
+#include "linear/frozen/server.h"
 #include "linear/sealed/client.h"
 #include "linear/sealed/server.h"
 #include "linear/server.h"
@@ -45,6 +47,20 @@ struct Sealed {
 };
 
 const std::vector<std::unique_ptr<Sealed>>& sealed_layers();
+
+struct Frozen {
+    std::shared_ptr<const FrozenAgreement> agreement;
+    FrozenClient client;
+    FrozenServer server;
+    ParameterHash hash;
+
+    explicit Frozen(Precision precision);
+    // A request, and what decrypts its reply.
+    std::string request(FrozenSecret& secret);
+};
+
+// Of either precision. Their rings are not smaller than those in use.
+const std::vector<std::unique_ptr<Frozen>>& frozen_layers();
 
 // The layer with the parameters that the bytes name, or the first.
 template <class Layer>

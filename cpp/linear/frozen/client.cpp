@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "base/error.h"
@@ -123,7 +124,7 @@ void FrozenClient::load_hint(View<const std::uint8_t> message) {
     loaded->weights = reader.header().key;
     for (std::size_t p = 0; p < outputs_; ++p) {
         loaded->norms.push_back(reader.f64());
-        if (!(loaded->norms[p] >= 0 && loaded->norms[p] <= 1.7976931348623157e308)) {
+        if (!(loaded->norms[p] >= 0 && loaded->norms[p] <= std::numeric_limits<double>::max())) {
             throw WireError("a hint with an impossible norm");
         }
     }
