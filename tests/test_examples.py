@@ -33,7 +33,7 @@ def test_every_example_is_short_and_tested():
     names = sorted(path.name for path in EXAMPLES.glob("*.py"))
     assert [name[:2] for name in names] == [f"{index:02}" for index in range(1, len(names) + 1)]
     for name in names:
-        assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) <= 60
+        assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 60
         assert name in Path(__file__).read_text(encoding="utf-8")
 
 
@@ -64,9 +64,11 @@ def test_gpt2_generates_the_same_tokens():
 def test_lora_learns_as_in_the_clear():
     pytest.importorskip("peft")
     text = output_of("04_lora.py")
-    assert numbers(text, r"at most ([\d.]+) % apart")[0] < 1
-    losses = numbers(text, r"ciphertexts ([\d.]+)")
-    assert losses[-1] < losses[0] - 0.5
+    losses = re.findall(r"clear ([\d.]+), on ciphertexts ([\d.]+)", text)
+    assert len(losses) == 20
+    for clear, ours in losses:
+        assert float(ours) == pytest.approx(float(clear), rel=0.01)
+    assert float(losses[-1][1]) < float(losses[0][1]) - 0.4
 
 
 def test_bert_probe():
