@@ -42,6 +42,17 @@ def test_recordings_survive_a_file(data, tmp_path, protocol):
     assert row.findings["activations"].value == pytest.approx(1.0, abs=1e-3) or protocol == "sealed"
 
 
+def test_a_frozen_layer_gives_nothing_away(data):
+    row = next(row for row in audit.settings() if row.frozen)
+    found = audit.audit(row, data, steps=60, keep=60)
+    for name in ("activations", "closest channel", "signals"):
+        assert abs(found.findings[name].value - found.findings[name].chance) < 0.3
+    assert abs(found.findings["labels"].value - found.findings["labels"].chance) < 0.3
+    assert found.findings["key"].text == "nothing is released"
+    # One size up and one down, whatever the rows are.
+    assert " to " not in found.findings["traffic"].text
+
+
 def test_other_files_are_no_recordings(tmp_path):
     (tmp_path / "r.safetensors").write_bytes(b"no")
     with pytest.raises(hn.DataError):

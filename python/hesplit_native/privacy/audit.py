@@ -13,6 +13,7 @@ import torch
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.privacy import metrics
 from hesplit_native.privacy.attacks import activations, features, forged, hijack, inversion, keys, labels, traffic
+from hesplit_native.privacy.frozen_transcript import record_frozen
 from hesplit_native.privacy.transcript import Recording, record
 from hesplit_native.training.config import Defences, RunConfig
 from hesplit_native.training.defences import Defender
@@ -33,6 +34,7 @@ class Setting:
 
     title: str
     config: RunConfig
+    frozen: bool = False  # the layer is one that the server holds and nobody trains
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ def settings(batch_size: int = 4) -> list[Setting]:
     ):
         values: dict[str, Any] = {"protocol": protocol, "flooding": flooding, "batch_size": size, "accept_leak": True}
         rows.append(Setting(title, RunConfig(**values)))
-    return rows
+    return [
+        *rows,
+        Setting("frozen layer, forward and backward", RunConfig("local", batch_size=batch_size), frozen=True),
+    ]
 
 
 def defended(batch_size: int = 4) -> list[Setting]:
@@ -107,7 +112,7 @@ def audit(
     """Train, record the server's transcript, and run every attack on its last steps; or on a `recording`."""
     releases = setting.config.releases
     if recording is None:
-        recording = record(
+        recording = (record_frozen if setting.frozen else record)(
             setting.config,
             dataset,
             steps=steps,
