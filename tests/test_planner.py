@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,7 +86,38 @@ def test_absurd_links(link):
 def test_the_command_explains_its_choice():
     result = CliRunner().invoke(app, ["plan", "256", "5", "--batch-size", "4", "--link", "100Mbit/s"])
     assert result.exit_code == 0, result.output
-    for words in ("N = 2048", "26 + 27", "measured", "Chosen", "100 Mbit/s"):
+    for words in (
+        "N = 2048",
+        "26 + 27",
+        "measured",
+        "Chosen",
+        "100 Mbit/s",
+        "bfloat16",
+        "hint, once",
+        "in the clear here",
+    ):
         assert words in result.output
-    text = result.output.split("fromhex('")[1].split("'")[0]
-    assert hn.Parameters.from_bytes(bytes.fromhex(text)) == plans(256, 5, 4, link=1e8)[0].parameters
+    assert chosen(result) in [plan.parameters for plan in plans(256, 5, 4, link=1e8)]
+
+
+def chosen(result):
+    return hn.Parameters.from_bytes(bytes.fromhex(result.output.split("fromhex('")[1].split("'")[0]))
+
+
+@pytest.mark.parametrize("fastest", [2048, 4096])
+def test_the_command_chooses_by_what_it_measured(monkeypatch, fastest):
+    def measured(plan, *_):
+        seconds = 1e-6 if plan.parameters.ring_degree == fastest else 1.0
+        return dataclasses.replace(plan, client_seconds=seconds, server_seconds=seconds)
+
+    monkeypatch.setattr("hesplit_native.cli.plan._measured", measured)
+    result = CliRunner().invoke(app, ["plan", "256", "5", "--batch-size", "4"])
+    assert result.exit_code == 0, result.output
+    assert chosen(result).ring_degree == fastest
+
+
+def test_large_layers_are_planned_without_preparing_them_frozen(monkeypatch):
+    monkeypatch.setattr("hesplit_native.cli.plan._measured", lambda plan, *_: plan)
+    result = CliRunner().invoke(app, ["plan", "5000", "5000"])
+    assert result.exit_code == 0, result.output
+    assert "do not change" not in result.output

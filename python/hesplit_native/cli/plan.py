@@ -10,7 +10,12 @@ import typer
 from hesplit_native.choices import Attacker, Flooding
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hesplit_native.layer.planner import Plan
+
+_FROZEN_ROWS = 2048  # of one request at most
+_FROZEN_WEIGHTS = 1 << 24  # beyond this it takes more than some seconds to prepare the layer
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -51,7 +56,11 @@ def plan_command(
         activation_bound=activation_bound, weight_norm=weight_norm,
         security=security, statistical_bits=statistical_bits,
     )  # fmt: skip
-    rows = _rows(found, [_measure(plan, in_features, out_features, batch_size, speed) for plan in found])
+    # What is chosen is what took least here: the predictions are of other machines.
+    both = [(plan, _measured(plan, in_features, out_features, batch_size, speed)) for plan in found]
+    both.sort(key=lambda pair: pair[1].seconds)
+    found = [plan for plan, _ in both]
+    rows = _rows(found, [plan for _, plan in both])
     print_columns(
         console,
         [
@@ -61,7 +70,7 @@ def plan_command(
         title=f"One step of batch {batch_size}, {in_features} -> {out_features}, over {speed / 1e6:g} Mbit/s",
         caption="Milliseconds of one core at each side, weights new in every step: predicted, and measured here.",
     )
-    best = found[0]
+    best = both[0][1]
     parts = {"the link": best.link_seconds, "the server": best.server_seconds, "the client": best.client_seconds}
     longest = max(parts, key=lambda part: parts[part])
     console.print(
@@ -72,14 +81,55 @@ def plan_command(
     console.print(
         f"Parameters.from_bytes(bytes.fromhex({best.parameters.to_bytes().hex()!r}))", highlight=False, soft_wrap=True
     )
+    if in_features * out_features <= _FROZEN_WEIGHTS:
+        _print_frozen(console, in_features, out_features, min(batch_size, _FROZEN_ROWS), speed)
 
 
-def _rows(found: list[Plan], measured: list[tuple[float, float]]) -> list[tuple[str, list[str]]]:
+def _print_frozen(console: Console, in_features: int, out_features: int, rows: int, link: float) -> None:
+    """The same layer with weights that do not change, and whether its client has less to do than with the weights at hand."""
+    from hesplit_native.cli.frozen_costs import measure_frozen
+    from hesplit_native.cli.terminal import print_columns
     from hesplit_native.training.report import size
 
-    def each(text: object) -> list[str]:
+    found = [measure_frozen(in_features, out_features, rows, precision) for precision in ("float32", "bfloat16")]
+    print_columns(
+        console,
+        [
+            (
+                f"precision {cost.precision}",
+                {
+                    "error of an output, of |x| |w|": f"{cost.error:.1e}",
+                    "request": size(cost.request_bytes),
+                    "reply": size(cost.reply_bytes),
+                    "hint, once": size(cost.hint_bytes),
+                    "client, measured": f"{1e3 * cost.client_seconds:.3f}",
+                    "server, measured": f"{1e3 * cost.server_seconds:.3f}",
+                    "link": f"{8e3 * (cost.request_bytes + cost.reply_bytes) / link:.3f}",
+                    "the layer in the clear, measured": f"{1e3 * cost.clear_seconds:.3f}",
+                },
+            )
+            for cost in found
+        ],
+        title=f"The same layer if its weights do not change (serve --model), {rows} row{'s' * (rows > 1)}",
+    )
+    share = found[0].client_seconds / found[0].clear_seconds
+    console.print(
+        f"Its client works {share:.1f} times as long as the layer takes in the clear here: "
+        + (
+            "that saves it work."
+            if share < 1
+            else "offload it because the weights are not the client's to have, not to save work."
+        ),
+        highlight=False,
+    )
+
+
+def _rows(found: list[Plan], measured: list[Plan]) -> list[tuple[str, list[str]]]:
+    from hesplit_native.training.report import size
+
+    def each(text: object, of: list[Plan] = found) -> list[str]:
         assert callable(text)
-        return [text(plan) for plan in found]
+        return [text(plan) for plan in of]
 
     return [
         ("modulus, bits", each(lambda p: " + ".join(map(str, p.parameters.modulus_bits)))),
@@ -93,17 +143,19 @@ def _rows(found: list[Plan], measured: list[tuple[float, float]]) -> list[tuple[
         ("request", each(lambda p: size(p.request_bytes))),
         ("reply", each(lambda p: size(p.reply_bytes))),
         ("client, predicted", each(lambda p: f"{1e3 * p.client_seconds:.3f}")),
-        ("client, measured", [f"{1e3 * client:.3f}" for client, _ in measured]),
+        ("client, measured", each(lambda p: f"{1e3 * p.client_seconds:.3f}", measured)),
         ("server, predicted", each(lambda p: f"{1e3 * p.server_seconds:.3f}")),
-        ("server, measured", [f"{1e3 * server:.3f}" for _, server in measured]),
+        ("server, measured", each(lambda p: f"{1e3 * p.server_seconds:.3f}", measured)),
         ("link", each(lambda p: f"{1e3 * p.link_seconds:.3f}")),
         ("threads at each side", each(lambda p: str(p.threads))),
         ("step, predicted", each(lambda p: f"{1e3 * p.seconds:.3f}")),
+        ("step, measured", each(lambda p: f"{1e3 * p.seconds:.3f}", measured)),
     ]
 
 
-def _measure(plan: Plan, in_features: int, out_features: int, batch_size: int, link: float) -> tuple[float, float]:
-    """Seconds of client and server for one step, on one thread: the best of a few."""
+def _measured(plan: Plan, in_features: int, out_features: int, batch_size: int, link: float) -> Plan:
+    """The plan with seconds of client and server for one step, on one thread, as they were here: the best of a few."""
+    from dataclasses import replace
     from time import perf_counter
 
     import numpy as np
@@ -138,4 +190,4 @@ def _measure(plan: Plan, in_features: int, out_features: int, batch_size: int, l
     finally:
         _core.set_num_threads(threads)
         _core.set_work_ahead(ahead)
-    return best[0], best[1]
+    return replace(plan, client_seconds=best[0], server_seconds=best[1])
