@@ -261,7 +261,7 @@ def test_long_messages_that_are_refused_are_not_taken_in():
         connection = hn.connect(address_of)
         with pytest.raises(BudgetError, match="--memory"):
             connection.multiply("fc", np.ones((1500, 3000)))
-        assert len(connection._replicas[0].idle) == 1  # the same connection goes on
+        assert len(connection._replicas._replicas[0].idle) == 1  # the same connection goes on
         assert connection.bytes_up > 1 << 20
         assert connection.multiply("fc", np.ones((2, 3000))).shape == (2, 9)
         connection.close()
