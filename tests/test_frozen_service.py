@@ -255,13 +255,29 @@ def test_a_client_waits_while_others_take_the_memory():
     assert impatient.multiply("fc", np.ones((1, 14))).shape == (1, 9)
 
 
+def test_what_leaves_no_memory_or_cannot_listen_is_said(tmp_path):
+    model = nn.Linear(14, 9)
+    with pytest.raises(
+        hn.ParameterError, match=r"no memory is left for requests: the layers take .* of 0.0 MiB.*--memory"
+    ):
+        hn.serve(model, port=0, memory=1000)
+    with pytest.raises(hn.ParameterError, match="another machine"):
+        hn.serve(model, host="198.51.100.1", port=0)
+    with pytest.raises(hn.DataError, match=r"ca\.pem|server\.pem"):
+        hn.serve(model, port=0, tls=tmp_path)
+    with serve() as server, pytest.raises(ProtocolError, match="cannot listen"):
+        serve(port=server.port)
+    with pytest.raises(hn.ParameterError, match="expected the address of a server"):
+        hn.connect([])
+
+
 def test_long_messages_that_are_refused_are_not_taken_in():
     wide = layer(inner=3000)
     with grpc_server(service(wide, memory=30 << 20)) as address_of:
         connection = hn.connect(address_of)
         with pytest.raises(BudgetError, match="--memory"):
             connection.multiply("fc", np.ones((1500, 3000)))
-        assert len(connection._replicas[0].idle) == 1  # the same connection goes on
+        assert len(connection._replicas._replicas[0].idle) == 1  # the same connection goes on
         assert connection.bytes_up > 1 << 20
         assert connection.multiply("fc", np.ones((2, 3000))).shape == (2, 9)
         connection.close()

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType, TracebackType
@@ -20,16 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hesplit_native.choices import Direction
-from hesplit_native.errors import (
-    ConnectionLost,
-    HESplitError,
-    KeyMismatchError,
-    ParameterError,
-    ProtocolError,
-    WireError,
-)
-from hesplit_native.layer.frozen import FrozenClient
-from hesplit_native.layer.normalised import MAX_ROWS
+from hesplit_native.errors import KeyMismatchError, ParameterError, WireError
+from hesplit_native.layer.frozen import MAX_ROWS, FrozenClient
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.frozen_messages import (
     HINT_PART,
@@ -37,10 +27,10 @@ from hesplit_native.protocols.frozen_messages import (
     Description,
     address,
     take_offer,
-    take_refusal,
     unknown_layer,
 )
-from hesplit_native.protocols.messages import NO_SESSION, MessageType
+from hesplit_native.protocols.messages import MessageType
+from hesplit_native.protocols.replicas import Replicas
 from hesplit_native.transport import ClientInfo, ClientTls, InProcessChannel
 from hesplit_native.transport import connect as open_channel
 from hesplit_native.transport.channel import Channel
@@ -48,8 +38,6 @@ from hesplit_native.transport.in_process import Conversation
 
 #: Seconds for which a client tries to reach a server, or one of several, that went away.
 PATIENCE = 30.0
-#: Requests of one connection that are under way at the same time; more wait.
-_LINES = 8
 _MAX_HINT = 1 << 34
 
 Float64 = npt.NDArray[np.float64]
@@ -61,23 +49,6 @@ class Conversing(Protocol):
     def converse(self, client: ClientInfo) -> Conversation:
         """Answer one connection."""
         ...
-
-
-@dataclass(eq=False)
-class _Line:
-    """One channel, and the number of its next request."""
-
-    channel: Channel
-    step: int = 0
-
-
-@dataclass(eq=False)
-class _Replica:
-    """One server: how it is reached, and channels to it that wait for something to do."""
-
-    name: str
-    open: Callable[[], Channel]
-    idle: list[_Line] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -97,15 +68,10 @@ class Connection:
     def __init__(self, replicas: Sequence[tuple[str, Callable[[], Channel]]], patience: float) -> None:
         self.requests = 0
         """Products that were asked for so far."""
-        self.bytes_up = 0
-        self.bytes_down = 0
-        self._replicas = [_Replica(name, open_one) for name, open_one in replicas]
-        self._present = 0
+        self._replicas = Replicas(replicas)
         self._patience = patience
         self._matrices: dict[tuple[str, Direction], _Matrix] = {}
         self._lock = threading.Lock()
-        self._lines = threading.Semaphore(_LINES)
-        self._closed = False
         self._layers: dict[str, Description] = {}
         self._fetch_layers(patience=0.0)
 
@@ -117,7 +83,17 @@ class Connection:
     @property
     def address(self) -> str:
         """Where requests go at present."""
-        return self._replicas[self._present].name
+        return self._replicas.present
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes to servers so far."""
+        return self._replicas.bytes_up
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes from servers so far."""
+        return self._replicas.bytes_down
 
     def multiply(self, layer: str, x: npt.NDArray[Any], direction: Direction = "forward") -> Float64:
         """Forward: ``x W^T + b``, backward: ``x W``, computed on ciphertexts.
@@ -163,13 +139,7 @@ class Connection:
 
     def close(self) -> None:
         """Leave the server. The connection cannot be used afterwards."""
-        with self._lock:
-            self._closed = True
-            idle = [line for replica in self._replicas for line in replica.idle]
-            for replica in self._replicas:
-                replica.idle = []
-        for line in idle:
-            self._leave(line)
+        self._replicas.close()
 
     def __enter__(self) -> Connection:
         return self
@@ -194,10 +164,11 @@ class Connection:
             matrix = self._matrix(layer, direction)
             request, secret = matrix.client.encrypt(x)
             try:
-                body = self._exchange(
+                body = self._replicas.exchange(
                     MessageType.PRODUCT, MessageType.RESULT, address(layer, direction), request, patience=self._patience
                 )
-                self.requests += 1
+                with self._lock:
+                    self.requests += 1
                 return matrix.client.decrypt(body, secret)
             except (KeyMismatchError, WireError, ParameterError) as error:
                 # The server may have been started anew with another model.
@@ -240,13 +211,13 @@ class Connection:
                 self._matrices[layer, direction] = fresh
 
     def _fetch_layers(self, patience: float) -> None:
-        self._layers = take_offer(self._exchange(MessageType.LAYERS, MessageType.OFFER, patience=patience))
+        self._layers = take_offer(self._replicas.exchange(MessageType.LAYERS, MessageType.OFFER, patience=patience))
 
     def _fetch_hint(self, layer: str, direction: Direction) -> bytes:
         parts: list[memoryview] = []
         have, total = 0, 1
         while have < total:
-            body = self._exchange(
+            body = self._replicas.exchange(
                 MessageType.HINT, MessageType.HINT_PART, address(layer, direction, have=have), patience=self._patience
             )
             values, part = messages.take_json(body, "hint")
@@ -259,99 +230,6 @@ class Connection:
             parts.append(part)
             have += len(part)
         return b"".join(parts)
-
-    # Requests and replies
-
-    def _exchange(self, kind: MessageType, expected: MessageType, *parts: bytes, patience: float) -> memoryview:
-        """Send a request until somebody answers it, for so many seconds; the body of the reply."""
-        deadline = time.monotonic() + patience
-        failures, pause = 0, 0.05
-        while True:
-            present = self._present
-            try:
-                return self._ask(self._replicas[present], kind, expected, parts)
-            except _Later as busy:
-                reason: HESplitError = busy.reason
-            except ConnectionLost as error:
-                reason = error
-            self._present = (present + 1) % len(self._replicas)
-            failures += 1
-            if failures < len(self._replicas):
-                continue
-            if time.monotonic() + pause > deadline:
-                raise self._given_up(reason) from reason
-            time.sleep(pause)
-            pause = min(2 * pause, 2.0)
-
-    def _given_up(self, reason: HESplitError) -> HESplitError:
-        if not isinstance(reason, ConnectionLost):
-            return reason
-        names = ", ".join(replica.name for replica in self._replicas)
-        return ConnectionLost(f"no answer from {names}: {reason}")
-
-    def _ask(self, replica: _Replica, kind: MessageType, expected: MessageType, parts: tuple[bytes, ...]) -> memoryview:
-        with self._line(replica) as line:
-            line.channel.send(messages.pack(kind, line.step, NO_SESSION, *parts))
-            reply = messages.unpack(line.channel.receive())
-            if reply.type is MessageType.ERROR:
-                raise ProtocolError(f"{replica.name}: {messages.take_text(reply.body, 'error')[0]}")
-            if reply.step != line.step or reply.type not in (expected, MessageType.REFUSED):
-                raise ProtocolError(
-                    f"{replica.name}: expected {expected.name} for request {line.step}, got {reply.type.name} for {reply.step}"
-                )
-            line.step += 1
-        if reply.type is MessageType.REFUSED:
-            error, later = take_refusal(reply.body)
-            raise (_Later(error) if later else error)
-        return reply.body
-
-    @contextmanager
-    def _line(self, replica: _Replica) -> Iterator[_Line]:
-        """A channel for one request; it is closed where that fails."""
-        if self._closed:
-            raise ProtocolError("this connection was closed")
-        with self._lines:
-            with self._lock:
-                line = replica.idle.pop() if replica.idle else None
-            line = line or _Line(replica.open())
-            up, down = line.channel.bytes_up, line.channel.bytes_down
-            try:
-                yield line
-            except BaseException:
-                line.channel.close()
-                with self._lock:
-                    broken, replica.idle = replica.idle, []  # opened before it, to a server that may be gone
-                for other in broken:
-                    other.channel.close()
-                raise
-            finally:
-                with self._lock:
-                    self.bytes_up += line.channel.bytes_up - up
-                    self.bytes_down += line.channel.bytes_down - down
-            self._give_back(replica, line)
-
-    def _give_back(self, replica: _Replica, line: _Line) -> None:
-        with self._lock:
-            if not self._closed:
-                replica.idle.append(line)
-                return
-        self._leave(line)
-
-    def _leave(self, line: _Line) -> None:
-        try:
-            line.channel.send(messages.pack(MessageType.END, line.step, NO_SESSION))
-            line.channel.receive()
-        except HESplitError:
-            pass  # it was the last message
-        line.channel.close()
-
-
-class _Later(Exception):
-    """A server that is busy at the moment."""
-
-    def __init__(self, reason: HESplitError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
 
 
 def _client(layer: Description, direction: Direction) -> FrozenClient:

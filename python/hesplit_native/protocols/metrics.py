@@ -32,7 +32,9 @@ class Metrics:
         try:
             from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
         except ImportError as error:
-            raise ParameterError('metrics take prometheus_client: pip install "hesplit_native[serve]"') from error
+            raise ParameterError(
+                f"{error.name} is missing: pip install -c constraints.txt '.[serve]' (from the source) brings it"
+            ) from error
         host, port = parse_address(f"127.0.0.1{address}" if address.startswith(":") else address)
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(

@@ -107,7 +107,7 @@ def serve(
     memory
         Bytes for all clients' requests and for hints that are kept; None: half of the machine's, less what the layers take.
     memory_per_client
-        Bytes for the requests of one client; None: a third of what all may take.
+        Bytes for the requests of one client; None: a quarter of `memory`.
     max_clients
         Connections at once.
     timeout
@@ -118,15 +118,16 @@ def serve(
     Raises
     ------
     DataError, ParameterError
-        As `weights_of` raises them; no memory is left; an address of another machine without TLS.
+        As `weights_of` raises them; certificates that are missing or not in order; no memory is left; an address of another machine
+        without TLS.
     ProtocolError
         The port is taken.
     """
+    certificates = tls if tls is None or isinstance(tls, ServerTls) else ServerTls.load(tls)
     prepared = [_prepare(w, precision, epoch, backward) for w in weights_of(model, layers, transposed=transposed)]
     service = make_service(
         prepared, memory=memory, memory_per_client=memory_per_client, on_event=on_event, on_request=on_request
     )
-    certificates = tls if tls is None or isinstance(tls, ServerTls) else ServerTls.load(tls)
     transport = GrpcServer(
         f"{_bracketed(host)}:{port}",
         service.converse,
@@ -163,7 +164,7 @@ def make_service(
     return FrozenService(
         layers,
         memory=requests,
-        memory_per_client=requests // 3 if memory_per_client is None else memory_per_client,
+        memory_per_client=total // 4 if memory_per_client is None else memory_per_client,
         memory_kept=requests // 2,  # or a few large clients would lock everybody out
         hint_memory=hints,
         on_event=on_event,
