@@ -61,7 +61,9 @@ def serve_command(
         rich_help_panel=_MODEL,
     ),
     transposed: list[str] | None = typer.Option(
-        None, help="Pattern for layers stored as [in, out], as GPT-2's are.", rich_help_panel=_MODEL
+        None,
+        help="Pattern for layers that are stored as inputs by outputs, like those of GPT-2.",
+        rich_help_panel=_MODEL,
     ),
     precision: Precision | None = typer.Option(
         None, help="float32 unless given; bfloat16 makes replies smaller.", rich_help_panel=_MODEL
