@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -319,6 +320,33 @@ def test_long_hints_come_in_parts(monkeypatch):
     assert len(parts) == -(-FrozenServer(weights()).hint_bytes // 1000) > 3
 
 
+def test_a_client_keeps_hints_as_far_as_its_memory_goes():
+    served = service(layer("a"), layer("b", 1), layer("c", 2))
+    x = np.random.default_rng(0).normal(size=(2, 14))
+    one = FrozenServer(weights())
+    client = FrozenClient(14, 9)
+    for room, fetched in ((10 * client.resident_bytes, 3), (2 * client.resident_bytes, 5), (1, 6)):
+        log = []
+        connection = tapped(served, log, hint_memory=room)
+        for seed, name in ((0, "a"), (0, "a"), (1, "b"), (2, "c"), (0, "a"), (2, "c"), (1, "b"), (1, "b")):
+            np.testing.assert_allclose(connection.multiply(name, x), x @ weights(seed).T, atol=1e-3)
+        assert len([m for up, m in log if up and m.type is MessageType.HINT]) == fetched, room
+    assert client.hint_bytes == one.hint_bytes == len(one.hint())
+
+
+def test_hints_of_another_length_are_not_taken_in():
+    """A server that announces gigabytes is not believed."""
+    served = service()
+    described = served.layers["fc"]
+    other = layer("fc", out=90)
+    log = []
+    connection = tapped(served, log)
+    served.layers["fc"] = dataclasses.replace(described, forward=other.forward)
+    with pytest.raises(hn.HESplitError):
+        connection.multiply("fc", np.ones((1, 14)))
+    assert len([m for up, m in log if not up and m.type is MessageType.HINT_PART]) <= 2
+
+
 # Connections that are lost, replicas, other weights
 
 
@@ -542,8 +570,8 @@ class Tap:
     bytes_down = property(lambda self: self.channel.bytes_down)
 
 
-def tapped(to, log):
-    return Connection([("tap", lambda: Tap(InProcessChannel(to.converse(ClientInfo("test"))), log))], 1.0)
+def tapped(to, log, **options):
+    return Connection([("tap", lambda: Tap(InProcessChannel(to.converse(ClientInfo("test"))), log))], 1.0, **options)
 
 
 def test_the_server_sees_nothing_but_ciphertexts_and_shapes():

@@ -84,7 +84,7 @@ void register_frozen(py::module_& module) {
              }),
              py::arg("agreement"), py::arg("weight").noconvert())
         .def_property_readonly("resident_bytes", &FrozenServer::bytes)
-        .def_property_readonly("working_bytes", &FrozenServer::working_bytes)
+        .def("working_bytes", &FrozenServer::working_bytes, py::arg("rows"))
         .def_property_readonly("hint_working_bytes", &FrozenServer::hint_working_bytes)
         .def(
             "multiply",

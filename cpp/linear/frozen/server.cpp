@@ -171,15 +171,16 @@ std::string FrozenServer::hint() const {
     return writer.finish();
 }
 
-std::size_t FrozenServer::working_bytes() const {
-    // Numbers, residues and centred rows of a group; sums, products and what becomes of them.
+std::size_t FrozenServer::working_bytes(std::size_t rows) const {
+    // Numbers and centred rows of a group; sums, products and what becomes of them. Tiles of rows may be half empty.
     const std::size_t primes = agreement_->ring().prime_count(), word = sizeof(std::uint64_t);
-    const std::size_t rows = kFrozenGroup + 16;
-    return rows * word * (agreement_->features() * (2 + 2 * primes) + (outputs() + 64) * (1 + 3 * primes));
+    const std::size_t group = std::min(rows, kFrozenGroup) + 16;
+    return group * word * (agreement_->features() * (2 + 2 * primes) + (outputs() + 64) * (1 + 3 * primes));
 }
 
 std::size_t FrozenServer::hint_working_bytes() const {
-    return working_bytes() + (agreement_->polynomials() + 2) * agreement_->ring().size() * sizeof(std::uint64_t);
+    return working_bytes(kFrozenGroup) +
+           (agreement_->polynomials() + 2) * agreement_->ring().size() * sizeof(std::uint64_t);
 }
 
 }  // namespace hesplit

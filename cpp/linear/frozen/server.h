@@ -33,8 +33,8 @@ class FrozenServer {
     // rows.
     std::string hint() const;
 
-    // Beyond the messages themselves, while one thread works on a request or on the hint.
-    std::size_t working_bytes() const;
+    // Beyond the messages themselves, while one thread works on a request of so many rows, or on the hint.
+    std::size_t working_bytes(std::size_t rows) const;
     std::size_t hint_working_bytes() const;
 
   private:

@@ -113,7 +113,7 @@ class FrozenServer:
         return FrozenCost(
             self._agreement.request_bytes(rows),
             self._agreement.reply_bytes(self.out_features, rows),
-            self._native.working_bytes,
+            self._native.working_bytes(rows),
         )
 
     def rows_of(self, beginning: Buffer) -> int:
@@ -183,6 +183,11 @@ class FrozenClient:
     def has_hint(self) -> bool:
         """Whether a hint was loaded."""
         return self._native.has_hint
+
+    @property
+    def hint_bytes(self) -> int:
+        """Length of the server's hint."""
+        return self._agreement.hint_bytes(self.out_features)
 
     @property
     def resident_bytes(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,7 @@ from hesplit_native.choices import Direction
 from hesplit_native.errors import KeyMismatchError, ParameterError, WireError
 from hesplit_native.layer.frozen import MAX_ROWS, FrozenClient
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.budget import default_memory
 from hesplit_native.protocols.frozen_messages import (
     HINT_PART,
     MAX_VALUES,
@@ -38,7 +40,6 @@ from hesplit_native.transport.in_process import Conversation
 
 #: Seconds for which a client tries to reach a server, or one of several, that went away.
 PATIENCE = 30.0
-_MAX_HINT = 1 << 34
 
 Float64 = npt.NDArray[np.float64]
 
@@ -65,12 +66,15 @@ class Connection:
     A request whose connection is lost is sent again; with several servers the next one gets it.
     """
 
-    def __init__(self, replicas: Sequence[tuple[str, Callable[[], Channel]]], patience: float) -> None:
+    def __init__(
+        self, replicas: Sequence[tuple[str, Callable[[], Channel]]], patience: float, hint_memory: int | None = None
+    ) -> None:
         self.requests = 0
         """Products that were asked for so far."""
         self._replicas = Replicas(replicas)
         self._patience = patience
-        self._matrices: dict[tuple[str, Direction], _Matrix] = {}
+        self._hint_memory = default_memory() if hint_memory is None else hint_memory
+        self._matrices: OrderedDict[tuple[str, Direction], _Matrix] = OrderedDict()  # used last, last
         self._lock = threading.Lock()
         self._layers: dict[str, Description] = {}
         self._fetch_layers(patience=0.0)
@@ -192,8 +196,19 @@ class Connection:
         if not matrix.client.has_hint:
             with matrix.lock:
                 if not matrix.client.has_hint:  # or another thread has fetched it
-                    matrix.client.load_hint(self._fetch_hint(layer, direction))
+                    matrix.client.load_hint(self._fetch_hint(matrix.client, layer, direction))
+        self._forget_hints((layer, direction))
         return matrix
+
+    def _forget_hints(self, used: tuple[str, Direction]) -> None:
+        """Let go of hints that were not used for longest, as far as all of them take too much."""
+        with self._lock:
+            if used in self._matrices:
+                self._matrices.move_to_end(used)
+            held = sum(matrix.client.resident_bytes for matrix in self._matrices.values())
+            while held > self._hint_memory and len(self._matrices) > 1:
+                _, oldest = self._matrices.popitem(last=False)
+                held -= oldest.client.resident_bytes
 
     def _renew(self, layer: str, direction: Direction, old: _Matrix) -> None:
         """The server has other weights than those that the hint is of: ask for what it has now."""
@@ -206,25 +221,23 @@ class Connection:
             if now.shape != before.shape:
                 raise ParameterError(f"{layer} was {before.shape} at the server, and now is {now.shape}: connect again")
             fresh = _Matrix(_client(now, direction))
-            fresh.client.load_hint(self._fetch_hint(layer, direction))
+            fresh.client.load_hint(self._fetch_hint(fresh.client, layer, direction))
             with self._lock:
                 self._matrices[layer, direction] = fresh
 
     def _fetch_layers(self, patience: float) -> None:
         self._layers = take_offer(self._replicas.exchange(MessageType.LAYERS, MessageType.OFFER, patience=patience))
 
-    def _fetch_hint(self, layer: str, direction: Direction) -> bytes:
+    def _fetch_hint(self, client: FrozenClient, layer: str, direction: Direction) -> bytes:
         parts: list[memoryview] = []
-        have, total = 0, 1
+        have, total = 0, client.hint_bytes
         while have < total:
             body = self._replicas.exchange(
                 MessageType.HINT, MessageType.HINT_PART, address(layer, direction, have=have), patience=self._patience
             )
             values, part = messages.take_json(body, "hint")
-            said = values.get("bytes")
-            if type(said) is not int or not 0 < said <= _MAX_HINT or (have and said != total):
-                raise WireError("hint: expected its length in bytes, the same in all of its parts")
-            total = said
+            if values.get("bytes") != total:
+                raise WireError(f"hint: expected {total} bytes in all, as the layer's shape implies")
             if len(part) != min(HINT_PART, total - have):
                 raise WireError(f"hint: a part of {len(part)} bytes at {have} of {total}")
             parts.append(part)
@@ -247,6 +260,7 @@ def connect(
     client_id: str = "client",
     insecure: bool = False,
     patience: float = PATIENCE,
+    hint_memory: int | None = None,
 ) -> Connection:
     """Connect to a server that holds a model (`hesplit_native.serve`, ``hesplit-native serve --model``).
 
@@ -262,6 +276,8 @@ def connect(
         Who this client says it is; under TLS the name in its certificate.
     patience
         Seconds for which a request is repeated while no server can be reached, or while they are busy.
+    hint_memory
+        Bytes for what was fetched about layers, which is fetched again where they do not suffice; None: half of this machine's.
 
     Raises
     ------
@@ -276,11 +292,13 @@ def connect(
     """
     if not isinstance(server, str) and not isinstance(server, Sequence):
         return Connection(
-            [("this process", lambda: InProcessChannel(server.converse(ClientInfo(client_id))))], patience
+            [("this process", lambda: InProcessChannel(server.converse(ClientInfo(client_id))))],
+            patience,
+            hint_memory,
         )
     addresses = [server] if isinstance(server, str) else list(server)
     if not addresses:
         raise ParameterError("expected the address of a server, as host:port, or several")
     certificates = tls if tls is None or isinstance(tls, ClientTls) else ClientTls.load(tls, client_id)
     opener = partial(open_channel, tls=certificates, client_id=client_id, insecure=insecure)
-    return Connection([(address, partial(opener, address)) for address in addresses], patience)
+    return Connection([(address, partial(opener, address)) for address in addresses], patience, hint_memory)
