@@ -4,7 +4,8 @@
 # and what CI adds:
 #   make test-avx2    the tests that compute, as on a processor without AVX-512 whose libraries take two threads
 #   make fuzz         fuzzers of every entry that takes a peer's bytes, FUZZ_SECONDS each (CMake and Clang; docs/fuzzing.md)
-#   make load         a server under 64 clients, half of them mute, slow or greedy, for three minutes (benchmarks/load.py)
+#   make load         a server under 64 clients, half of them mute, slow or greedy, for three minutes; with ATTACK=name all of
+#                     these do one thing, for ten (benchmarks/attacks.py)
 #   make kill         a run whose client and server are killed fifty times ends as if undisturbed
 #   make tsan         what may be used from several threads, under ThreadSanitizer (CMake)
 
@@ -83,7 +84,7 @@ fuzz:
 	$(PYTHON) cpp/fuzz/campaign.py build/fuzz/cpp/fuzz --seconds $(FUZZ_SECONDS)
 
 load: $(VENV)/installed
-	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.load $(if $(ATTACK),--attack $(ATTACK) --clients 16 --seconds 600)
 
 kill: $(VENV)/installed-test
 	HESPLIT_KILLS=50 $(BIN)/python -m pytest tests/test_resume.py -k kills

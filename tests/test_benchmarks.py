@@ -20,7 +20,19 @@ def suite(monkeypatch):
         del sys.modules[name]
 
 
-AREAS = ["kernels", "encrypt", "forward", "backward", "decrypt", "wire", "train_step", "scaling", "threads", "memory"]
+AREAS = [
+    "kernels",
+    "frozen",
+    "encrypt",
+    "forward",
+    "backward",
+    "decrypt",
+    "wire",
+    "train_step",
+    "scaling",
+    "threads",
+    "memory",
+]
 
 
 def first(bench):
@@ -92,3 +104,17 @@ def test_the_table_of_peers(suite):
     lines = compare.table("2 x 12 -> 3", found)
     assert lines[4].startswith("| hesplit_native | 2 |")
     assert "| 3 | 1× |" in lines[4]
+
+
+def test_the_server_stands_up_to_every_attack(suite, capfd):
+    """Honest clients are served among each kind of dishonest ones; the long form is `python -m benchmarks.load --attack ...`."""
+    load, attacks = suite("benchmarks.load"), suite("benchmarks.attacks")
+    with load.serving() as (address, pid):
+        before = load.resident(pid)
+        for kind in attacks.ATTACKS:
+            among = load.Load(address, 2.0)
+            among.run(["honest", "honest", f"{kind}", f"{kind}"])
+            assert not among.failures, (kind, among.failures)
+            assert among.latencies, kind
+            assert among.tried[kind] > 0
+        assert load.resident(pid) < before + load.BUDGET
