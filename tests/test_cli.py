@@ -99,6 +99,35 @@ def test_predict_classifies_the_test_set(trained, tmp_path, how):
     assert rows[0].startswith("beat,sample,predicted,annotated,logit_N")
 
 
+def test_predict_with_the_layer_at_a_server(trained, tmp_path):
+    """What one side kept of a run is served, and the other predicts with its convolutions."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    import hesplit_native as hn
+
+    whole = trained[0] / "model.safetensors"
+    with safe_open(whole, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    mine, theirs = tmp_path / "mine.safetensors", tmp_path / "theirs.safetensors"
+    save_file({name: value for name, value in tensors.items() if not name.startswith("linear")}, mine, metadata)
+    linear = {name: value for name, value in tensors.items() if name.startswith("linear")}
+    save_file(linear | {"other.weight": torch.ones(3, 7)}, theirs)
+    assert "--server" in run("predict", "--model", mine).stderr
+    here, there = tmp_path / "here.csv", tmp_path / "there.csv"
+    assert run("predict", "--model", whole, "--plain", "--output", here).exit_code == 0
+    with hn.serve(theirs, port=0) as server:
+        arguments = ["predict", "--model", mine, "--server", server.address]
+        for more in ([], ["--layer", "linear"]):
+            result = run(*arguments, *more, "--output", there)
+            assert result.exit_code == 0, result.output
+            values = [np.genfromtxt(path, delimiter=",", skip_header=1)[:, 4:] for path in (here, there)]
+            np.testing.assert_allclose(*values, atol=1e-4)
+        assert "other (7 -> 3 without bias)" in run(*arguments, "--layer", "other").stderr
+        assert "'nothing'" in run(*arguments, "--layer", "nothing").stderr
+
+
 def test_predict_classifies_a_record(trained, tmp_path):
     import wfdb
 

@@ -14,6 +14,7 @@ from hesplit_native.cli.options import load_dataset, set_threads
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hesplit_native.protocols.frozen_client import Connection
     from hesplit_native.training.model_file import Model
 
 
@@ -25,6 +26,13 @@ def predict_command(
     split: Split = typer.Option("paper"),
     encrypted: bool = typer.Option(True, "--encrypted/--plain", help="Compute the linear layer on ciphertexts or not."),
     packing: Packing = typer.Option("blocks"),
+    server: list[str] | None = typer.Option(
+        None, help="host:port of `hesplit-native serve --model` with the linear layer; several are replicas."
+    ),
+    layer: str | None = typer.Option(None, help="Its name there, if several layers have this shape."),
+    tls: Path | None = typer.Option(None, help="Folder of `hesplit-native certs`, for mutual TLS."),
+    client_id: str = typer.Option("client", help="Who this client is; with --tls the name in its certificate."),
+    insecure: bool = typer.Option(False, "--insecure", help="Connect to another machine without TLS."),
     output: Path | None = typer.Option(None, help="CSV file for the predictions."),
     threads: int = typer.Option(1, min=1),
 ) -> None:
@@ -34,15 +42,17 @@ def predict_command(
 
     from hesplit_native.cli.paths import output_file
     from hesplit_native.errors import DataError
+    from hesplit_native.protocols.frozen_client import connect
     from hesplit_native.training.model_file import activations, load_model
 
     set_threads(threads)
     if output is not None:
         output_file(output)
     trained = load_model(model)
-    if trained.linear is None:
+    if trained.linear is None and not server:
         raise DataError(
-            f"{model} holds the convolutions only: the linear layer stayed with the server it was trained with"
+            f"{model} holds the convolutions only: the linear layer stayed with the server it was trained with. Let that serve it "
+            "(hesplit-native serve --model), and name it with --server"
         )
     samples: list[int] | None = None
     if record is not None:
@@ -51,7 +61,13 @@ def predict_command(
         data = load_dataset(dataset, data_dir, split)
         x, y = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
     with torch.no_grad():
-        logits = trained.head(_logits(trained, activations(trained, x), packing if encrypted else None).float())
+        features = activations(trained, x)
+        if server:
+            with connect(server, tls=tls, client_id=client_id, insecure=insecure) as connection:
+                found = torch.from_numpy(connection.multiply(_layer(connection, trained, layer), features.numpy()))
+        else:
+            found = _logits(trained, features, packing if encrypted else None)
+        logits = trained.head(found.float())
     predicted = logits.argmax(1)
     _print(Console(), trained.classes, predicted, y)
     if output is not None:
@@ -63,6 +79,22 @@ def predict_command(
             for i, values in enumerate(logits.tolist()):
                 where = samples[i] if samples is not None else ""
                 writer.writerow([i, where, trained.classes[int(predicted[i])], trained.classes[int(y[i])], *values])
+
+
+def _layer(connection: Connection, model: Model, name: str | None) -> str:
+    """The layer of that name at the server, or the only one of the model's shape."""
+    from hesplit_native.errors import ParameterError
+
+    shape = (model.architecture.activations, model.architecture.outputs)
+    described = {name: connection.describe(name)} if name is not None else connection.layers
+    fitting = [name for name, layer in described.items() if (layer.in_features, layer.out_features) == shape]
+    if len(fitting) == 1:
+        return fitting[0]
+    there = ", ".join(f"{name} ({layer.shape})" for name, layer in list(described.items())[:8])
+    raise ParameterError(
+        f"the model needs a layer {shape[0]} -> {shape[1]}; the server has {there}"
+        + ("; choose one with --layer" if fitting else "")
+    )
 
 
 def _record(path: Path) -> tuple[Tensor, Tensor, list[int]]:
