@@ -48,7 +48,7 @@ KeyBuffer<std::uint64_t> meeting_parts(const KeyBuffer<std::int8_t>& secret, con
     const std::size_t n = parts.degree(), k = secret.size() / n;
     KeyBuffer<std::uint64_t> transformed(parts.prime_count() * secret.size());
     SecretBuffer<std::int8_t> part(n);
-    Buffer<std::uint64_t> residues(parts.size());
+    SecretBuffer<std::uint64_t> residues(parts.size());
     for (std::size_t i = 0; i < k; ++i) {
         for (std::size_t s = 0; s < n; ++s) {
             if (i == 0) {
@@ -63,7 +63,6 @@ KeyBuffer<std::uint64_t> meeting_parts(const KeyBuffer<std::int8_t>& secret, con
             std::copy_n(residues.data() + t * n, n, transformed.data() + (t * k + i) * n);
         }
     }
-    secure_zero(residues.data(), residues.size() * sizeof(std::uint64_t));
     return transformed;
 }
 
@@ -191,7 +190,7 @@ std::string FrozenClient::encrypt(const T* x, std::size_t rows, FrozenSecret& se
         sample_ternary(secrets, ternary.data(), degree);
         const KeyBuffer<std::uint64_t> s = transformed(ternary, ring);
         parallel_for(agreement_->polynomials(), [&](std::size_t j) {
-            Buffer<std::uint64_t> product(ring.size());
+            SecretBuffer<std::uint64_t> product(ring.size());  // until it is c0, it says the secret
             ring.multiply(agreement_->matrix(j), s.data(), product.data());
             ring.to_coefficients(product.data());
             ring.compose(product.data(), product.data());
