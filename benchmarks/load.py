@@ -96,7 +96,7 @@ class Load:
             thread.start()
             sleep(0.02)
         for thread in threads:
-            thread.join(max(0.0, self.ends - monotonic()) + 120)
+            thread.join(max(0.1, self.ends + 60 - monotonic()))  # others end with the process
 
 
 def honest_clients(address: str, seconds: float, count: int) -> tuple[list[float], list[str]]:

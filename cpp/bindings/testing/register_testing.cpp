@@ -365,7 +365,8 @@ void register_testing(py::module_& module) {
         .def("multiply", &VariantKernels::multiply, py::arg("prime"), py::arg("a"), py::arg("b"))
         .def("dot", &VariantKernels::dot, py::arg("prime"), py::arg("a"), py::arg("b"))
         .def("inner", &VariantKernels::inner, py::arg("prime"), py::arg("a"), py::arg("b"))
-        .def("dot_pairs", &VariantKernels::dot_pairs, py::arg("primes"), py::arg("pairs"), py::arg("low"), py::arg("high"))
+        .def("dot_pairs", &VariantKernels::dot_pairs, py::arg("primes"), py::arg("pairs"), py::arg("low"),
+             py::arg("high"))
         .def("integer_product", &VariantKernels::integer_product, py::arg("primes"), py::arg("numbers"),
              py::arg("weights"))
         .def("combine", &VariantKernels::combine, py::arg("prime"), py::arg("a"), py::arg("scalars"))
