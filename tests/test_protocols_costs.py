@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 import threading
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -319,3 +321,19 @@ def test_members_may_work_at_once(make_terms):
         thread.join()
     assert set(kinds) == {MessageType.INPUT_GRADIENT}
     assert talks[0].state.layer.version == 200
+
+
+def resident():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")
+def test_freed_memory_goes_back_to_the_system():
+    blocks = [b"x" * 100_000 for _ in range(2000)]  # too short for mappings of their own
+    held = blocks[::100]  # between those that are freed, as sessions are that live on
+    before = resident()
+    del blocks
+    Server().tidy()
+    assert before - resident() > 100 * MIB
+    assert len(held) == 20

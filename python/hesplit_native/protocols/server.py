@@ -26,7 +26,7 @@ from hesplit_native.errors import HESplitError, KeyMismatchError, ProtocolError,
 from hesplit_native.files import make_folder, reserve, write_atomically
 from hesplit_native.protocols import PROTOCOLS, messages
 from hesplit_native.protocols.answers import Answer, ServerLayer
-from hesplit_native.protocols.budget import Budget, Hold, default_memory
+from hesplit_native.protocols.budget import Budget, Hold, default_memory, give_back_memory
 from hesplit_native.protocols.costs import SessionCosts, session_costs
 from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.sessions import Group, Sessions, SessionState
@@ -119,8 +119,9 @@ class Server:
         return self._last_layer.linear if self._last_layer is not None else None
 
     def tidy(self) -> None:
-        """Let go of sessions that nobody has come back for, and of old checkpoints. For whoever keeps a server running."""
+        """Let go of sessions that nobody has come back for, of old checkpoints and freed memory. For who keeps a server running."""
         self._sessions.forget_old()
+        give_back_memory()
         if monotonic() - self._expired >= _EXPIRY_SECONDS:
             self._expired = monotonic()
             self._store.expire()
