@@ -213,11 +213,14 @@ def layouts(open: Open) -> None:
 
 def rotations(open: Open) -> None:
     """Weight gradients on slots of more samples than there are rotation keys for."""
-    client, public = laid(SLOTS, FEATURES, OUTPUTS)
-    rows = random.choice([9, 64, 256])
-    agreed = terms(protocol="hesplit", batch_size=rows, parameter_hash=SLOTS.hash)
+    features, rows = (
+        16,
+        random.choice([9, 64, 256]),
+    )  # few features: samples of one group are more than the keys are for
+    client, public = laid(SLOTS, features, OUTPUTS)
+    agreed = terms(features, protocol="hesplit", batch_size=rows, parameter_hash=SLOTS.hash)
     session = Session(open(), agreed, public, Phases())
-    session.exchange(MessageType.FORWARD, MessageType.LOGITS, client.encrypt(np.ones((rows, FEATURES)) / FEATURES))
+    session.exchange(MessageType.FORWARD, MessageType.LOGITS, client.encrypt(np.ones((rows, features)) / features))
     session.exchange(MessageType.BACKWARD, MessageType.MASKED_GRADIENT, matrix(rows, OUTPUTS))
 
 
