@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import threading
 import tracemalloc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -337,3 +339,29 @@ def test_freed_memory_goes_back_to_the_system():
     Server().tidy()
     assert before - resident() > 100 * MIB
     assert len(held) == 20
+
+
+@pytest.mark.parametrize("ending", ["hung up", "refused", "ended"])
+def test_the_memory_of_a_session_goes_with_it(make_terms, ending):
+    """At once, as its budget does, and not when the garbage collector comes by."""
+    server, terms = Server(), make_terms()
+    gc.collect()
+    gc.disable()
+    try:
+        talk = Talk(server)
+        talk.hello(terms)
+        talk.learn()
+        left = weakref.ref(talk.state), weakref.ref(talk.state.protocol), weakref.ref(talk.state.layer)
+        if ending == "refused":
+            talk.ask(MessageType.LOGITS)
+        elif ending == "ended":
+            talk.ask(MessageType.END)
+        talk.channel.close()
+        if ending == "hung up":
+            server._sessions.forget(talk.state)
+        server._last_layer = None
+        server._sessions.ended.clear()
+        assert server.budget.held == 0
+        assert [each() for each in left] == [None] * 3
+    finally:
+        gc.enable()

@@ -32,7 +32,7 @@ from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.sessions import Group, Sessions, SessionState
 from hesplit_native.protocols.storage import KEEP_DAYS, CheckpointStore
 from hesplit_native.protocols.terms import Terms, make_optimizer
-from hesplit_native.transport.channel import SHORT_MESSAGE, ClientInfo
+from hesplit_native.transport.channel import SHORT_MESSAGE, Allowance, ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
 _EXPIRY_SECONDS = 3600.0  # between two looks for checkpoints that are too old
@@ -151,6 +151,9 @@ class Server:
             connection.hold.release()
             if connection.session is not None:
                 self._sessions.disconnect(connection.session, connection)
+            # The connection and the client know each other: a session that is forgotten would wait for the garbage collector.
+            connection.session = connection.opening = None
+            client.allowance.admit = Allowance().admit
 
     def _reply(self, connection: _Connection, message: bytes) -> bytes:
         if not connection.admitted:
