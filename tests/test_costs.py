@@ -6,6 +6,7 @@ import resource
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -224,6 +225,30 @@ def test_kinds_that_parameters_cannot_serve(kind, params, message):
 def test_impossible_layers_have_no_cost(d, o, rows):
     with pytest.raises(hn.ParameterError):
         serving_cost(BLOCKS, d, o, rows, "forward")
+
+
+def test_other_threads_go_on_while_costs_are_computed():
+    """A peer's handshake may name the largest ring, whose tables take a tenth of a second."""
+    turns, over, interval = [0], threading.Event(), sys.getswitchinterval()
+
+    def count():
+        while not over.is_set():
+            turns[0] += 1
+            time.sleep(0)
+
+    beside = threading.Thread(target=count)
+    beside.start()
+    sys.setswitchinterval(1000)  # so that a thread has its turn only when another gives it
+    try:
+        before, tries = turns[0], 0
+        while turns[0] == before and tries < 1000:
+            serving_cost(BLOCKS, 4, 4, 1, "forward")
+            tries += 1
+        assert turns[0] > before
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
+        beside.join()
 
 
 _MEASURE = """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import platform
 import threading
 import tracemalloc
+import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -319,3 +323,45 @@ def test_members_may_work_at_once(make_terms):
         thread.join()
     assert set(kinds) == {MessageType.INPUT_GRADIENT}
     assert talks[0].state.layer.version == 200
+
+
+def resident():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")
+def test_freed_memory_goes_back_to_the_system():
+    blocks = [b"x" * 100_000 for _ in range(2000)]  # too short for mappings of their own
+    held = blocks[::100]  # between those that are freed, as sessions are that live on
+    before = resident()
+    del blocks
+    Server().tidy()
+    assert before - resident() > 100 * MIB
+    assert len(held) == 20
+
+
+@pytest.mark.parametrize("ending", ["hung up", "refused", "ended"])
+def test_the_memory_of_a_session_goes_with_it(make_terms, ending):
+    """At once, as its budget does, and not when the garbage collector comes by."""
+    server, terms = Server(), make_terms()
+    gc.collect()
+    gc.disable()
+    try:
+        talk = Talk(server)
+        talk.hello(terms)
+        talk.learn()
+        left = weakref.ref(talk.state), weakref.ref(talk.state.protocol), weakref.ref(talk.state.layer)
+        if ending == "refused":
+            talk.ask(MessageType.LOGITS)
+        elif ending == "ended":
+            talk.ask(MessageType.END)
+        talk.channel.close()
+        if ending == "hung up":
+            server._sessions.forget(talk.state)
+        server._last_layer = None
+        server._sessions.ended.clear()
+        assert server.budget.held == 0
+        assert [each() for each in left] == [None] * 3
+    finally:
+        gc.enable()

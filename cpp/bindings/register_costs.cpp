@@ -27,7 +27,12 @@ py::dict cost_of(const Parameters& parameters, const std::string& kind, std::siz
                  std::size_t samples, double byte_ns, bool weight_gradients) {
     for (const auto& [name, served] : kNames) {
         if (kind == name) {
-            return as_dict(serving_cost(served, parameters, {features, outputs, samples, byte_ns, weight_gradients}));
+            ServingCost cost;
+            {
+                py::gil_scoped_release release;  // a large ring's tables take a tenth of a second
+                cost = serving_cost(served, parameters, {features, outputs, samples, byte_ns, weight_gradients});
+            }
+            return as_dict(cost);
         }
     }
     throw ParameterError("there is no message \"" + kind + "\"");

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import threading
 from dataclasses import dataclass
@@ -115,6 +117,12 @@ def default_memory() -> int:
     except (OSError, ValueError):  # none there, or "max"
         limit = physical
     return min(physical, limit) // 2
+
+
+def give_back_memory() -> None:
+    """Return what is freed to the system, where the C library can: the heaps of many threads keep it beside any budget."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # other C libraries than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def mebibytes(count: int) -> str:

@@ -7,6 +7,7 @@ session's reserve, its half at the server says before it answers them (`answers.
 from __future__ import annotations
 
 import struct
+import threading
 from dataclasses import dataclass
 
 from hesplit_native.choices import Served
@@ -32,6 +33,9 @@ _SEALED_SEARCH = 1 << 24  # layouts that are tried for sealed weights
 # The core's public material begins with a header, the length of the parameters, and these (cpp/wire/format.h).
 _CORE_HEADER = 64
 _LENGTH = struct.Struct("<H")
+
+# The tables of a ring, up to 60 MB that no budget knows of yet, are there for one handshake at a time.
+_tables = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def session_costs(
     else:
         parameters = _read_parameters(terms, material)
         parts = _sealed_parts if protocol.seals_weights else _encrypted_parts
-        state, layer, reserve, opening, request = parts(terms, parameters)
+        with _tables:
+            state, layer, reserve, opening, request = parts(terms, parameters)
     stored = _STORED_COPIES * state if checkpoints_in_memory else 0
     return SessionCosts(
         layer=layer + (0 if checkpoints_in_memory else _WRITTEN_COPIES * state),

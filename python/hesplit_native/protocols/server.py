@@ -26,13 +26,13 @@ from hesplit_native.errors import HESplitError, KeyMismatchError, ProtocolError,
 from hesplit_native.files import make_folder, reserve, write_atomically
 from hesplit_native.protocols import PROTOCOLS, messages
 from hesplit_native.protocols.answers import Answer, ServerLayer
-from hesplit_native.protocols.budget import Budget, Hold, default_memory
+from hesplit_native.protocols.budget import Budget, Hold, default_memory, give_back_memory
 from hesplit_native.protocols.costs import SessionCosts, session_costs
 from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.sessions import Group, Sessions, SessionState
 from hesplit_native.protocols.storage import KEEP_DAYS, CheckpointStore
 from hesplit_native.protocols.terms import Terms, make_optimizer
-from hesplit_native.transport.channel import SHORT_MESSAGE, ClientInfo
+from hesplit_native.transport.channel import SHORT_MESSAGE, Allowance, ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
 _EXPIRY_SECONDS = 3600.0  # between two looks for checkpoints that are too old
@@ -119,8 +119,9 @@ class Server:
         return self._last_layer.linear if self._last_layer is not None else None
 
     def tidy(self) -> None:
-        """Let go of sessions that nobody has come back for, and of old checkpoints. For whoever keeps a server running."""
+        """Let go of sessions that nobody has come back for, of old checkpoints and freed memory. For who keeps a server running."""
         self._sessions.forget_old()
+        give_back_memory()
         if monotonic() - self._expired >= _EXPIRY_SECONDS:
             self._expired = monotonic()
             self._store.expire()
@@ -150,6 +151,9 @@ class Server:
             connection.hold.release()
             if connection.session is not None:
                 self._sessions.disconnect(connection.session, connection)
+            # The connection and the client know each other: a session that is forgotten would wait for the garbage collector.
+            connection.session = connection.opening = None
+            client.allowance.admit = Allowance().admit
 
     def _reply(self, connection: _Connection, message: bytes) -> bytes:
         if not connection.admitted:
