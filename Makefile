@@ -39,7 +39,7 @@ test: $(VENV)/installed-test lint
 	$(PYTEST) $(PYTEST_FLAGS)
 
 # All that compares numbers; the rest reads files, prints or talks, whatever the processor.
-COMPUTING = $(filter-out $(addprefix tests/test_,benchmarks.py build.py cli.py data% privacy% reproduce.py triad_data.py),\
+COMPUTING = $(filter-out $(addprefix tests/test_,benchmarks.py build.py cli.py data% examples.py nn_trainers.py privacy% reproduce.py triad_data.py weights.py),\
 	$(wildcard tests/test_*.py))
 
 test-avx2: export OMP_NUM_THREADS = 2
