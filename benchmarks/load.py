@@ -124,11 +124,14 @@ def serving(clients: int = 16) -> Iterator[tuple[str, int]]:
     os.environ["GRPC_VERBOSITY"] = "NONE"  # connections that end are what this is about
     limits = {"--max-clients": clients, "--memory": BUDGET, "--memory-per-client": BUDGET // 8}
     options = [text for name, value in limits.items() for text in (name, str(value))]
-    with subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         try:
             assert server.stdout is not None
-            found = re.search(r":(\d+) ", server.stdout.readline())
-            assert found is not None
+            said = ""
+            while (found := re.search(r"listening on \S+:(\d+) ", said)) is None:
+                line = server.stdout.readline()
+                assert line, f"the server ended before it listened: {said}"
+                said += line
             threading.Thread(target=server.stdout.read, daemon=True).start()
             yield f"127.0.0.1:{found[1]}", server.pid
         finally:
