@@ -10,10 +10,14 @@
 #include <valgrind/memcheck.h>
 
 #include <cstdio>
+#include <memory>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "linear/frozen/client.h"
+#include "linear/frozen/server.h"
 #include "linear/precision.h"
 #include "rlwe/decryption.h"
 #include "rlwe/encryption.h"
@@ -68,6 +72,26 @@ void check_decryption(const SecretKey& key, const Ring& auxiliary, std::size_t c
     reveal(out);
 }
 
+// A reply of a frozen layer, under secrets that its client drew itself: they are hidden once the request is made.
+void check_frozen_decryption(Precision precision) {
+    const std::shared_ptr<const FrozenAgreement> agreement = FrozenAgreement::of(20, precision, "");
+    const std::vector<double> weight(60, 0.5), x(40, 1.0);
+    const FrozenServer server(agreement, {weight.data(), weight.size()}, 3);
+    FrozenClient client(agreement, 3, false);
+    const auto view = [](const std::string& bytes) {
+        return View<const std::uint8_t>{reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()};
+    };
+    client.load_hint(view(server.hint()));
+    FrozenSecret secret;
+    const std::string reply = server.multiply(view(client.encrypt(x.data(), 2, secret)));
+    for (const KeyBuffer<std::int8_t>& ternary : secret.secrets) {
+        hide(ternary);
+    }
+    std::vector<double> y(6);
+    client.decrypt(view(reply), secret, y.data());
+    reveal(y);
+}
+
 // A branch on a secret, which must be reported: else nothing that follows means anything.
 bool valgrind_sees_a_branch() {
     const auto before = VALGRIND_COUNT_ERRORS;
@@ -110,6 +134,8 @@ int main() {
             check_decryption(*key, auxiliary, count, bits);
         }
     }
+    check_frozen_decryption(Precision::single);
+    check_frozen_decryption(Precision::half);
     Buffer<std::uint8_t> stream_key(32);
     hide(stream_key);
     ChaCha20 stream(stream_key.data(), Domain::secret, 0, 0);
