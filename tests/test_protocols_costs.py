@@ -249,6 +249,23 @@ def test_what_a_session_held_is_given_back_when_it_is_forgotten(make_terms, monk
     assert (server.budget.held, len(server.sessions)) == (0, 0)
 
 
+def test_a_session_waits_with_what_it_has_not_with_what_was_on_its_way(make_terms):
+    server = Server(memory=64 * MIB)
+    client = ClientInfo("a")
+    channel = InProcessChannel(server.converse(client))
+    terms = make_terms()
+    hello = messages.pack(MessageType.HELLO, 0, messages.NO_SESSION, messages.text(terms.to_json()))
+    channel.send(hello)
+    (session,) = server.sessions.values()
+    before = server.budget.held
+    request = messages.pack(MessageType.EVALUATE, 1, session.nonce)
+    client.allowance.admit(memoryview(request), 2 * MIB)  # its first piece
+    assert server.budget.held > before + 2 * MIB
+    channel.close()
+    assert server.sessions
+    assert server.budget.held == before
+
+
 def test_a_session_that_ended_repeats_its_last_reply_and_nothing_else(make_terms):
     server = Server()
     talk = Talk(server)

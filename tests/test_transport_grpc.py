@@ -454,3 +454,50 @@ def test_work_is_not_begun_for_clients_that_are_gone():
         go.set()
         assert eventually(lambda: not server._by_id)
     assert begun == [b"first"]
+
+
+def test_clients_that_vanish_at_any_moment_are_no_internal_error(capfd):
+    closed, events = [], []
+
+    def open_conversation(client):
+        def admit(beginning, length):
+            time.sleep(0.01)
+            if bytes(beginning) == b"long":
+                raise WireError("too long")
+
+        client.allowance.admit = admit
+        message = b""
+        try:
+            while True:
+                try:
+                    message = yield message
+                except WireError as error:
+                    yield str(error).encode()
+                    return
+        finally:
+            time.sleep(0.03)  # time enough to be closed from two threads
+            closed.append(client.id)
+
+    def vanish(index):
+        for turn in range(24):
+            channel = connect(address, client_id=f"c{index}-{turn}")
+            if turn % 4:
+                channel.send(b"long" if turn % 4 == 3 else b"hello")
+            if turn % 4 == 2:
+                channel.receive()
+            time.sleep(0.004 * (turn % 7))
+            channel._call.cancel()
+            channel.close()
+
+    limits = Limits(max_clients=64)
+    with GrpcServer("127.0.0.1:0", open_conversation, on_event=events.append, limits=limits) as server:
+        address = f"127.0.0.1:{server.port}"
+        threads = [threading.Thread(target=vanish, args=(index,)) for index in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert eventually(lambda: not server._by_id)
+    assert len(closed) == len(set(closed)) > 0
+    assert not [event for event in events if "internal error" in event]
+    assert "generator already executing" not in capfd.readouterr().err

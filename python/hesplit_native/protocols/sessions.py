@@ -224,6 +224,7 @@ class Sessions:
         with self._lock:
             if session.owner is owner:
                 session.owner = None
+                session.hold.resize(session.taken(0))  # a message that did not come to its end is no more
                 session.seen = monotonic()
 
     def forget_old(self) -> None:

@@ -273,6 +273,12 @@ def _check_health(request: bytes, context: Any) -> bytes:
     return _SERVING
 
 
+def _close(conversation: Conversation) -> None:
+    """End a conversation; one that is at work in another thread, or being closed there, is closed by that one."""
+    with contextlib.suppress(ValueError):
+        conversation.close()
+
+
 class _Bucket:
     """A token bucket that holds a few seconds' worth."""
 
@@ -494,13 +500,13 @@ class GrpcServer:
         elif not said:
             self._on_event(f"{stream.client.id}: {_ENDED}")
         if stream.conversation is not None:
-            with contextlib.suppress(ValueError):  # it is at work in another thread, which closes it
-                stream.conversation.close()
+            _close(stream.conversation)
 
     def _talk(self, requests: Iterator[bytes], stream: _Stream, context: Any) -> Iterator[bytes]:
-        conversation = stream.conversation = self._open(stream.client)
+        conversation = self._open(stream.client)
         try:
             next(conversation)
+            stream.conversation = conversation  # from here on `_left` may close it, unless it is at work
             for reply in self._exchange(conversation, self._received(requests, stream), stream):
                 for piece in framing.pieces(reply) if stream.takes_pieces else (reply,):
                     yield piece
@@ -514,7 +520,7 @@ class GrpcServer:
             self._on_event(f"{stream.client.id}: internal error: {error!r}")
             context.abort(grpc.StatusCode.INTERNAL, "internal error at the server; its log says which")
         finally:
-            conversation.close()
+            _close(conversation)
             with self._lock:
                 stream.working, gone = False, stream.gone
             if gone:
@@ -537,7 +543,12 @@ class GrpcServer:
                 stream.over = True
                 return
             except HESplitError as error:  # a message that is not let in
-                yield conversation.throw(error)
+                if not self._begin(stream):
+                    return
+                refusal = conversation.throw(error)
+                with self._lock:
+                    stream.working = False  # who does not take it in is silent
+                yield refusal
                 stream.over = True
                 return
             sizes.take(len(reply))
@@ -557,7 +568,7 @@ class GrpcServer:
         return dropped
 
     def _begin(self, stream: _Stream) -> bool:
-        """Whether a message is still to be worked on: its client is there."""
+        """Whether the conversation is still to be given anything: its client is there, and it is not closed meanwhile."""
         with self._lock:
             stream.working = not stream.gone and not stream.why
             return stream.working
