@@ -5,8 +5,9 @@
 Half of the clients are honest, in a process of their own: training steps of the protocol `plain` at a steady pace. Of the others a
 third opens connections and says nothing, a third sends large messages a piece at a time and stops in the middle, and a third asks for
 as much as it is given; or all of them do the one thing that --attack names (benchmarks/attacks.py). Reported: the honest clients' 99th
-percentile with and without the others, refusals, and the server's memory. Ends with 1 where an honest client fails or memory grows
-beyond the budget; without --attack also where the percentile is more than 3 times what it is alone.
+percentile with and without the others, refusals, and the server's memory. Ends with 1 where an honest client fails, memory grows
+beyond the budget, or the server reports an error of its own; without --attack also where the percentile is more than 3 times what it
+is alone.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ from hesplit_native.transport.grpc import GrpcChannel, connect
 
 BUDGET = 1024  # MiB; an honest client takes 16
 PAUSE = 0.2  # seconds between two steps of an honest client
+FAULTS = re.compile(
+    r"internal error|Traceback|Exception ignored|\w+(Error|Exception): "
+)  # of the server, not of a client
 COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()", "serve", "--port", "0"]
 
 
@@ -119,8 +123,8 @@ def resident(pid: int) -> int:
 
 
 @contextmanager
-def serving(clients: int = 16) -> Iterator[tuple[str, int]]:
-    """A server for so many connections in a process of its own: its address, and the process."""
+def serving(clients: int = 16) -> Iterator[tuple[str, int, list[str]]]:
+    """A server for so many connections in a process of its own: its address, the process, and its faults, all when it has ended."""
     os.environ["GRPC_VERBOSITY"] = "NONE"  # connections that end are what this is about
     limits = {"--max-clients": clients, "--memory": BUDGET, "--memory-per-client": BUDGET // 8}
     options = [text for name, value in limits.items() for text in (name, str(value))]
@@ -132,11 +136,15 @@ def serving(clients: int = 16) -> Iterator[tuple[str, int]]:
                 line = server.stdout.readline()
                 assert line, f"the server ended before it listened: {said}"
                 said += line
-            threading.Thread(target=server.stdout.read, daemon=True).start()
-            yield f"127.0.0.1:{found[1]}", server.pid
+            lines = server.stdout
+            faults: list[str] = []
+            reader = threading.Thread(target=lambda: faults.extend(filter(FAULTS.search, lines)), daemon=True)
+            reader.start()
+            yield f"127.0.0.1:{found[1]}", server.pid, faults
         finally:
             server.terminate()
             server.wait(30)
+        reader.join(30)
 
 
 def main() -> int:
@@ -145,7 +153,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=180.0)
     parser.add_argument("--attack", choices=sorted(ATTACKS))
     chosen = parser.parse_args()
-    with serving(2 * chosen.clients) as (address, pid):
+    with serving(2 * chosen.clients) as (address, pid, faults):
         count = chosen.clients // 2
         kinds = (chosen.attack,) if chosen.attack else ("mute", "slow", "greedy")
         others = [kinds[index % len(kinds)] for index in range(chosen.clients - count)]
@@ -167,8 +175,10 @@ def main() -> int:
     print(f"tried, refused    {dict(load.tried)}, {dict(load.refused)}")
     for failure in failures:
         print(f"FAILED            {failure}")
+    for fault in faults:
+        print(f"FAULT             {fault.rstrip()}")
     slow = chosen.attack is None and ratio > 3
-    return 1 if slow or failures or not mixed or after > before + BUDGET else 0
+    return 1 if slow or failures or faults or not mixed or after > before + BUDGET else 0
 
 
 if __name__ == "__main__":

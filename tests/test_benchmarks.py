@@ -109,7 +109,7 @@ def test_the_table_of_peers(suite):
 def test_the_server_stands_up_to_every_attack(suite, capfd):
     """Honest clients are served among each kind of dishonest ones; the long form is `python -m benchmarks.load --attack ...`."""
     load, attacks = suite("benchmarks.load"), suite("benchmarks.attacks")
-    with load.serving() as (address, pid):
+    with load.serving() as (address, pid, faults):
         before = load.resident(pid)
         for kind in attacks.ATTACKS:
             among = load.Load(address, 2.0)
@@ -118,3 +118,4 @@ def test_the_server_stands_up_to_every_attack(suite, capfd):
             assert among.latencies, kind
             assert among.tried[kind] > 0
         assert load.resident(pid) < before + load.BUDGET
+    assert not faults
