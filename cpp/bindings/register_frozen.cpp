@@ -43,15 +43,13 @@ void register_frozen(py::module_& module) {
                  return std::const_pointer_cast<FrozenAgreement>(FrozenAgreement::of(features, precision, epoch));
              }),
              py::arg("features"), py::arg("precision"), py::arg("epoch"))
-        .def_property_readonly("parameters", &FrozenAgreement::parameters)
         .def_property_readonly("error", [](const FrozenAgreement& agreement) { return agreement.scaling().error; })
         .def_property_readonly("matrix_bytes", &FrozenAgreement::matrix_bytes)
         .def("request_bytes", &frozen_request_bytes, py::arg("rows"))
         .def("reply_bytes", &frozen_reply_bytes, py::arg("outputs"), py::arg("rows"))
         .def("hint_bytes", &frozen_hint_bytes, py::arg("outputs"));
 
-    py::class_<FrozenSecret, std::shared_ptr<FrozenSecret>>(module, "FrozenSecret")
-        .def_property_readonly("rows", [](const FrozenSecret& secret) { return secret.norms.size(); });
+    py::class_<FrozenSecret, std::shared_ptr<FrozenSecret>>(module, "FrozenSecret");
 
     py::class_<FrozenClient>(module, "FrozenClient")
         .def(py::init([](const std::shared_ptr<FrozenAgreement>& agreement, std::size_t outputs, bool bias) {
@@ -59,7 +57,7 @@ void register_frozen(py::module_& module) {
              }),
              py::arg("agreement"), py::arg("outputs"), py::arg("bias"))
         .def_property_readonly("has_hint", &FrozenClient::has_hint)
-        .def_property_readonly("hint_bytes", &FrozenClient::hint_bytes)
+        .def_property_readonly("resident_bytes", &FrozenClient::resident_bytes)
         .def(
             "load_hint",
             [](FrozenClient& client, const py::buffer& object) {
@@ -83,7 +81,7 @@ void register_frozen(py::module_& module) {
                  return std::make_unique<FrozenServer>(agreement, values, outputs);
              }),
              py::arg("agreement"), py::arg("weight").noconvert())
-        .def_property_readonly("resident_bytes", &FrozenServer::bytes)
+        .def_property_readonly("resident_bytes", &FrozenServer::resident_bytes)
         .def("working_bytes", &FrozenServer::working_bytes, py::arg("rows"))
         .def_property_readonly("hint_working_bytes", &FrozenServer::hint_working_bytes)
         .def(

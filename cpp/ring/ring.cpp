@@ -232,19 +232,19 @@ void Ring::add_small(View<const std::int8_t> coefficients, std::uint64_t* poly) 
     }
 }
 
-void Ring::compose(const std::uint64_t* poly, std::uint64_t* integers) const {
+void Ring::compose(const std::uint64_t* coefficients, std::size_t count, std::uint64_t* integers) const {
     if (prime_count() == 1) {
-        std::copy_n(poly, degree_, integers);
+        std::copy_n(coefficients, count, integers);
         return;
     }
     // v = r0 + q0 * ((r1 - r0) / q0 mod q1).
-    Buffer<std::uint64_t> first(degree_), quotient(degree_);
+    Buffer<std::uint64_t> first(count), quotient(count);
     const std::uint64_t q0 = prime(0);
-    std::copy_n(poly, degree_, first.data());
-    modular_[1].lift(tables_[1].prime, reinterpret_cast<const std::int64_t*>(first.data()), quotient.data(), degree_);
-    subtract_from_row(quotient.data(), poly + degree_, 1);
-    scale_row({quotient.data(), degree_}, inverse_cofactors_[1], 1);
-    for (std::size_t i = 0; i < degree_; ++i) {
+    std::copy_n(coefficients, count, first.data());
+    modular_[1].lift(tables_[1].prime, reinterpret_cast<const std::int64_t*>(first.data()), quotient.data(), count);
+    modular_[1].subtract_from(prime(1), quotient.data(), coefficients + count, count);
+    scale_row({quotient.data(), count}, inverse_cofactors_[1], 1);
+    for (std::size_t i = 0; i < count; ++i) {
         integers[i] = first[i] + q0 * quotient[i];
     }
 }

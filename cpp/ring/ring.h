@@ -93,8 +93,10 @@ class Ring {
     bool composable() const { return prime_count() <= 2 && modulus_value_ < 0x1p61; }
     // The coefficients as integers in [0, q), by the Chinese remainder theorem; and back. Composable rings only.
     // Constant time. `integers` may be `poly`.
-    void compose(const std::uint64_t* poly, std::uint64_t* integers) const;
+    void compose(const std::uint64_t* poly, std::uint64_t* integers) const { compose(poly, degree_, integers); }
     void decompose(const std::uint64_t* integers, std::uint64_t* poly) const;
+    // The same for `count` coefficients whose residues are `count` apart; count is a multiple of 16.
+    void compose(const std::uint64_t* coefficients, std::size_t count, std::uint64_t* integers) const;
 
   private:
     // The residues in question begin at `offset` of each a[j] and b[j].

@@ -109,10 +109,16 @@ std::shared_ptr<const SecretKey> SecretKey::parse(View<const std::uint8_t> bytes
         new SecretKey(parameters, reader.header().key, std::move(coefficients), true));
 }
 
-KeyBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring) {
+KeyBuffer<std::uint64_t> secret_in_ring(View<const std::int8_t> coefficients, const Ring& ring) {
     KeyBuffer<std::uint64_t> secret(ring.size());
-    key.use_coefficients([&](View<const std::int8_t> coefficients) { ring.lift(coefficients, secret.data()); });
+    ring.lift(coefficients, secret.data());
     ring.to_ntt(secret.data());
+    return secret;
+}
+
+KeyBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring) {
+    KeyBuffer<std::uint64_t> secret;
+    key.use_coefficients([&](View<const std::int8_t> coefficients) { secret = secret_in_ring(coefficients, ring); });
     return secret;
 }
 

@@ -62,7 +62,8 @@ class SecretKey {
     mutable bool destroyed_ = false;
 };
 
-// The secret in NTT form over one ring.
+// The secret in NTT form over one ring; and one whose coefficients are held elsewhere.
+KeyBuffer<std::uint64_t> secret_in_ring(View<const std::int8_t> coefficients, const Ring& ring);
 KeyBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring);
 
 }  // namespace hesplit

@@ -29,8 +29,35 @@ void unpack_bits(const std::uint8_t* in, View<std::uint64_t> values, int bits, s
     }
 }
 
+int bit_length(std::uint64_t value) {
+    int bits = 0;
+    for (; value != 0; value >>= 1) {
+        ++bits;
+    }
+    return bits;
+}
+
+std::uint64_t rounded_limit(std::uint64_t modulus, int dropped) {
+    const std::uint64_t half = (std::uint64_t{1} << dropped) >> 1;
+    return ((modulus - 1 + half) >> dropped) + 1;
+}
+
+void drop_bits(View<std::uint64_t> values, int dropped) {
+    const std::uint64_t half = (std::uint64_t{1} << dropped) >> 1;
+    for (std::size_t i = 0; dropped != 0 && i < values.size; ++i) {
+        const std::uint64_t odd = (values[i] >> dropped) & 1;
+        values[i] = (values[i] + half - 1 + odd) >> dropped;
+    }
+}
+
+void restore_bits(View<std::uint64_t> values, int dropped, std::uint64_t modulus) {
+    for (std::size_t i = 0; dropped != 0 && i < values.size; ++i) {
+        const std::uint64_t value = values[i] << dropped;
+        values[i] = std::min(value, value - modulus);
+    }
+}
+
 PolynomialCodec::PolynomialCodec(const Ring& ring, int dropped) : ring_(ring), dropped_(dropped) {
-    const std::uint64_t half = (std::uint64_t{1} << dropped_) >> 1;
     for (std::size_t prime = 0; prime < ring_.prime_count(); ++prime) {
         if (prime == 0 || !ring_.composable()) {
             runs_.push_back({ring_.prime(prime), 0, 0});
@@ -39,10 +66,8 @@ PolynomialCodec::PolynomialCodec(const Ring& ring, int dropped) : ring_(ring), d
         }
     }
     for (Run& run : runs_) {
-        run.limit = ((run.modulus - 1 + half) >> dropped_) + 1;
-        for (std::uint64_t largest = run.limit - 1; largest != 0; largest >>= 1) {
-            ++run.bits;
-        }
+        run.limit = rounded_limit(run.modulus, dropped_);
+        run.bits = bit_length(run.limit - 1);
         bytes_ += packed_bytes(ring_.degree(), run.bits);
     }
 }
@@ -53,7 +78,6 @@ double PolynomialCodec::bits_per_coefficient() const {
 
 void PolynomialCodec::pack(const std::uint64_t* poly, std::uint8_t* out, Buffer<std::uint64_t>& scratch) const {
     const std::size_t n = ring_.degree();
-    const std::uint64_t half = (std::uint64_t{1} << dropped_) >> 1;
     scratch.resize(n);
     for (std::size_t r = 0; r < runs_.size(); ++r) {
         if (ring_.composable()) {
@@ -61,11 +85,7 @@ void PolynomialCodec::pack(const std::uint64_t* poly, std::uint8_t* out, Buffer<
         } else {
             std::copy_n(poly + r * n, n, scratch.data());
         }
-        for (std::size_t i = 0; dropped_ != 0 && i < n; ++i) {
-            // Half-way cases go to the even side: a bias of 1/2, always upwards, would add up in sealed weights.
-            const std::uint64_t odd = (scratch[i] >> dropped_) & 1;
-            scratch[i] = (scratch[i] + half - 1 + odd) >> dropped_;
-        }
+        drop_bits({scratch.data(), n}, dropped_);
         pack_bits({scratch.data(), n}, runs_[r].bits, out);
         out += packed_bytes(n, runs_[r].bits);
     }
@@ -78,10 +98,7 @@ void PolynomialCodec::unpack(const std::uint8_t* in, std::uint64_t* poly) const 
         std::uint64_t* out = poly + r * n;
         unpack_bits(in, {out, n}, run.bits, run.limit);
         in += packed_bytes(n, run.bits);
-        for (std::size_t i = 0; dropped_ != 0 && i < n; ++i) {
-            const std::uint64_t value = out[i] << dropped_;
-            out[i] = std::min(value, value - run.modulus);  // rounding up may have reached the modulus
-        }
+        restore_bits({out, n}, dropped_, run.modulus);
     }
     if (ring_.composable()) {
         ring_.decompose(poly, poly);

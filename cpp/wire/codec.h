@@ -20,6 +20,16 @@ void pack_bits(View<const std::uint64_t> values, int bits, std::uint8_t* out);
 // Throws WireError unless every value is below `limit` and the fill bits are zero.
 void unpack_bits(const std::uint8_t* in, View<std::uint64_t> values, int bits, std::uint64_t limit);
 
+// Bits that a number takes; 0 for 0.
+int bit_length(std::uint64_t value);
+
+// Integers below a modulus without their low bits: rounded, half-way cases to the even side (a bias of 1/2, always
+// upwards, would add up in sealed weights), they are below rounded_limit; and back, modulo the modulus, which rounding
+// up may have reached.
+std::uint64_t rounded_limit(std::uint64_t modulus, int dropped);
+void drop_bits(View<std::uint64_t> values, int dropped);
+void restore_bits(View<std::uint64_t> values, int dropped, std::uint64_t modulus);
+
 // Polynomials in coefficient form: as integers below q where q is small (by the Chinese remainder theorem), else as
 // residues; each rounded to a multiple of 2^dropped and bit-packed, run by run.
 class PolynomialCodec {

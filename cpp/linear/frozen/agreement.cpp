@@ -34,14 +34,6 @@ std::vector<int> prime_bits(Precision precision) {
     return precision == Precision::single ? std::vector<int>{25, 26} : std::vector<int>{35};
 }
 
-int bits_below(double limit) {
-    int bits = 0;
-    for (double power = 1; power < limit; power *= 2) {
-        ++bits;
-    }
-    return bits;
-}
-
 // Rounding errors of d numbers have an l2 norm of at most sqrt(d) / 2, whatever they are.
 double rounding_norm(std::size_t features) {
     return std::sqrt(static_cast<double>(features)) / 2;
@@ -69,11 +61,14 @@ FrozenScaling scaling_at(const Ring& ring, double row_scale, std::size_t feature
     const double error = (noise + rounding) * stretched / row_scale + rounding / scaling.weight_scale;
     // Two numbers modulo 2^bits, each rounded by at most a half and a little.
     const double unit = 1.001 * modulus / (row_scale * scaling.weight_scale);
-    scaling.reply_bits = bits_below(unit / (kReplyShare * error));
+    while (std::ldexp(unit, -scaling.reply_bits) > kReplyShare * error) {
+        ++scaling.reply_bits;
+    }
     scaling.error = error + std::ldexp(unit, -scaling.reply_bits);
-    const std::uint64_t q = static_cast<std::uint64_t>(modulus), half = std::uint64_t{1} << (kDropped - 1);
-    scaling.request_limit = ((q - 1 + half) >> kDropped) + 1;
-    scaling.request_bits = bits_below(static_cast<double>(scaling.request_limit));
+    const auto q = static_cast<std::uint64_t>(modulus);
+    scaling.request_limit = rounded_limit(q, kDropped);
+    scaling.request_bits = bit_length(scaling.request_limit - 1);
+    scaling.hint_bits = bit_length(q - 1);
     return scaling;
 }
 
@@ -129,16 +124,10 @@ Digest digest_of(const Parameters& parameters, std::size_t features, const std::
 
 }  // namespace
 
-struct FrozenAgreement::Matrix {
-    std::once_flag once;
-    std::vector<Buffer<std::uint64_t>> polynomials;
-};
-
 FrozenAgreement::FrozenAgreement(std::size_t features, Precision precision, const std::string& epoch)
     : features_(features),
       parameters_(parameters_of(features, precision)),
-      ring_(parameters_.ring_degree(), parameters_.primes()),
-      matrix_(std::make_shared<Matrix>()) {
+      ring_(parameters_.ring_degree(), parameters_.primes()) {
     scaling_ = scaling_at(ring_, parameters_.choice().scale, features);
     const Digest digest = digest_of(parameters_, features, epoch);
     static_assert(sizeof(Digest) >= sizeof(Seed));
@@ -167,19 +156,16 @@ void FrozenAgreement::expand(std::size_t j, std::uint64_t* polynomial) const {
     expand_uniform(ring_, seed_, static_cast<std::uint32_t>(j), polynomial);
 }
 
-void FrozenAgreement::prepare() const {
-    std::call_once(matrix_->once, [&] {
+const std::vector<Buffer<std::uint64_t>>& FrozenAgreement::matrix() const {
+    std::call_once(expanded_, [&] {
         std::vector<Buffer<std::uint64_t>> made(polynomials());
         parallel_for(made.size(), [&](std::size_t j) {
             made[j].resize(ring_.size());
             expand(j, made[j].data());
         });
-        matrix_->polynomials = std::move(made);
+        matrix_ = std::move(made);
     });
-}
-
-const std::uint64_t* FrozenAgreement::matrix(std::size_t j) const {
-    return matrix_->polynomials[j].data();
+    return matrix_;
 }
 
 std::size_t frozen_request_bytes(const FrozenAgreement& agreement, std::size_t rows) {
@@ -193,9 +179,8 @@ std::size_t frozen_reply_bytes(const FrozenAgreement& agreement, std::size_t out
 }
 
 std::size_t frozen_hint_bytes(const FrozenAgreement& agreement, std::size_t outputs) {
-    const int bits = bits_below(agreement.modulus());
-    return kHeaderBytes + sizeof(std::uint32_t) +
-           outputs * (sizeof(double) + packed_bytes(agreement.ring().degree(), bits)) + kFooterBytes;
+    const std::size_t run = packed_bytes(agreement.ring().degree(), agreement.scaling().hint_bits);
+    return kHeaderBytes + sizeof(std::uint32_t) + outputs * (sizeof(double) + run) + kFooterBytes;
 }
 
 }  // namespace hesplit

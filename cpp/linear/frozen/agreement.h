@@ -7,11 +7,12 @@
 // c0_j. So the server's work is the layer itself, on a matrix of residues.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <vector>
 
 #include "base/buffer.h"
 #include "ring/prng.h"
@@ -27,14 +28,15 @@ enum class Precision : std::uint8_t { single = 1, half = 2 };
 inline constexpr std::size_t kFrozenGroup = 128;
 inline constexpr std::size_t kMaxFrozenRows = 2048;
 
-// How many numbers of so many bits; a run of them ends on a byte.
+// How numbers are scaled, and what they take in messages.
 struct FrozenScaling {
     double row_scale = 0;             // of rows of l2 norm at most 1
     double weight_scale = 0;          // of rows of W, likewise: an integer
     int request_dropped = 0;          // low bits of c0 that are not sent
     int request_bits = 0;             // of a number of a request,
     std::uint64_t request_limit = 0;  // which is below this
-    int reply_bits = 0;               // of a number of a reply
+    int reply_bits = 0;               // of a number of a reply,
+    int hint_bits = 0;                // of one of a hint
     // |decrypted - exact| <= error for rows of x and W of l2 norm at most 1, except with probability 2^-39.
     double error = 0;
 };
@@ -60,9 +62,8 @@ class FrozenAgreement {
 
     // Polynomial j of the common matrix, in NTT form.
     void expand(std::size_t j, std::uint64_t* polynomial) const;
-    // The same for a client, which uses all of them again and again: expanded once.
-    const std::uint64_t* matrix(std::size_t j) const;
-    void prepare() const;  // thread-safe
+    // All of them for a client, which uses them again and again: expanded when they are first asked for.
+    const std::vector<Buffer<std::uint64_t>>& matrix() const;
     std::size_t matrix_bytes() const { return polynomials() * ring_.size() * sizeof(std::uint64_t); }
 
   private:
@@ -72,8 +73,8 @@ class FrozenAgreement {
     Ring ring_;
     Seed seed_{};
     Id id_{};
-    struct Matrix;
-    std::shared_ptr<Matrix> matrix_;
+    mutable std::once_flag expanded_;
+    mutable std::vector<Buffer<std::uint64_t>> matrix_;
 };
 
 // Bytes of whole messages.

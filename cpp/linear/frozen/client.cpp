@@ -10,7 +10,7 @@
 #include "base/parallel.h"
 #include "linear/frozen/norms.h"
 #include "linear/messages.h"
-#include "rlwe/encryption.h"
+#include "rlwe/secret_key.h"
 #include "wire/codec.h"
 
 namespace hesplit {
@@ -66,22 +66,6 @@ KeyBuffer<std::uint64_t> meeting_parts(const KeyBuffer<std::int8_t>& secret, con
     return transformed;
 }
 
-// Rounds away the low bits of integers; half-way cases go to the even side.
-void drop_bits(std::uint64_t* values, std::size_t count, int dropped) {
-    const std::uint64_t half = (std::uint64_t{1} << dropped) >> 1;
-    for (std::size_t i = 0; i < count; ++i) {
-        values[i] = (values[i] + half - 1 + ((values[i] >> dropped) & 1)) >> dropped;
-    }
-}
-
-// A group's secret in NTT form.
-KeyBuffer<std::uint64_t> transformed(const KeyBuffer<std::int8_t>& secret, const Ring& ring) {
-    KeyBuffer<std::uint64_t> out(ring.size());
-    ring.lift(View<const std::int8_t>{secret.data(), secret.size()}, out.data());
-    ring.to_ntt(out.data());
-    return out;
-}
-
 }  // namespace
 
 FrozenClient::FrozenClient(std::shared_ptr<const FrozenAgreement> agreement, std::size_t outputs, bool bias)
@@ -99,7 +83,7 @@ bool FrozenClient::has_hint() const {
     return hint_ != nullptr;
 }
 
-std::size_t FrozenClient::hint_bytes() const {
+std::size_t FrozenClient::resident_bytes() const {
     return outputs_ * (sizeof(double) + agreement_->ring().degree() * sizeof(std::uint64_t));
 }
 
@@ -128,13 +112,14 @@ void FrozenClient::load_hint(View<const std::uint8_t> message) {
         }
     }
     loaded->outputs.resize(outputs_);
-    const std::size_t degree = ring.degree(), run = reader.remaining() / outputs_, n = parts_.degree();
+    const int bits = agreement_->scaling().hint_bits;
+    const std::size_t degree = ring.degree(), run = packed_bytes(degree, bits), n = parts_.degree();
     const std::size_t k = agreement_->width(), primes = ring.prime_count();
     const std::uint8_t* in = reader.raw(outputs_ * run).data;
     const auto q = static_cast<std::uint64_t>(agreement_->modulus());
     parallel_for(outputs_, [&](std::size_t p) {
         Buffer<std::uint64_t> polynomial(ring.size()), part(parts_.size());
-        unpack_bits(in + p * run, {polynomial.data(), degree}, static_cast<int>(run * 8 / degree), q);
+        unpack_bits(in + p * run, {polynomial.data(), degree}, bits, q);
         ring.decompose(polynomial.data(), polynomial.data());
         Buffer<std::uint64_t>& out = loaded->outputs[p];
         out.resize(degree);
@@ -169,7 +154,7 @@ std::string FrozenClient::encrypt(const T* x, std::size_t rows, FrozenSecret& se
     for (std::size_t s = 0; s < rows; ++s) {
         fresh.norms[s] = row_norm(View<const T>{x + s * inputs(), inputs()}, "x", bias_ ? 1.0 : 0.0);
     }
-    agreement_->prepare();
+    const std::vector<Buffer<std::uint64_t>>& matrix = agreement_->matrix();
 
     const std::size_t body = packed_bytes(rows * features, scaling.request_bits);
     WireWriter writer({MessageType::frozen_request, agreement_->parameters().hash(), agreement_->id(), fresh.message},
@@ -188,10 +173,10 @@ std::string FrozenClient::encrypt(const T* x, std::size_t rows, FrozenSecret& se
         KeyBuffer<std::int8_t> ternary(degree);
         ChaCha20 secrets(secret_key.data(), Domain::secret, group, 0);
         sample_ternary(secrets, ternary.data(), degree);
-        const KeyBuffer<std::uint64_t> s = transformed(ternary, ring);
+        const KeyBuffer<std::uint64_t> s = secret_in_ring(View<const std::int8_t>{ternary.data(), degree}, ring);
         parallel_for(agreement_->polynomials(), [&](std::size_t j) {
             SecretBuffer<std::uint64_t> product(ring.size());  // until it is c0, it says the secret
-            ring.multiply(agreement_->matrix(j), s.data(), product.data());
+            ring.multiply(matrix[j].data(), s.data(), product.data());
             ring.to_coefficients(product.data());
             ring.compose(product.data(), product.data());
             SecretBuffer<std::int8_t> noise(count * width);
@@ -207,7 +192,7 @@ std::string FrozenClient::encrypt(const T* x, std::size_t rows, FrozenSecret& se
                     const std::size_t last = inputs() - begin;
                     encrypt_run(&one, 1, factor, noise.data() + r * width + last, product.data() + r * width + last, q);
                 }
-                drop_bits(product.data() + r * width, end - begin, scaling.request_dropped);
+                drop_bits({product.data() + r * width, end - begin}, scaling.request_dropped);
                 std::copy_n(product.data() + r * width, end - begin, numbers.data() + r * features + begin);
             }
         });

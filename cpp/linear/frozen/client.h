@@ -27,15 +27,14 @@ class FrozenClient {
     // `bias`: the last feature is 1 in every row, and its weight the bias.
     FrozenClient(std::shared_ptr<const FrozenAgreement> agreement, std::size_t outputs, bool bias);
 
-    const FrozenAgreement& agreement() const { return *agreement_; }
     std::size_t inputs() const { return agreement_->features() - (bias_ ? 1 : 0); }
     std::size_t outputs() const { return outputs_; }
 
-    // The server's FrozenServer::hint(), which takes hint_bytes() here; another one replaces it. Throws WireError or
-    // KeyMismatchError.
+    // The server's FrozenServer::hint(), which takes resident_bytes() here; another one replaces it. Throws WireError
+    // or KeyMismatchError.
     void load_hint(View<const std::uint8_t> message);
     bool has_hint() const;
-    std::size_t hint_bytes() const;
+    std::size_t resident_bytes() const;
 
     // x is row-major [rows, inputs()]; each row is scaled by its norm. Throws RangeError for NaN and infinities.
     template <class T>

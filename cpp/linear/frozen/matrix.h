@@ -25,8 +25,6 @@ class IntegerMatrix {
     IntegerMatrix(View<const float> values, std::size_t outputs, std::size_t features,
                   const Kernels& kernels = hesplit::kernels());
 
-    std::size_t outputs() const { return outputs_; }
-    std::size_t features() const { return features_; }
     std::size_t bytes() const { return columns_.size() * sizeof(float); }
 
     // out[t, r, p] = sum_f numbers[r, f] * W[p, f] modulo prime t of the ring, for `rows` rows of numbers below 2^51.

@@ -17,58 +17,54 @@ namespace hesplit {
 
 namespace {
 
-// The integers of W's rows, each scaled by its own norm.
-Buffer<float> integers_of(const FrozenAgreement& agreement, View<const double> weight, std::vector<double>& norms) {
-    const std::size_t features = agreement.features();
-    Buffer<float> integers(weight.size);
-    parallel_for(norms.size(), [&](std::size_t p) {
-        const double* row = weight.data + p * features;
-        norms[p] = row_norm(View<const double>{row, features}, "the weight");
-        const double factor = norms[p] > 0 ? agreement.scaling().weight_scale / norms[p] : 0;
-        for (std::size_t f = 0; f < features; ++f) {
-            integers[p * features + f] = static_cast<float>(std::nearbyint(row[f] * factor));
-        }
-    });
-    return integers;
-}
-
-Buffer<float> checked_integers(const FrozenAgreement& agreement, View<const double> weight,
-                               std::vector<double>& norms) {
-    if (!possible_layer(agreement.features(), norms.size()) || weight.size != agreement.features() * norms.size()) {
-        throw ParameterError("expected a weight of " + std::to_string(agreement.features()) + " features and 1 to " +
-                             std::to_string(kMaxFeatures) + " outputs");
-    }
-    return integers_of(agreement, weight, norms);
-}
-
-// An integer below q from its residues.
-std::uint64_t composed(const Ring& ring, const std::uint64_t* residues, std::size_t step, std::uint64_t inverse) {
-    if (ring.prime_count() == 1) {
-        return *residues;
-    }
-    const std::uint64_t first = residues[0], second = residues[step], q0 = ring.prime(0), q1 = ring.prime(1);
-    const std::uint64_t difference = second + q1 - first % q1;
-    return first + q0 * (difference % q1 * inverse % q1);
+// The name of weights: a digest of what replies depend on.
+Id name_of(const Id& agreement, const std::vector<double>& norms, const Buffer<float>& integers) {
+    std::vector<std::uint64_t> words(2 + norms.size() + (integers.size() + 1) / 2);
+    std::memcpy(words.data(), agreement.data(), agreement.size());
+    std::memcpy(words.data() + 2, norms.data(), norms.size() * sizeof(double));
+    std::memcpy(words.data() + 2 + norms.size(), integers.data(), integers.size() * sizeof(float));
+    seal::util::HashFunction::hash_block_type digest;
+    seal::util::HashFunction::hash(words.data(), words.size(), digest);
+    Id name;
+    std::memcpy(name.data(), digest.data(), name.size());
+    return name;
 }
 
 }  // namespace
 
+FrozenServer::Scaled FrozenServer::scaled(const FrozenAgreement& agreement, View<const double> weight,
+                                          std::size_t outputs) {
+    const std::size_t features = agreement.features();
+    if (!possible_layer(features, outputs) || weight.size != features * outputs) {
+        throw ParameterError("expected a weight of " + std::to_string(features) + " features and 1 to " +
+                             std::to_string(kMaxFeatures) + " outputs");
+    }
+    Scaled rows{std::vector<double>(outputs), Buffer<float>(weight.size)};
+    parallel_for(outputs, [&](std::size_t p) {
+        const double* row = weight.data + p * features;
+        const double norm = rows.norms[p] = row_norm(View<const double>{row, features}, "the weight");
+        const double factor = norm > 0 ? agreement.scaling().weight_scale / norm : 0;
+        for (std::size_t f = 0; f < features; ++f) {
+            rows.integers[p * features + f] = static_cast<float>(std::nearbyint(row[f] * factor));
+        }
+    });
+    return rows;
+}
+
 FrozenServer::FrozenServer(std::shared_ptr<const FrozenAgreement> agreement, View<const double> weight,
                            std::size_t outputs)
-    : agreement_(std::move(agreement)), norms_(outputs), matrix_([&] {
-          const Buffer<float> integers = checked_integers(*agreement_, weight, norms_);
-          // The name of the weights: a digest of what replies depend on.
-          std::vector<std::uint64_t> words((integers.size() + 1) / 2 + norms_.size() + 2);
-          std::memcpy(words.data(), agreement_->id().data(), 16);
-          std::memcpy(words.data() + 2, norms_.data(), norms_.size() * sizeof(double));
-          std::memcpy(words.data() + 2 + norms_.size(), integers.data(), integers.size() * sizeof(float));
-          seal::util::HashFunction::hash_block_type digest;
-          seal::util::HashFunction::hash(words.data(), words.size(), digest);
-          std::memcpy(id_.data(), digest.data(), id_.size());
-          return IntegerMatrix({integers.data(), integers.size()}, norms_.size(), agreement_->features());
-      }()) {}
+    : FrozenServer(agreement, scaled(*agreement, weight, outputs)) {}
 
-std::size_t FrozenServer::rows_of(View<const std::uint8_t> request) const {
+FrozenServer::FrozenServer(std::shared_ptr<const FrozenAgreement> agreement, const Scaled& rows)
+    : agreement_(std::move(agreement)),
+      norms_(rows.norms),
+      id_(name_of(agreement_->id(), rows.norms, rows.integers)),
+      matrix_({rows.integers.data(), rows.integers.size()}, rows.norms.size(), agreement_->features()) {}
+
+std::string FrozenServer::multiply(View<const std::uint8_t> request) const {
+    const Ring& ring = agreement_->ring();
+    const FrozenScaling& scaling = agreement_->scaling();
+    const std::size_t features = agreement_->features(), primes = ring.prime_count();
     WireReader reader(request, MessageType::frozen_request);
     reader.require(agreement_->parameters().hash(), agreement_->id());
     const std::size_t rows = reader.u32();
@@ -76,17 +72,7 @@ std::size_t FrozenServer::rows_of(View<const std::uint8_t> request) const {
         throw WireError("a request holds 1 to " + std::to_string(kMaxFrozenRows) + " rows, this one " +
                         std::to_string(rows));
     }
-    reader.require_remaining(packed_bytes(rows * agreement_->features(), agreement_->scaling().request_bits));
-    return rows;
-}
-
-std::string FrozenServer::multiply(View<const std::uint8_t> request) const {
-    const std::size_t rows = rows_of(request);
-    WireReader reader(request, MessageType::frozen_request);
-    reader.u32();
-    const Ring& ring = agreement_->ring();
-    const FrozenScaling& scaling = agreement_->scaling();
-    const std::size_t features = agreement_->features(), primes = ring.prime_count();
+    reader.require_remaining(packed_bytes(rows * features, scaling.request_bits));
     const std::uint8_t* in = reader.raw(reader.remaining()).data;
 
     Header header = reader.header();
@@ -102,10 +88,7 @@ std::string FrozenServer::multiply(View<const std::uint8_t> request) const {
         Buffer<std::uint64_t> numbers(count);
         unpack_bits(in, {numbers.data(), count}, scaling.request_bits, scaling.request_limit);
         in += packed_bytes(count, scaling.request_bits);
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::uint64_t value = numbers[i] << scaling.request_dropped;
-            numbers[i] = std::min(value, value - q);  // rounding up may have reached the modulus
-        }
+        restore_bits({numbers.data(), count}, scaling.request_dropped, q);
         // Loops over residues take sixteen at a time.
         const std::size_t results = group * outputs(), padded = (results + 15) / 16 * 16;
         Buffer<std::uint64_t> products(primes * results), aligned(primes * padded), switched(padded);
@@ -125,15 +108,14 @@ std::string FrozenServer::hint() const {
     const Ring& ring = agreement_->ring();
     const std::size_t degree = ring.degree(), features = agreement_->features(), width = agreement_->width();
     const std::size_t primes = ring.prime_count(), all = outputs();
-    const std::size_t bytes = frozen_hint_bytes(*agreement_, all);
+    const int bits = agreement_->scaling().hint_bits;
+    const std::size_t run = packed_bytes(degree, bits);
     WireWriter writer({MessageType::frozen_hint, agreement_->parameters().hash(), id_, Id{}},
-                      bytes - kHeaderBytes - kFooterBytes);
+                      frozen_hint_bytes(*agreement_, all) - kHeaderBytes - kFooterBytes);
     writer.u32(static_cast<std::uint32_t>(all));
     for (const double norm : norms_) {
         writer.f64(norm);
     }
-    const std::size_t run = (bytes - kHeaderBytes - kFooterBytes - sizeof(std::uint32_t)) / all - sizeof(double);
-    const int bits = static_cast<int>(run * 8 / degree);
     std::uint8_t* out = writer.reserve(all * run);
 
     // As integers below q.
@@ -146,8 +128,6 @@ std::string FrozenServer::hint() const {
         ring.compose(polynomial.data(), common[j].data());
     });
     const auto q = static_cast<std::uint64_t>(ring.modulus_value());
-    const std::uint64_t inverse =
-        primes == 1 ? 1 : ring.power(ring.residue(static_cast<std::int64_t>(ring.prime(0)), 1), ring.prime(1) - 2, 1);
     Buffer<std::uint64_t> rows(kFrozenGroup * features), products(primes * kFrozenGroup * all);
     for (std::size_t first = 0; first < degree; first += kFrozenGroup) {
         // Coefficient r of x^-i * a is that of a at r + i, and minus that where it goes around.
@@ -161,11 +141,12 @@ std::string FrozenServer::hint() const {
         });
         matrix_.multiply(ring, rows.data(), kFrozenGroup, products.data());
         parallel_for(all, [&](std::size_t p) {
-            std::uint64_t numbers[kFrozenGroup];
-            for (std::size_t r = 0; r < kFrozenGroup; ++r) {
-                numbers[r] = composed(ring, products.data() + r * all + p, kFrozenGroup * all, inverse);
+            Buffer<std::uint64_t> numbers(primes * kFrozenGroup);
+            for (std::size_t m = 0; m < numbers.size(); ++m) {
+                numbers[m] = products[m * all + p];
             }
-            pack_bits({numbers, kFrozenGroup}, bits, out + p * run + packed_bytes(first, bits));
+            ring.compose(numbers.data(), kFrozenGroup, numbers.data());
+            pack_bits({numbers.data(), kFrozenGroup}, bits, out + p * run + packed_bytes(first, bits));
         });
     }
     return writer.finish();

@@ -19,15 +19,12 @@ class FrozenServer {
     // weight: row-major [outputs, features]; agreement->features() features. Throws RangeError for NaN and infinities.
     FrozenServer(std::shared_ptr<const FrozenAgreement> agreement, View<const double> weight, std::size_t outputs);
 
-    const FrozenAgreement& agreement() const { return *agreement_; }
     std::size_t outputs() const { return norms_.size(); }
     // Names these weights: replies and hints carry it.
     const Id& id() const { return id_; }
-    std::size_t bytes() const { return matrix_.bytes() + norms_.size() * sizeof(double); }
+    std::size_t resident_bytes() const { return matrix_.bytes() + norms_.size() * sizeof(double); }
 
-    // The number of rows of a request. Throws WireError or KeyMismatchError.
-    std::size_t rows_of(View<const std::uint8_t> request) const;
-    // The reply to it. Throws WireError or KeyMismatchError.
+    // The reply to a request. Throws WireError or KeyMismatchError.
     std::string multiply(View<const std::uint8_t> request) const;
     // What a client needs besides a reply, the same for all of them: the common matrix times W, and the norms of W's
     // rows.
@@ -38,10 +35,18 @@ class FrozenServer {
     std::size_t hint_working_bytes() const;
 
   private:
+    // The integers of W's rows, row-major, each row scaled by its norm.
+    struct Scaled {
+        std::vector<double> norms;
+        Buffer<float> integers;
+    };
+    static Scaled scaled(const FrozenAgreement& agreement, View<const double> weight, std::size_t outputs);
+    FrozenServer(std::shared_ptr<const FrozenAgreement> agreement, const Scaled& rows);
+
     std::shared_ptr<const FrozenAgreement> agreement_;
-    std::vector<double> norms_;  // of the rows of W
-    Id id_{};
-    IntegerMatrix matrix_;  // last: made from the rest
+    std::vector<double> norms_;
+    Id id_;
+    IntegerMatrix matrix_;
 };
 
 }  // namespace hesplit

@@ -192,7 +192,7 @@ class FrozenClient:
     @property
     def resident_bytes(self) -> int:
         """Memory that the hint and the common matrix take; the latter is one for all layers of as many features."""
-        return self._native.hint_bytes + self._agreement.matrix_bytes
+        return self._native.resident_bytes + self._agreement.matrix_bytes
 
     def load_hint(self, hint: Buffer) -> None:
         """Take `FrozenServer.hint`; another one replaces it.
