@@ -7,6 +7,10 @@ programming errors through. The C++ core raises the same classes: they are regis
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+_NAMED = 8
+
 
 class HESplitError(Exception):
     """Base of all errors of this package."""
@@ -42,3 +46,10 @@ class ConnectionLost(ProtocolError):
 
 class DataError(HESplitError, RuntimeError):
     """A data set that is missing, incomplete or not what it claims to be."""
+
+
+def shortened(names: Iterable[str], separator: str = ", ") -> str:
+    """Some names for a message, and how many more there are."""
+    found = list(names)
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return separator.join(name[:200] for name in found[:_NAMED]) + more if found else "none"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hesplit_native.errors import DataError, ParameterError
+from hesplit_native.errors import DataError, ParameterError, shortened
 
 Float = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
@@ -85,9 +85,9 @@ def weights_of(
     chosen = [name for name in names if _matches(name, layers)]
     if not chosen:
         what = (
-            f"there are {_some(names)}"
+            f"there are {shortened(names)}"
             if names
-            else f"there is no linear layer, only {_some(list(found)) or 'nothing'}"
+            else f"there is no linear layer, only {shortened(found) if found else 'nothing'}"
         )
         raise ParameterError(f"no layer is chosen; {what}")
     # What can be said without reading numbers is said at once, and before anything is read.
@@ -160,9 +160,7 @@ def _of_module(module: nn.Module) -> tuple[dict[str, _Found], set[str]]:
     found: dict[str, _Found] = {}
     turned = set()
     for name, layer in module.named_modules():
-        conv1d = any(
-            (k.__module__, k.__name__) == ("transformers.pytorch_utils", "Conv1D") for k in type(layer).__mro__
-        )
+        conv1d = any(is_conv1d(kind) for kind in type(layer).__mro__)
         if not (isinstance(layer, nn.Linear) or conv1d) or getattr(layer, "weight", None) is None:
             continue
         name = name or _ALONE
@@ -249,10 +247,10 @@ def _of_safetensors(path: Path) -> dict[str, _Found]:
     }
 
 
+def is_conv1d(kind: type) -> bool:
+    """Whether this class is transformers' `Conv1D`, a linear layer with weights [in_features, out_features]; it is not imported."""
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
 def _matches(name: str, patterns: str | Iterable[str]) -> bool:
     return any(fnmatchcase(name, one) for one in ([patterns] if isinstance(patterns, str) else patterns))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more

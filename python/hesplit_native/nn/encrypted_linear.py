@@ -140,8 +140,8 @@ class _Evaluation(torch.autograd.Function):
 
 
 def _present_weight(number: int) -> Tensor | None:
-    layer = op.layer_of(number)
-    return cast(EncryptedLayer, layer).matrix().detach().cpu() if layer is not None else None
+    layer: EncryptedLayer | None = op.layer_of(number)
+    return layer.matrix().detach().cpu() if layer is not None else None
 
 
 def autocast_result(y: Tensor, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""`hesplit_native::encrypted_linear` and its like, operators of torch: how the compiler, autograd and vmap see encrypted products."""
+"""`hesplit_native::encrypted_linear`, an operator of torch: how compiler, autograd and vmap see encrypted products."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 from weakref import WeakValueDictionary
 
@@ -19,20 +20,33 @@ class Multiplies(Protocol):
 
 
 # Operators take numbers, not objects.
-_layers: WeakValueDictionary[int, Multiplies] = WeakValueDictionary()
+_layers: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _numbers = itertools.count(1)
 
 
-def enter(layer: Multiplies) -> int:
-    """The number by which the operator finds this layer, as long as it lives."""
+def enter(layer: object) -> int:
+    """The number by which operators find this layer, as long as it lives."""
     number = next(_numbers)
     _layers[number] = layer
     return number
 
 
-def layer_of(number: int) -> Multiplies | None:
-    """The layer of that number, if it is still there."""
+def layer_of(number: int) -> Any:
+    """The layer of that number; None where it is no more."""
     return _layers.get(number)
+
+
+def on_rows(x: Tensor, width: int, multiply: Callable[[Tensor], Tensor]) -> Tensor:
+    """[..., width] in the dtype and on the device of x [..., in], from what `multiply` makes of its rows [n, in] on the CPU.
+
+    The rows are float32 or float64.
+    """
+    y = x.new_empty(*x.shape[:-1], width)
+    if y.numel() == 0:
+        return y
+    rows = x.detach().reshape(-1, x.shape[-1]).cpu()
+    rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    return y.copy_(multiply(rows).reshape(y.shape))
 
 
 @torch.library.custom_op(
@@ -42,15 +56,12 @@ def layer_of(number: int) -> Multiplies | None:
 )
 def encrypted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, layer: int) -> Tensor:
     """``x W^T + b`` for x [..., in] on ciphertexts, in the dtype and on the device of x."""
-    y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    if y.numel() == 0:
-        return y
-    rows = x.detach().reshape(-1, x.shape[-1]).cpu()
-    rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-    product = _layers[layer].multiply(rows, weight.detach().cpu())
-    if bias is not None:
-        product = product + bias.detach().cpu()
-    return y.copy_(product.reshape(y.shape))
+
+    def multiply(rows: Tensor) -> Tensor:
+        product = cast(Multiplies, layer_of(layer)).multiply(rows, weight.detach().cpu())
+        return product if bias is None else product + bias.detach().cpu()
+
+    return on_rows(x, weight.shape[0], multiply)
 
 
 @encrypted_linear.register_fake

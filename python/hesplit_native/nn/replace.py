@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from hesplit_native.errors import ParameterError
+from hesplit_native.errors import ParameterError, shortened
+from hesplit_native.layer.weights import is_conv1d
 from hesplit_native.nn.encrypted_linear import EncryptedLayer, EncryptedLinear
 from hesplit_native.nn.engine import Uploads
 from hesplit_native.nn.served_linear import ServedLinear, chosen_layers
@@ -70,11 +71,11 @@ def encrypt(
     if not chosen:
         parametrised = [name for name, module in modules.items() if torch.nn.utils.parametrize.is_parametrized(module)]
         hint = (
-            f"; parametrised ones ({_names(parametrised)}) are encrypted first, then parametrised"
+            f"; parametrised ones ({shortened(parametrised)}) are encrypted first, then parametrised"
             if parametrised
             else ""
         )
-        raise ParameterError(f"no linear layer of the model is chosen; it has {_names(candidates) or 'none'}{hint}")
+        raise ParameterError(f"no linear layer of the model is chosen; it has {shortened(candidates)}{hint}")
     if server is not None:
         chosen = _ask_server({name: modules[name] for name in chosen}, server)
     else:
@@ -96,7 +97,7 @@ def _ask_server(modules: Mapping[str, nn.Module], server: Connection) -> list[st
     served = chosen_layers(modules, server)
     if not served:
         raise ParameterError(
-            f"the server has none of the chosen layers, {_names(modules)}; it has {_names(server.layers) or 'none'}"
+            f"the server has none of the chosen layers, {shortened(modules)}; it has {shortened(server.layers)}"
         )
     for name, description in served.items():
         layer = modules[name]
@@ -117,7 +118,7 @@ def decrypt(model: ModelT) -> ModelT:
     served = [name for name, module in model.named_modules() if isinstance(module, ServedLinear)]
     if served:
         raise ParameterError(
-            f"the weights of {_names(served)} are at a server, not here: make the model anew, and load weights of one's own into it"
+            f"the weights of {shortened(served)} are at a server, not here: make the model anew, and load weights of one's own into it"
         )
     for layer in list(model.modules()):
         if isinstance(layer, EncryptedLayer) and layer.weight is not None:  # a server's stay there
@@ -130,8 +131,7 @@ def decrypt(model: ModelT) -> ModelT:
 def _encrypted_kind(module: nn.Module) -> type[EncryptedLayer] | None:
     if type(module) is nn.Linear:
         return EncryptedLinear
-    kind = type(module)
-    if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
+    if is_conv1d(type(module)):
         from hesplit_native.nn.conv1d import EncryptedConv1D
 
         return EncryptedConv1D
@@ -146,11 +146,6 @@ def _selects(selection: Selection, name: str, module: nn.Module) -> bool:
     if callable(selection):
         return bool(selection(name, module))
     return any(_selects(one, name, module) for one in selection)
-
-
-def _names(names: Iterable[str]) -> str:
-    found = list(names)
-    return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
 
 
 def _allow_fused_kernels(module: nn.Module, *, allowed: bool) -> None:
@@ -189,7 +184,7 @@ def _call_once(model: nn.Module, batch: Any, layers: Mapping[str, nn.Module]) ->
     unused = [name for name in layers if name not in called]
     if unused:
         warnings.warn(
-            f"the model did not call these encrypted layers (it may read their weights instead): {_names(unused)}",
+            f"the model did not call these encrypted layers (it may read their weights instead): {shortened(unused)}",
             stacklevel=3,
         )
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any, cast
-from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hesplit_native.choices import Direction
-from hesplit_native.errors import ParameterError
+from hesplit_native.errors import ParameterError, shortened
+from hesplit_native.layer.weights import is_conv1d
+from hesplit_native.nn import op
 from hesplit_native.nn.encrypted_linear import autocast_result, check_input, refuse_export
 from hesplit_native.protocols.frozen_client import Connection
 from hesplit_native.protocols.frozen_messages import Description
-
-# Operators take numbers, not objects.
-_layers: WeakValueDictionary[int, ServedLinear] = WeakValueDictionary()
-_numbers = itertools.count(1)
 
 
 class ServedLinear(nn.Linear):
@@ -54,16 +50,12 @@ class ServedLinear(nn.Linear):
         like = torch.empty(()) if before is None or before.is_meta else before.detach()
         self._parameters.update(weight=None, bias=None)
         self.register_buffer("_absent", like.new_full((), float("nan")), persistent=False)
-        self._enter()
+        self._number = op.enter(self)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """NaN [out_features, in_features], which take no memory."""
         return cast(Tensor, self._absent).expand(self.out_features, self.in_features)
-
-    def _enter(self) -> None:
-        self._number = next(_numbers)
-        _layers[self._number] = self
 
     def multiply(self, x: npt.NDArray[Any], direction: Direction) -> npt.NDArray[np.float64]:
         """``x W^T + b`` for x [n, in_features], or backward ``x W`` for x [n, out_features]: what the operators call."""
@@ -85,7 +77,7 @@ class ServedLinear(nn.Linear):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._enter()
+        self._number = op.enter(self)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` asks for."""
@@ -94,13 +86,8 @@ class ServedLinear(nn.Linear):
 
 def _product(rows: Tensor, layer: int, direction: Direction, width: int) -> Tensor:
     """[..., width] of rows [..., n], in their dtype and on their device."""
-    y = rows.new_empty(*rows.shape[:-1], width)
-    if y.numel() == 0:
-        return y
-    flat = rows.detach().reshape(-1, rows.shape[-1]).cpu()
-    flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
-    product = torch.from_numpy(_layers[layer].multiply(flat.numpy(), direction))
-    return y.copy_(product.reshape(y.shape))
+    served = cast(ServedLinear, op.layer_of(layer))
+    return op.on_rows(rows, width, lambda flat: torch.from_numpy(served.multiply(flat.numpy(), direction)))
 
 
 @torch.library.custom_op(
@@ -222,7 +209,7 @@ def shape_of(module: nn.Module) -> tuple[int, int] | None:
     """in_features and out_features of `nn.Linear` and of transformers' `Conv1D`."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    if (type(module).__module__, type(module).__name__) == ("transformers.pytorch_utils", "Conv1D"):
+    if is_conv1d(type(module)):
         return cast(int, module.nx), cast(int, module.nf)
     return None
 
@@ -232,6 +219,5 @@ def chosen_layers(modules: Mapping[str, nn.Module], connection: Connection) -> d
     found = {name: connection.layers[name or "linear"] for name in modules if (name or "linear") in connection.layers}
     wrong = [text for name, layer in found.items() if (text := differences(name, modules[name], layer))]
     if wrong:
-        more = f", and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ParameterError("; ".join(wrong[:8]) + more)
+        raise ParameterError(shortened(wrong, "; "))
     return found

@@ -21,6 +21,7 @@ from hesplit_native.errors import (
     ProtocolError,
     RangeError,
     WireError,
+    shortened,
 )
 from hesplit_native.protocols import messages
 
@@ -31,7 +32,6 @@ MAX_OFFER = 1 << 24
 #: A request carries no more values than that up or down; what has more rows is sent in several.
 MAX_VALUES = 1 << 23
 
-_NAMED = 8
 _MAX_REASON = 4000
 _ERRORS = {
     kind.__name__: kind
@@ -126,10 +126,3 @@ def unknown_layer(name: str, known: Iterable[str]) -> ParameterError:
     close = get_close_matches(name[:200], names, 3)
     meant = f" (did you mean {' or '.join(close)}?)" if close else ""
     return ParameterError(f"the server has no layer {name[:200]!r}{meant}; it has {shortened(names)}")
-
-
-def shortened(names: Iterable[str]) -> str:
-    """Some names, and how many more there are."""
-    found = list(names)
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return (", ".join(name[:200] for name in found[:_NAMED]) + more) if found else "none"
