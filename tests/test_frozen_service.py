@@ -58,7 +58,7 @@ class Conversation:
         return messages.unpack(self.channel.receive())
 
     def product(self, body, name="fc", direction="forward"):
-        return self.ask(MessageType.PRODUCT, frozen_messages.address(name, direction), body)
+        return self.ask(MessageType.PRODUCT, frozen_messages.address([name], direction), body)
 
     def works(self):
         """Whether it still answers."""
@@ -88,6 +88,68 @@ def test_products_of_any_number_of_rows(direction, rows):
     assert connection.requests == -(-rows // 2048)
 
 
+@given(
+    rows=st.sampled_from([0, 1, 5, 129, 2050]),
+    inner=st.integers(1, 60),
+    outs=st.lists(st.integers(1, 40), min_size=1, max_size=10),
+    bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_several_layers_of_the_same_rows(rows, inner, outs, bias, seed):
+    rng = np.random.default_rng(seed)
+    matrices = [rng.normal(size=(out, inner)) for out in outs]
+    biases = [rng.normal(size=out) if bias else np.zeros(out) for out in outs]
+    served = [
+        FrozenLayer(str(k), FrozenServer(w, b if bias else None), None)
+        for k, (w, b) in enumerate(zip(matrices, biases, strict=True))
+    ]
+    answered = []
+    connection = hn.connect(service(*served, on_request=answered.append))
+    x = rng.normal(size=(rows, inner))
+    names = [str(k) for k in range(len(outs))]
+    products = connection.multiply_together([*names, names[0]], x)  # the same one twice costs nothing
+    assert len(products) == len(outs) + 1
+    np.testing.assert_array_equal(products[0], products[-1])
+    for y, w, b in zip(products, matrices, biases, strict=False):
+        norms = [
+            np.linalg.norm(np.column_stack([m, c])[:, : inner + bias], axis=1) for m, c in ((x, np.ones(rows)), (w, b))
+        ]
+        assert y.shape == (rows, len(w))
+        assert (np.abs(y - (x @ w.T + b)) <= error_bound(inner + bias) * np.outer(*norms)).all()
+    requests = -(-rows // 2048) * -(-len(outs) // 8)
+    assert connection.requests == requests
+    assert sum(one.rows for one in answered if one.request == "forward") == rows * len(outs)
+
+
+def test_layers_of_other_rows_are_not_asked_together():
+    connection = hn.connect(
+        service(layer("a"), layer("b", inner=15), FrozenLayer("c", FrozenServer(weights(), np.ones(9)), None))
+    )
+    for other, words in (
+        ("b", r"a \(14 -> 9 without bias\) cannot serve b \(15 -> 9 without bias\)"),
+        ("c", "with bias"),
+    ):
+        with pytest.raises(hn.ParameterError, match=words):
+            connection.multiply_together(["a", other], np.ones((1, 14)))
+    with pytest.raises(hn.ParameterError, match="no layer 'd'"):
+        connection.multiply_together(["a", "d"], np.ones((1, 14)))
+    assert connection.requests == 0
+
+
+def test_new_weights_of_layers_that_are_asked_together():
+    old, new = (service(layer("a", seed=seed), layer("b", seed=seed + 1, out=4)) for seed in (0, 10))
+    present = [old]
+    connection = Connection([("here", lambda: InProcessChannel(present[0].converse(ClientInfo("test"))))], patience=0.0)
+    x = np.ones((3, 14))
+    for seed, server in ((0, old), (10, new)):
+        if server is not present[0]:
+            present[0] = server
+            connection._replicas._replicas[0].idle.clear()  # the next request opens a channel
+        products = connection.multiply_together(["a", "b"], x)
+        for y, w in zip(products, (weights(seed), weights(seed + 1, out=4)), strict=True):
+            np.testing.assert_allclose(y, x @ w.T, atol=1e-4)
+
+
 def test_what_a_server_has(tmp_path):
     connection = hn.connect(service(layer("a"), layer("b", out=3, inner=5, backward=False)))
     assert {name: (d.in_features, d.out_features, d.bias, d.backward) for name, d in connection.layers.items()} == {
@@ -109,16 +171,17 @@ def good_request(rows=3, **client):
 
 
 def address(**changes):
-    return messages.text(json.dumps({"layer": "fc", "direction": "forward"} | changes))
+    return messages.text(json.dumps({"layers": ["fc"], "direction": "forward"} | changes))
 
 
 @pytest.mark.parametrize(
     ("kind", "body", "error", "words"),
     [
-        (MessageType.PRODUCT, address(layer="fcc") + good_request(), hn.ParameterError, r"no layer 'fcc' \(did you mean fc"),
-        (MessageType.PRODUCT, address(layer="x" * 5000), hn.ParameterError, "no layer 'xxx"),
-        (MessageType.PRODUCT, address(layer=3), hn.WireError, "a layer and a direction"),
-        (MessageType.PRODUCT, address(direction="up"), hn.WireError, "a layer and a direction"),
+        (MessageType.PRODUCT, address(layers=["fcc"]) + good_request(), hn.ParameterError, r"no layer 'fcc' \(did you mean fc"),
+        (MessageType.PRODUCT, address(layers=["x" * 5000]), hn.ParameterError, "no layer 'xxx"),
+        (MessageType.PRODUCT, address(layers=3), hn.WireError, "layers and a direction"),
+        (MessageType.PRODUCT, address(layers=["fc", 3]), hn.WireError, "layers and a direction"),
+        (MessageType.PRODUCT, address(direction="up"), hn.WireError, "layers and a direction"),
         (MessageType.PRODUCT, b"", hn.WireError, "ends before"),
         (MessageType.PRODUCT, messages.text("[1]"), hn.WireError, "JSON object"),
         (MessageType.PRODUCT, address(), hn.WireError, "shorter than its head"),
@@ -128,11 +191,21 @@ def address(**changes):
         (MessageType.PRODUCT, address() + good_request()[:-1] + b"x", hn.WireError, "checksum of a frozen request is wrong"),
         (MessageType.PRODUCT, address() + good_request(inner=13), hn.KeyMismatchError, "made under other parameters"),
         (MessageType.PRODUCT, address(direction="backward") + good_request(), hn.WireError, "no more than 238"),
+        (MessageType.PRODUCT, address(layers=[]) + good_request(), hn.WireError, "1 to 8 different layers, got 0"),
+        (MessageType.PRODUCT, address(layers=["fc", "fc"]) + good_request(), hn.WireError, "1 to 8 different layers, got 2"),
+        (MessageType.PRODUCT, address(layers=list("abcdefghi")) + good_request(), hn.WireError, "different layers, got 9"),
+        (MessageType.PRODUCT, address(layers=["fc", "no"]) + good_request(), hn.ParameterError, "no layer 'no'"),
+        (MessageType.PRODUCT, address(layers=["fc", "more"]) + good_request(), hn.ParameterError, "rows for fc cannot serve more"),
+        (MessageType.PRODUCT, address(layers=["fc", "bias"]) + good_request(), hn.ParameterError, "rows for fc cannot serve bias"),
+        (MessageType.PRODUCT, address(layers=["fc", "half"]) + good_request(), hn.ParameterError, "rows for fc cannot serve half"),
+        (MessageType.PRODUCT, address(layers=["fc", "like"], direction="backward") + good_request(), hn.ParameterError,
+         r"rows for fc cannot serve like \(backward\)"),
+        (MessageType.HINT, address(layers=["fc", "like"], have=0), hn.WireError, "1 to 1 different layers, got 2"),
         (MessageType.HINT, address(have=-1), hn.WireError, "`have` a number from 0 to"),
         (MessageType.HINT, address(have=1 << 40), hn.WireError, "`have` a number from 0 to"),
         (MessageType.HINT, address(have="0"), hn.WireError, "`have` a number from 0 to"),
         (MessageType.HINT, address(have=0) + b"x", hn.WireError, "too many"),
-        (MessageType.HINT, address(layer="fd", have=0), hn.ParameterError, "no layer 'fd'"),
+        (MessageType.HINT, address(layers=["fd"], have=0), hn.ParameterError, "no layer 'fd'"),
         (MessageType.LAYERS, b"x", hn.WireError, "too many"),
         (MessageType.END, b"x", hn.WireError, "too many"),
         (MessageType.HELLO, messages.text("{}"), hn.ProtocolError, "holds a model to be used"),
@@ -141,7 +214,13 @@ def address(**changes):
     ],
 )  # fmt: skip
 def test_a_bad_request_costs_that_request(kind, body, error, words):
-    talk = Conversation(service())
+    others = [
+        layer("like", seed=1),
+        layer("more", inner=15),
+        FrozenLayer("bias", FrozenServer(weights(inner=13), np.ones(9)), None),
+        FrozenLayer("half", FrozenServer(weights(), precision="bfloat16"), None),
+    ]
+    talk = Conversation(service(layer(), *others))
     reply = talk.ask(kind, body, step=7)
     assert reply.step == 7
     with pytest.raises(error, match=words):
@@ -596,9 +675,9 @@ def test_the_server_sees_nothing_but_ciphertexts_and_shapes():
         if message.type in (MessageType.LAYERS, MessageType.END):
             assert not len(message.body)
             continue
-        name, direction, said, body = frozen_messages.take_address(message.body, "request")
+        (name,), direction, said, body = frozen_messages.take_address(message.body, "request")
         assert name in ("0", "2")
-        assert set(said) <= {"layer", "direction", "have"}
+        assert set(said) <= {"layers", "direction", "have"}
         if message.type is MessageType.HINT:
             assert not len(body)
         else:

@@ -293,7 +293,7 @@ def test_layers_of_one_input_share_an_upload():
     for _ in range(3):
         x = torch.randn(4, 8)
         torch.testing.assert_close(model.q(x), plain.q(x), atol=1e-4, rtol=0)
-    assert not uploads._members[model.q._number].followers
+    assert not uploads._sharing._followers[model.q._number]
     twin = copy.deepcopy(model)
     assert twin.q._uploads is twin.out._uploads is not uploads
     torch.testing.assert_close(twin(x), plain(x), atol=1e-4, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 import hesplit_native as hn
 from hesplit_native.layer.frozen import error_bound
 from hesplit_native.nn import EncryptedLinear, ServedLinear, decrypt, encrypt
+from hesplit_native.nn.served_linear import served_name
 from hesplit_native.protocols.frozen_client import Connection
 
 MEMORY = 1 << 27
@@ -253,6 +255,86 @@ def test_encrypted_layers_here_beside_served_ones(plain, connection):
     torch.testing.assert_close(model(x), plain(x), atol=1e-4, rtol=0)
 
 
+class Attention(nn.Module):
+    """Queries, keys and values of one input, on heads of their own widths."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.q, self.k, self.v, self.out = (nn.Linear(8, width) for width in (6, 6, 5, 5))
+
+    def forward(self, x):
+        weights = (self.q(x) @ self.k(x).mT).softmax(-1)
+        return self.out(torch.cat([weights @ self.v(x), x], -1)[..., :8])
+
+
+def test_layers_of_one_input_share_an_upload():
+    plain = Attention()
+    with hn.serve(plain, port=0, memory=MEMORY) as server, hn.connect(server) as connection:
+        model = encrypt(copy.deepcopy(plain), server=connection)
+
+        def requests_of(model, rows):
+            x = torch.randn(2, rows, 8)
+            before = connection.requests, connection.bytes_up
+            torch.testing.assert_close(model(x), plain(x), atol=1e-4, rtol=0)
+            return connection.requests - before[0], connection.bytes_up - before[1]
+
+        requests_of(model, 5)  # fetches hints, and sees who is fed by the same tensor
+        assert requests_of(model, 5)[0] == 2  # q, k and v together, and out
+        assert requests_of(model, 7)[0] == 2
+        alone = encrypt(copy.deepcopy(plain), "?", server=connection)
+        requests_of(alone, 50)
+        together = requests_of(alone, 50)[1]
+        alone.q._inputs = type(alone.q._inputs)()
+        alone.k._inputs = type(alone.q._inputs)()
+        assert requests_of(alone, 50)[1] > 1.5 * together
+        # Gradients go through each layer of its own.
+        x, y = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 5, 5)
+        gradients = [torch.autograd.grad((net(x) * y).sum(), x)[0] for net in (model, plain)]
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=0)
+        # A layer that stays away is not computed in vain for long; copies and threads have inputs of their own.
+        for _ in range(3):
+            model.q(torch.randn(4, 8))
+        down = connection.bytes_down
+        model.q(torch.randn(4, 8))
+        assert connection.bytes_down - down < 1000
+        twin = copy.deepcopy(model)
+        assert twin.q._inputs is twin.v._inputs is not model.q._inputs
+        requests_of(twin, 5)
+        assert requests_of(twin, 5)[0] == 2
+        failures = []
+
+        def repeatedly(seed):
+            x = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(seed))
+            for _ in range(5):
+                if not torch.allclose(model(x), plain(x), atol=1e-4):
+                    failures.append(seed)
+
+        threads = [threading.Thread(target=repeatedly, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+
+
+@pytest.mark.parametrize(
+    ("name", "served"),
+    [
+        ("0", "0"),
+        ("module.0", "0"),
+        ("_orig_mod.module.2", "2"),
+        ("base_model.model.2.base_layer", "2"),
+        ("module.base_model.model.0", "0"),
+        ("0.base_layer", "0"),
+        ("module", None),
+        ("model.0", None),
+    ],
+)
+def test_names_inside_wrappers(connection, name, served):
+    assert served_name(name, connection) == served
+
+
 def test_kernels_that_read_weights_are_not_taken():
     torch.manual_seed(0)
     plain = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0).eval()
@@ -290,7 +372,8 @@ def test_transformers_generate_with_the_weights_at_a_server(gpt2, gpt2_connectio
 @pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning"
 )  # peft and transformers of each other
-def test_lora_trains_around_served_layers_as_on_the_plain_model(gpt2, gpt2_connection):
+@pytest.mark.parametrize("first", ["encrypt", "adapt"])
+def test_lora_trains_around_served_layers_as_on_the_plain_model(gpt2, gpt2_connection, first):
     peft = pytest.importorskip("peft")
 
     def adapted(model, **options):
@@ -298,7 +381,12 @@ def test_lora_trains_around_served_layers_as_on_the_plain_model(gpt2, gpt2_conne
         config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["c_attn", "c_fc"], lora_dropout=0.0, **options)
         return peft.get_peft_model(model, config)
 
-    served = adapted(encrypt(copy.deepcopy(gpt2), server=gpt2_connection))
+    served = (
+        adapted(encrypt(copy.deepcopy(gpt2), server=gpt2_connection))
+        if first == "encrypt"
+        else encrypt(adapted(copy.deepcopy(gpt2), fan_in_fan_out=True), server=gpt2_connection)
+    )
+    assert sum(isinstance(module, ServedLinear) for module in served.modules()) == 8
     plain = adapted(gpt2, fan_in_fan_out=True)
     names = {name for name, value in plain.named_parameters() if value.requires_grad}
     assert {name for name, value in served.named_parameters() if value.requires_grad} == names

@@ -189,6 +189,10 @@ class FrozenClient:
         """Length of the server's hint."""
         return self._agreement.hint_bytes(self.out_features)
 
+    def reply_bytes(self, rows: int) -> int:
+        """Length of the server's reply to so many rows."""
+        return self._agreement.reply_bytes(self.out_features, rows)
+
     @property
     def resident_bytes(self) -> int:
         """Memory that the hint and the common matrix take; the latter is one for all layers of as many features."""
@@ -208,6 +212,8 @@ class FrozenClient:
 
     def encrypt(self, x: npt.NDArray[Any]) -> tuple[bytes, FrozenSecret]:
         """Encrypt rows x [n, in_features], n from 1 to MAX_ROWS, float32 or float64: the request, and what decrypts its reply.
+
+        The same request serves other layers of as many features, bias, precision and epoch, whose clients decrypt their replies.
 
         Raises
         ------

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from hesplit_native.layer.keys import SecretKey
 from hesplit_native.layer.linear import LinearClient, LinearServer
 from hesplit_native.layer.normalised import MAX_ROWS, normalised_parameters
 from hesplit_native.layer.parameters import Parameters
+from hesplit_native.nn.sharing import Sharing, equal
 
 Float64 = npt.NDArray[np.float64]
 
@@ -60,7 +61,7 @@ class Engine:
 
     def _server_of(self, weights: tuple[Tensor, ...]) -> LinearServer:
         # Values are compared, not version counters: fused optimisers and writes through `.data` leave those as they were.
-        if self._server is not None and len(weights) == len(self.weights) and all(map(_equal, self.weights, weights)):
+        if self._server is not None and len(weights) == len(self.weights) and all(map(equal, self.weights, weights)):
             return self._server
         stacked = np.concatenate([weight.double().numpy() for weight in weights])
         if self.normalises:
@@ -73,10 +74,6 @@ class Engine:
             self._server.set_weight(stacked)
         self.weights = tuple(weight.clone() for weight in weights)
         return self._server
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _normalised(x: npt.NDArray[Any], name: str) -> tuple[Float64, Float64]:
@@ -93,25 +90,21 @@ def _normalised(x: npt.NDArray[Any], name: str) -> tuple[Float64, Float64]:
 
 @dataclass
 class _Member:
-    """A layer that was called: its engine, which layers are computed with it, and the weight that it had."""
+    """A layer that was called: its engine, and one for it and the layers that are computed with it."""
 
     engine: Engine
-    followers: list[int] = field(default_factory=list)
-    together: Engine | None = None
+    together: tuple[list[int], Engine] | None = None
 
 
 class Uploads:
     """Encrypted products of the layers of one model. Safe to use from several threads.
 
-    A layer that is called with the same input as the layer before it, as queries, keys and values are, is from then on computed
-    along with that one: one request and one reply serve both.
+    Layers of the same input share one request and one reply (`Sharing`).
     """
 
     def __init__(self) -> None:
         self._members: dict[int, _Member] = {}
-        self._input: Tensor | None = None
-        self._leader = 0
-        self._ready: dict[int, tuple[Tensor, Tensor]] = {}
+        self._sharing: Sharing[tuple[Tensor, Tensor]] = Sharing()
         self._lock = threading.RLock()
         #: Requests so far.
         self.requests = 0
@@ -135,55 +128,38 @@ class Uploads:
         """Drop the keys of one layer."""
         with self._lock:
             self._members.pop(layer, None)
-            self._ready.pop(layer, None)
+            self._sharing.forget(layer)
 
     def multiply(self, layer: int, x: Tensor, weight: Tensor, others: Callable[[int], Tensor | None]) -> Tensor:
         """``x W^T`` for x [n, in] and weight [out, in]; `others` gives the present weight of another layer by its number, or None."""
+
+        def compute(layers: Sequence[int]) -> list[tuple[Tensor, Tensor] | None]:
+            found = [weight, *(others(follower) for follower in layers[1:])]
+            weights = {n: w for n, w in zip(layers, found, strict=True) if w is not None and w.shape[1] == x.shape[1]}
+            products = self._together(list(weights), x, tuple(weights.values()))
+            return [products.get(n) for n in layers]
+
         with self._lock:
-            same = self._input is not None and _equal(self._input, x)
-            if same and layer in self._ready:
-                y, used = self._ready.pop(layer)
-                if _equal(used, weight):
-                    return y
-            if same and layer != self._leader:
-                self._join(layer)
-                return self._alone(layer, x, weight)
-            self._drop_unused()
-            self._input, self._leader = x.clone(), layer
-            return self._with_followers(layer, x, weight, others)
+            # A layer's weight may be changed after it was computed along with another.
+            y, _ = self._sharing.product(
+                layer, x, compute, follows=self._can_follow, valid=lambda ready: equal(ready[1], weight)
+            )
+            return y
 
-    def _join(self, layer: int) -> None:
-        leader, engine = self._members.get(self._leader), self._members[layer].engine
-        if leader is None or layer in leader.followers or not (leader.engine.normalises and engine.normalises):
-            return
-        leader.followers.append(layer)
-        leader.together = None
+    def _can_follow(self, layer: int, leader: int) -> bool:
+        engines = self.engine(layer), self.engine(leader)
+        return all(engine is not None and engine.normalises for engine in engines)
 
-    def _drop_unused(self) -> None:
-        """Who was computed along and did not come is no follower."""
-        if self._ready:
-            leader = self._members.get(self._leader)
-            if leader is not None:
-                leader.followers = [layer for layer in leader.followers if layer not in self._ready]
-                leader.together = None
-            self._ready.clear()
-
-    def _alone(self, layer: int, x: Tensor, weight: Tensor) -> Tensor:
+    def _together(self, layers: list[int], x: Tensor, weights: tuple[Tensor, ...]) -> dict[int, tuple[Tensor, Tensor]]:
+        """Product and weight of each of these layers, by one request."""
         self.requests += 1
-        return self._members[layer].engine.multiply(x, (weight,))
-
-    def _with_followers(self, layer: int, x: Tensor, weight: Tensor, others: Callable[[int], Tensor | None]) -> Tensor:
-        leader = self._members[layer]
-        weights = {follower: others(follower) for follower in leader.followers}
-        followers = [f for f, w in weights.items() if w is not None and w.shape[1] == weight.shape[1]]
-        if not followers:
-            return self._alone(layer, x, weight)
-        stack = (weight, *(cast(Tensor, weights[follower]) for follower in followers))
-        if leader.together is None or len(followers) != len(leader.followers):
-            leader.followers = followers
-            leader.together = Engine(weight.shape[1], sum(len(w) for w in stack))
-        self.requests += 1
-        parts = torch.split(leader.together.multiply(x, stack), [len(w) for w in stack], dim=1)
-        # With the weights as they were: each layer may be changed before it is called.
-        self._ready = dict(zip(followers, zip(parts[1:], leader.together.weights[1:], strict=True), strict=True))
-        return parts[0]
+        leader = self._members[layers[0]]
+        engine = leader.engine
+        if len(layers) == 1:
+            leader.together = None
+        else:
+            if leader.together is None or leader.together[0] != layers:
+                leader.together = layers, Engine(x.shape[1], sum(len(w) for w in weights))
+            engine = leader.together[1]
+        parts = torch.split(engine.multiply(x, weights), [len(w) for w in weights], dim=1)
+        return dict(zip(layers, zip(parts, engine.weights, strict=True), strict=True))

@@ -14,7 +14,7 @@ from hesplit_native.errors import ParameterError, shortened
 from hesplit_native.layer.weights import is_conv1d
 from hesplit_native.nn.encrypted_linear import EncryptedLayer, EncryptedLinear
 from hesplit_native.nn.engine import Uploads
-from hesplit_native.nn.served_linear import ServedLinear, chosen_layers
+from hesplit_native.nn.served_linear import Inputs, ServedLinear, chosen_layers
 from hesplit_native.protocols.frozen_client import Connection
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -43,7 +43,8 @@ def encrypt(
     include, exclude
         Which layers: a pattern for their names (``"encoder.*.fc?"``), a type, a predicate of name and module, or several of these.
     server
-        A connection to a server with layers of these names (`hesplit_native.connect`). Those that it has become `ServedLinear`: their
+        A connection to a server with layers of these names (`hesplit_native.connect`), apart from what peft, `torch.compile` and
+        `DistributedDataParallel` add to them. Those that it has become `ServedLinear`: their
         weights are dropped here, and may have been on the meta device; all others stay what they are.
     calibrate
         A batch on which the model is called once, without gradients: a tensor, a tuple of arguments or a mapping of them by name. It
@@ -99,11 +100,12 @@ def _ask_server(modules: Mapping[str, nn.Module], server: Connection) -> list[st
         raise ParameterError(
             f"the server has none of the chosen layers, {shortened(modules)}; it has {shortened(server.layers)}"
         )
+    inputs = Inputs()
     for name, description in served.items():
         layer = modules[name]
         layer.__class__ = ServedLinear
         assert isinstance(layer, ServedLinear)
-        layer.begin_serving(server, description)
+        layer.begin_serving(server, description, inputs)
     return list(served)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +15,20 @@ from hesplit_native.errors import ParameterError, shortened
 from hesplit_native.layer.weights import is_conv1d
 from hesplit_native.nn import op
 from hesplit_native.nn.encrypted_linear import autocast_result, check_input, refuse_export
+from hesplit_native.nn.sharing import Sharing
 from hesplit_native.protocols.frozen_client import Connection
 from hesplit_native.protocols.frozen_messages import Description
+
+
+class Inputs(threading.local):
+    """Which layers of one model share requests, for each thread that calls it."""
+
+    def __init__(self) -> None:
+        self.sharing: Sharing[Tensor] = Sharing()
+
+    def __reduce__(self) -> tuple[type[Inputs], tuple[()]]:
+        """A copy of the model has layers of its own."""
+        return Inputs, ()
 
 
 class ServedLinear(nn.Linear):
@@ -41,9 +53,10 @@ class ServedLinear(nn.Linear):
         When the server refuses, or is gone for longer than the connection is patient.
     """
 
-    def begin_serving(self, connection: Connection, layer: Description) -> None:
-        """Drop the weights, and ask that server from now on."""
+    def begin_serving(self, connection: Connection, layer: Description, inputs: Inputs) -> None:
+        """Drop the weights, and ask that server from now on; together with other layers of the same `inputs` where that can be."""
         self._served = layer.name
+        self._inputs = inputs
         self._connection = connection
         self.in_features, self.out_features = layer.in_features, layer.out_features
         before = self._parameters.get("weight")
@@ -57,9 +70,15 @@ class ServedLinear(nn.Linear):
         """NaN [out_features, in_features], which take no memory."""
         return cast(Tensor, self._absent).expand(self.out_features, self.in_features)
 
-    def multiply(self, x: npt.NDArray[Any], direction: Direction) -> npt.NDArray[np.float64]:
+    def multiply(self, x: Tensor, direction: Direction) -> Tensor:
         """``x W^T + b`` for x [n, in_features], or backward ``x W`` for x [n, out_features]: what the operators call."""
-        return self._connection.multiply(self._served, x, direction)
+        if direction == "backward":
+            return torch.from_numpy(self._connection.multiply(self._served, x.numpy(), direction))
+        return self._inputs.sharing.product(self._number, x, partial(_products, x), follows=_takes_rows_of)
+
+    @property
+    def _described(self) -> Description:
+        return self._connection.describe(self._served)
 
     def forward(self, input: Tensor) -> Tensor:
         """Outputs [..., out_features] of input [..., in_features], in its dtype."""
@@ -84,10 +103,23 @@ class ServedLinear(nn.Linear):
         raise ParameterError("the weights of this layer are at a server: it cannot be scripted; use torch.compile")
 
 
+def _products(x: Tensor, layers: Sequence[int]) -> list[Tensor | None]:
+    found: dict[int, ServedLinear | None] = {layer: op.layer_of(layer) for layer in layers}
+    there = {layer: served for layer, served in found.items() if served is not None}
+    products = there[layers[0]]._connection.multiply_together([one._served for one in there.values()], x.numpy())
+    by_layer = dict(zip(there, map(torch.from_numpy, products), strict=True))
+    return [by_layer.get(layer) for layer in layers]
+
+
+def _takes_rows_of(layer: int, leader: int) -> bool:
+    one, other = op.layer_of(layer), op.layer_of(leader)
+    return other is not None and one._described.takes_rows_of(other._described)
+
+
 def _product(rows: Tensor, layer: int, direction: Direction, width: int) -> Tensor:
     """[..., width] of rows [..., n], in their dtype and on their device."""
     served = cast(ServedLinear, op.layer_of(layer))
-    return op.on_rows(rows, width, lambda flat: torch.from_numpy(served.multiply(flat.numpy(), direction)))
+    return op.on_rows(rows, width, lambda flat: served.multiply(flat, direction))
 
 
 @torch.library.custom_op(
@@ -214,9 +246,24 @@ def shape_of(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+# What wrappers put before and behind the names of a model's layers: peft, torch.compile, DistributedDataParallel.
+_BEFORE = ("base_model.model.", "_orig_mod.", "module.")
+_BEHIND = ".base_layer"
+
+
+def served_name(name: str, connection: Connection) -> str | None:
+    """What the server calls the layer of that name, which may be inside wrappers; None where it has no such layer."""
+    inside = name
+    while (before := next((prefix for prefix in _BEFORE if inside.startswith(prefix)), None)) is not None:
+        inside = inside.removeprefix(before)
+    return next((one for one in (name or "linear", inside.removesuffix(_BEHIND)) if one in connection.layers), None)
+
+
 def chosen_layers(modules: Mapping[str, nn.Module], connection: Connection) -> dict[str, Description]:
     """Which of these layers the server has; ParameterError, with both sides, where it has them in another shape."""
-    found = {name: connection.layers[name or "linear"] for name in modules if (name or "linear") in connection.layers}
+    found = {
+        name: connection.layers[served] for name in modules if (served := served_name(name, connection)) is not None
+    }
     wrong = [text for name, layer in found.items() if (text := differences(name, modules[name], layer))]
     if wrong:
         raise ParameterError(shortened(wrong, "; "))

@@ -83,13 +83,13 @@ class Answered:
 
 @dataclass(eq=False)
 class _Admitted:
-    """What is known of a message before it is there as a whole: why it is refused, or of which matrix and how many rows it is."""
+    """What is known of a message before it is there as a whole: why it is refused, or for which matrices and how many rows it is."""
 
     error: HESplitError | None = None
     later: bool = False
-    layer: str = ""
     direction: Direction = "forward"
-    rows: int = 0
+    matrices: tuple[FrozenServer, ...] = ()
+    rows: int = 0  # of all of them
 
 
 @dataclass(eq=False)
@@ -189,25 +189,32 @@ class FrozenService:
             if length > SHORT_MESSAGE:
                 raise WireError(f"a message of {length} bytes; a {request.type.name} is no longer than {SHORT_MESSAGE}")
             if request.type is MessageType.HINT:
-                layer, direction, _, _ = take_address(request.body, "hint")
-                return length + min(HINT_PART, self._matrix(layer, direction).hint_bytes)
+                (layer,), direction, _, _ = take_address(request.body, "hint", most=1)
+                return length + min(HINT_PART, self._layer(layer).at(direction).hint_bytes)
             return length + len(self._offer)
-        layer, direction, _, body = take_address(request.body, "product")
-        admitted.layer, admitted.direction = layer, direction
-        matrix = self._matrix(layer, direction)
-        rows = admitted.rows = matrix.rows_of(body)
-        cost = matrix.cost(rows)
+        layers, admitted.direction, _, body = take_address(request.body, "product")
+        found = [self._layer(layer) for layer in layers]
+        matrices = admitted.matrices = tuple(layer.at(admitted.direction) for layer in found)
+        for other in found[1:]:
+            if admitted.direction == "backward" or not other.description.takes_rows_of(found[0].description):
+                raise ParameterError(f"rows for {layers[0]} cannot serve {other.name} ({admitted.direction}), too")
+        rows = matrices[0].rows_of(body)
+        admitted.rows = rows * len(matrices)
+        costs = [matrix.cost(rows) for matrix in matrices]
         request_bytes = length - messages.HEADER_BYTES - (len(request.body) - len(body))
-        if request_bytes > cost.request_bytes:
+        if request_bytes > costs[0].request_bytes:
             raise WireError(
-                f"a request of {request_bytes} bytes; {rows} rows for {layer} ({direction}) are no more than {cost.request_bytes}"
+                f"a request of {request_bytes} bytes; {rows} rows for {layers[0]} ({admitted.direction}) are no more than "
+                f"{costs[0].request_bytes}"
             )
-        return length + max(length, cost.working_bytes + 2 * cost.reply_bytes)
+        # One after the other; their replies are there twice: alone, and joined.
+        working = max(cost.working_bytes for cost in costs) + 2 * sum(cost.reply_bytes for cost in costs)
+        return length + max(length, working)
 
-    def _matrix(self, layer: str, direction: Direction) -> FrozenServer:
-        if layer not in self.layers:
-            raise unknown_layer(layer, self.layers)
-        return self.layers[layer].at(direction)
+    def _layer(self, name: str) -> FrozenLayer:
+        if name not in self.layers:
+            raise unknown_layer(name, self.layers)
+        return self.layers[name]
 
     # Answering
 
@@ -244,7 +251,7 @@ class FrozenService:
     ) -> tuple[MessageType, tuple[bytes | memoryview, ...]]:
         if request.type is MessageType.PRODUCT:
             _, _, _, body = take_address(request.body, "product")
-            return MessageType.RESULT, (self._matrix(admitted.layer, admitted.direction).multiply(body),)
+            return MessageType.RESULT, tuple(matrix.multiply(body) for matrix in admitted.matrices)
         if request.type is MessageType.HINT:
             return MessageType.HINT_PART, self._hint(request.body)
         if request.type is MessageType.LAYERS:
@@ -260,9 +267,9 @@ class FrozenService:
         raise ProtocolError(f"{request.type.name} is not a request of a model server")
 
     def _hint(self, body: memoryview) -> tuple[bytes, memoryview]:
-        layer, direction, values, rest = take_address(body, "hint")
+        (layer,), direction, values, rest = take_address(body, "hint", most=1)
         messages.take_nothing(rest, "hint")
-        matrix, have = self._matrix(layer, direction), values.get("have")
+        matrix, have = self._layer(layer).at(direction), values.get("have")
         if type(have) is not int or not 0 <= have <= matrix.hint_bytes:
             raise WireError(f"hint: expected as `have` a number from 0 to {matrix.hint_bytes}")
         hint = self.hints.get((layer, direction), matrix.hint)

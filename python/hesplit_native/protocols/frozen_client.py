@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hesplit_native.choices import Direction
-from hesplit_native.errors import KeyMismatchError, ParameterError, WireError
-from hesplit_native.layer.frozen import MAX_ROWS, FrozenClient
+from hesplit_native.errors import KeyMismatchError, ParameterError, WireError, shortened
+from hesplit_native.layer.frozen import MAX_ROWS, FrozenClient, FrozenSecret
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.budget import default_memory
 from hesplit_native.protocols.frozen_messages import (
     HINT_PART,
+    MAX_TOGETHER,
     MAX_VALUES,
     Description,
     address,
@@ -126,14 +127,26 @@ class Connection:
         described = self.describe(layer)
         if direction == "backward" and not described.backward:
             raise ParameterError(f"the server answers no backward requests for {layer}")
-        inner, outer = described.in_features, described.out_features
-        if direction == "backward":
-            inner, outer = outer, inner
-        if x.ndim != 2 or x.shape[1] != inner:
-            raise ParameterError(f"{layer}: expected [n, {inner}], got {list(x.shape)}")
-        rows = max(1, min(MAX_ROWS, MAX_VALUES // max(inner, outer)))
-        parts = [self._multiply(layer, direction, x[start : start + rows]) for start in range(0, len(x), rows)]
-        return np.concatenate(parts) if parts else np.zeros((0, outer))
+        return self._in_parts((layer,), direction, x)[0]
+
+    def multiply_together(self, layers: Sequence[str], x: npt.NDArray[Any]) -> list[Float64]:
+        """``x W^T + b`` for each of these layers, as `multiply`, but x is encrypted and sent once for all, or for every 8 of them.
+
+        Raises
+        ------
+        ParameterError
+            Layers of which one cannot be fed by the rows of another (`Description.takes_rows_of`).
+        """
+        names = list(dict.fromkeys(layers))
+        for name in names[1:]:
+            one, other = self.describe(names[0]), self.describe(name)
+            if not other.takes_rows_of(one):
+                raise ParameterError(f"rows for {one.name} ({one.shape}) cannot serve {name} ({other.shape}), too")
+        found: dict[str, Float64] = {}
+        for start in range(0, len(names), MAX_TOGETHER):
+            group = names[start : start + MAX_TOGETHER]
+            found |= zip(group, self._in_parts(group, "forward", x), strict=True)
+        return [found[layer] for layer in layers]
 
     def describe(self, layer: str) -> Description:
         """The layer of that name; ParameterError with what there is."""
@@ -162,27 +175,45 @@ class Connection:
 
     # Products
 
-    def _multiply(self, layer: str, direction: Direction, x: npt.NDArray[Any]) -> Float64:
+    def _in_parts(self, layers: Sequence[str], direction: Direction, x: npt.NDArray[Any]) -> list[Float64]:
+        shapes = [(layer.in_features, layer.out_features) for layer in map(self.describe, layers)]
+        if direction == "backward":
+            shapes = [(inner, outer) for outer, inner in shapes]
+        inner = shapes[0][0]
+        if x.ndim != 2 or x.shape[1] != inner:
+            raise ParameterError(f"{layers[0]}: expected [n, {inner}], got {list(x.shape)}")
+        rows = max(1, min(MAX_ROWS, MAX_VALUES // max(inner, sum(outer for _, outer in shapes))))
+        parts = [self._multiply(layers, direction, x[start : start + rows]) for start in range(0, len(x), rows)]
+        if not parts:
+            return [np.zeros((0, outer)) for _, outer in shapes]
+        return [np.concatenate(products) for products in zip(*parts, strict=True)]
+
+    def _multiply(self, layers: Sequence[str], direction: Direction, x: npt.NDArray[Any]) -> list[Float64]:
         renewed = False
         while True:
-            matrix = self._matrix(layer, direction)
-            request, secret = matrix.client.encrypt(x)
+            matrices = [self._matrix(layer, direction) for layer in layers]
+            request, secret = matrices[0].client.encrypt(x)
             try:
                 body = self._replicas.exchange(
-                    MessageType.PRODUCT, MessageType.RESULT, address(layer, direction), request, patience=self._patience
+                    MessageType.PRODUCT,
+                    MessageType.RESULT,
+                    address(layers, direction),
+                    request,
+                    patience=self._patience,
                 )
                 with self._lock:
                     self.requests += 1
-                return matrix.client.decrypt(body, secret)
+                return _decrypted([matrix.client for matrix in matrices], body, secret, len(x))
             except (KeyMismatchError, WireError, ParameterError) as error:
                 # The server may have been started anew with another model.
                 if not renewed:
                     renewed = True
-                    self._renew(layer, direction, matrix)
+                    for layer, matrix in zip(layers, matrices, strict=True):
+                        self._renew(layer, direction, matrix)
                 elif isinstance(error, KeyMismatchError):
                     raise KeyMismatchError(
-                        f"{layer}: the reply is of other weights again, just after the hint was fetched; all servers of a connection "
-                        f"must hold the same weights ({error})"
+                        f"{shortened(layers)}: the reply is of other weights again, just after the hint was fetched; all servers of a "
+                        f"connection must hold the same weights ({error})"
                     ) from error
                 else:
                     raise
@@ -233,7 +264,10 @@ class Connection:
         have, total = 0, client.hint_bytes
         while have < total:
             body = self._replicas.exchange(
-                MessageType.HINT, MessageType.HINT_PART, address(layer, direction, have=have), patience=self._patience
+                MessageType.HINT,
+                MessageType.HINT_PART,
+                address((layer,), direction, have=have),
+                patience=self._patience,
             )
             values, part = messages.take_json(body, "hint")
             if values.get("bytes") != total:
@@ -243,6 +277,18 @@ class Connection:
             parts.append(part)
             have += len(part)
         return b"".join(parts)
+
+
+def _decrypted(clients: Sequence[FrozenClient], body: memoryview, secret: FrozenSecret, rows: int) -> list[Float64]:
+    """The products of one request, whose replies stand one after the other."""
+    lengths = [client.reply_bytes(rows) for client in clients]
+    if len(body) != sum(lengths):
+        raise WireError(f"a reply of {len(body)} bytes; {rows} rows take {sum(lengths)}")
+    ends = np.cumsum(lengths)
+    return [
+        client.decrypt(body[end - length : end], secret)
+        for client, length, end in zip(clients, lengths, ends, strict=True)
+    ]
 
 
 def _client(layer: Description, direction: Direction) -> FrozenClient:

@@ -7,7 +7,7 @@ of one connection and only tells its replies apart; `session` is zero.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
@@ -31,6 +31,8 @@ HINT_PART = 1 << 23
 MAX_OFFER = 1 << 24
 #: A request carries no more values than that up or down; what has more rows is sent in several.
 MAX_VALUES = 1 << 23
+#: Layers that one request asks for at most.
+MAX_TOGETHER = 8
 
 _MAX_REASON = 4000
 _ERRORS = {
@@ -55,6 +57,15 @@ class Description:
     def shape(self) -> str:
         """For errors."""
         return f"{self.in_features} -> {self.out_features} {'with' if self.bias else 'without'} bias"
+
+    def takes_rows_of(self, other: Description) -> bool:
+        """Whether rows that were encrypted for the other layer serve this one, too."""
+        return (self.in_features, self.bias, self.precision, self.epoch) == (
+            other.in_features,
+            other.bias,
+            other.precision,
+            other.epoch,
+        )
 
 
 def offer(layers: Iterable[Description]) -> bytes:
@@ -89,19 +100,27 @@ def _description(values: Any) -> Description:
     return Description(**{name: values[name] for name in kinds})
 
 
-def address(layer: str, direction: Direction, **more: int) -> bytes:
-    """The part of a body that says which matrix is meant."""
-    return messages.text(json.dumps({"layer": layer, "direction": direction} | more))
+def address(layers: Sequence[str], direction: Direction, **more: int) -> bytes:
+    """The part of a body that says which matrices are meant."""
+    return messages.text(json.dumps({"layers": list(layers), "direction": direction} | more))
 
 
-def take_address(body: memoryview, name: str) -> tuple[str, Direction, dict[str, Any], memoryview]:
-    """Layer, direction, everything that was said, and the body after it."""
+def take_address(
+    body: memoryview, name: str, most: int = MAX_TOGETHER
+) -> tuple[list[str], Direction, dict[str, Any], memoryview]:
+    """One to `most` different layers, direction, everything that was said, and the body after it."""
     values, rest = messages.take_json(body, name)
-    layer: Any = values.get("layer")
+    layers: Any = values.get("layers")
     direction: Any = values.get("direction")
-    if not isinstance(layer, str) or direction not in ("forward", "backward"):
-        raise WireError(f"{name}: expected a layer and a direction, forward or backward")
-    return layer, direction, values, rest
+    if (
+        not isinstance(layers, list)
+        or not all(isinstance(layer, str) for layer in layers)
+        or direction not in ("forward", "backward")
+    ):
+        raise WireError(f"{name}: expected layers and a direction, forward or backward")
+    if not 1 <= len(layers) <= most or len(set(layers)) != len(layers):
+        raise WireError(f"{name}: expected 1 to {most} different layers, got {len(layers)}")
+    return layers, direction, values, rest
 
 
 def refusal(error: HESplitError, *, later: bool) -> bytes:
