@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 import hesplit_native as hn
-from hesplit_native.errors import ProtocolError
-from hesplit_native.protocols import messages
+from hesplit_native.errors import ProtocolError, WireError
+from hesplit_native.layer.weights import Weights
+from hesplit_native.protocols import PROTOCOLS, messages
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.server import Server
+from hesplit_native.protocols.terms import Terms, initial_linear
 from hesplit_native.transport import ClientInfo, InProcessChannel
 
 CLIENT = ClientInfo("test")
@@ -44,6 +48,8 @@ class Conversation:
     def hello(self, terms, material=b""):
         reply = self.ask(MessageType.HELLO, messages.text(terms.to_json()), material)
         self.nonce = reply.session
+        if reply.type is MessageType.WELCOME:
+            self.run = messages.take_json(reply.body, "welcome")[0]["run"]
         return reply
 
     @property
@@ -287,9 +293,11 @@ def test_terms_that_the_server_refuses(make_terms, changes):
     assert_refused(talk, talk.hello(make_terms(**changes)), "handshake", next(iter(changes)).split("_")[0])
 
 
-def material(in_features=6, out_features=3):
-    parameters = hn.Parameters.recommend(in_features=6, out_features=3, batch_size=4)
-    client = hn.LinearClient(hn.SecretKey.generate(parameters), in_features, out_features)
+def material(in_features=6, out_features=3, weight_gradients=False):
+    parameters = hn.Parameters.recommend(in_features=6, out_features=3, batch_size=4, weight_norm=8.0)
+    client = hn.LinearClient(
+        hn.SecretKey.generate(parameters), in_features, out_features, weight_gradients=weight_gradients
+    )
     return client.public_material(), parameters.hash
 
 
@@ -316,7 +324,76 @@ def test_a_finished_session_leaves_its_layer(make_terms, tmp_path):
     talk.ask(MessageType.BACKWARD, matrix(4, 3))
     weight = talk.state.layer.linear.weight.clone()
     talk.ask(MessageType.END)
-    assert torch.equal(load_file(tmp_path / "server-1.safetensors")["weight"], weight)
+    run = talk.run[:8]
+    assert torch.equal(load_file(tmp_path / f"test-{run}.safetensors")["weight"], weight)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def model(**shapes):
+    rng = np.random.default_rng(0)
+    return [
+        Weights(n, rng.normal(size=s).astype(t), rng.normal(size=s[0]) if b else None)
+        for n, (s, t, b) in shapes.items()
+    ]
+
+
+@pytest.mark.parametrize("protocol", ["plain", "splitways", "hesplit", "vanilla"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_sessions_start_from_a_layer_of_the_servers_model(make_terms, protocol, dtype, bias):
+    (start,) = model(head=((3, 6), dtype, bias))
+    server = Server(layers=[start])
+    terms, sent = make_terms(protocol=protocol, layer="head"), b""
+    if PROTOCOLS[protocol].encrypts:
+        sent, parameter_hash = material(weight_gradients=protocol == "hesplit")
+        terms = dataclasses.replace(terms, parameter_hash=parameter_hash)
+    first, second, other = (Conversation(server, ClientInfo(name)) for name in ("a", "b", "c"))
+    for talk in (first, second):
+        assert talk.hello(terms, sent).type is MessageType.WELCOME
+        linear = talk.state.layer.linear
+        np.testing.assert_array_equal(linear.weight.detach(), start.weight.astype(np.float32))
+        np.testing.assert_array_equal(
+            linear.bias.detach(), np.zeros(3) if start.bias is None else start.bias.astype(np.float32)
+        )
+    assert first.state.layer is not second.state.layer  # what one trains does not change the other's, nor the model
+    with torch.no_grad():
+        first.state.layer.linear.weight.zero_()
+    assert second.state.layer.linear.weight.abs().min() > 0
+    assert np.abs(start.weight).min() > 0
+    other.hello(dataclasses.replace(terms, layer=""), sent)
+    torch.testing.assert_close(other.state.layer.linear.weight, initial_linear(terms).weight)
+
+
+def test_sessions_that_start_from_a_layer_resume_and_share_it(make_terms):
+    server = Server(layers=model(head=((3, 6), "float32", True), other=((3, 6), "float32", True)))
+    pair = [Conversation(server), Conversation(server, ClientInfo("other"))]
+    for talk in pair:
+        talk.hello(make_terms(group="g" * 16, layer="head"))
+    assert pair[0].state.layer is pair[1].state.layer
+    stranger = Conversation(server, ClientInfo("stranger"))
+    refused = stranger.hello(make_terms(group="g" * 16, layer="other"))
+    assert "agreed on another layer" in messages.take_text(refused.body, "error")[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"layer": "haed"}, "no layer 'haed' (did you mean head?); it has head, wide"),
+        ({"layer": "x" * 201}, "at most 200 characters"),
+        ({"layer": "wide"}, "wide is 7 -> 3 at the server, and 6 -> 3 at the client"),
+        ({"layer": "head", "protocol": "vanilla", "hidden": True, "classes": 4}, "where the server holds one layer"),
+    ],
+)
+def test_layers_to_start_from_that_are_not_there(make_terms, changes, words):
+    shapes = model(head=((3, 6), "float32", True), wide=((3, 7), "float32", True))
+    talk = Conversation(Server(layers=shapes))
+    assert_refused(talk, talk.hello(make_terms(**changes)), words)
+    talk = Conversation()
+    assert_refused(talk, talk.hello(make_terms(layer="head")), "no layer 'head'; it has none")
+    with pytest.raises(WireError, match="where the server holds one layer"):
+        Terms.from_json(
+            asdict(make_terms(protocol="sealed", server_optimizer="client", parameter_hash="0", layer="head"))
+        )
 
 
 def test_groups_share_one_layer_or_average_theirs(make_terms):

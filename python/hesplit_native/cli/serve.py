@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _TIDY_SECONDS = 10.0
 _KEEP_DAYS = 30.0
-_MODEL = "A model to be used"
+_MODEL = "A model"
 
 
 def serve_command(
@@ -52,7 +52,13 @@ def serve_command(
     ),
     model: Path | None = typer.Option(
         None,
-        help="A .safetensors file, or a folder of them: serve its linear layers as they are, instead of layers that are trained.",
+        help="A .safetensors file, or a folder of them, whose linear layers are served.",
+        rich_help_panel=_MODEL,
+    ),
+    train: bool = typer.Option(
+        False,
+        "--train/--freeze",
+        help="Layers of the model are what clients' training starts from, each with its copy; or are used as they are.",
         rich_help_panel=_MODEL,
     ),
     layers: list[str] | None = typer.Option(
@@ -75,7 +81,7 @@ def serve_command(
         None, help="Any text; another one is another public matrix (docs/security.md).", rich_help_panel=_MODEL
     ),
 ) -> None:
-    """Hold linear layers for any number of clients at once: such as they train, or those of a model (--model)."""
+    """Hold linear layers for any number of clients at once: such as they train, or those of a model to be used (--model)."""
     from rich.console import Console
 
     from hesplit_native.cli.terminal import one_line
@@ -84,14 +90,14 @@ def serve_command(
     of_training: dict[str, object] = {
         "--output": output, "--checkpoints": checkpoints, "--keep-checkpoints": keep_checkpoints, "--sessions": sessions,
     }  # fmt: skip
-    of_models: dict[str, object] = {
-        "--layers": layers, "--transposed": transposed, "--precision": precision, "--no-backward": no_backward or None,
-        "--epoch": epoch,
-    }  # fmt: skip
-    if model is not None:
-        _refuse(of_training, "layers that are trained, not with --model")
+    of_models: dict[str, object] = {"--layers": layers, "--transposed": transposed, "--train": train or None}
+    of_frozen: dict[str, object] = {"--precision": precision, "--no-backward": no_backward or None, "--epoch": epoch}
+    if model is None:
+        _refuse(of_models | of_frozen, "--model")
+    elif train:
+        _refuse(of_frozen, "layers that are used as they are, not with --train")
     else:
-        _refuse(of_models, "--model")
+        _refuse(of_training, "layers that are trained, not with --model alone (--train)")
     console = Console()
     set_threads(threads)
 
@@ -104,11 +110,12 @@ def serve_command(
         with nullcontext() if metrics is None else Metrics(metrics) as counters:
             if counters is not None:
                 console.print(f"metrics on port {counters.port}", highlight=False)
-            if model is None:
+            if model is None or train:
                 _serve_training(
-                    console, event, counters, host=host, port=port, tls=tls, insecure=insecure, output=output,
-                    checkpoints=checkpoints, keep_checkpoints=keep_checkpoints, memory=total, memory_per_client=per_client,
-                    sessions=sessions, timeout=timeout, max_clients=max_clients,
+                    console, event, counters, model=model, layers=layers or [], transposed=transposed or [], host=host,
+                    port=port, tls=tls, insecure=insecure, output=output, checkpoints=checkpoints,
+                    keep_checkpoints=keep_checkpoints, memory=total, memory_per_client=per_client, sessions=sessions,
+                    timeout=timeout, max_clients=max_clients,
                 )  # fmt: skip
                 return
             from hesplit_native.protocols.serving import serve
@@ -133,6 +140,9 @@ def _serve_training(
     event: Callable[[str], None],
     counters: Metrics | None,
     *,
+    model: Path | None,
+    layers: list[str],
+    transposed: list[str],
     host: str,
     port: int,
     tls: Path | None,
@@ -149,6 +159,8 @@ def _serve_training(
     from time import monotonic, sleep
 
     from hesplit_native.cli.paths import output_folder
+    from hesplit_native.cli.terminal import one_line
+    from hesplit_native.layer.weights import weights_of
     from hesplit_native.protocols.budget import default_memory, mebibytes
     from hesplit_native.protocols.server import Server, prepare
     from hesplit_native.transport import GrpcServer, Limits, ServerTls
@@ -157,8 +169,10 @@ def _serve_training(
     for folder in (output, checkpoints):
         if folder is not None:
             output_folder(folder)
+    start = [] if model is None else list(weights_of(model, layers or "*", transposed=transposed))
     total = default_memory() if memory is None else memory
     server = Server(
+        layers=start,
         checkpoints=checkpoints,
         keep_days=_KEEP_DAYS if keep_checkpoints is None else keep_checkpoints,
         output=output,
@@ -182,6 +196,11 @@ def _serve_training(
         counters.show("hesplit_memory_held_bytes", "Memory that clients take.", lambda: server.budget.held)
         counters.show("hesplit_memory_limit_bytes", "What they may take.", lambda: server.budget.total)
     with transport as bound:
+        for layer in start:
+            outputs, inputs = layer.weight.shape
+            console.print(
+                f"training may start from {one_line(layer.name)}: {inputs} -> {outputs}", highlight=False, markup=False
+            )
         _say_where(console, host, bound.port, secure=tls is not None)
         budget = server.budget
         console.print(

@@ -10,7 +10,7 @@ import importlib
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -22,12 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from hesplit_native.choices import ServerOptimizer
-from hesplit_native.errors import HESplitError, KeyMismatchError, ProtocolError, WireError
+from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError, WireError
 from hesplit_native.files import make_folder, reserve, write_atomically
+from hesplit_native.layer.weights import Weights
 from hesplit_native.protocols import PROTOCOLS, messages
 from hesplit_native.protocols.answers import Answer, ServerLayer
 from hesplit_native.protocols.budget import Budget, Hold, default_memory, give_back_memory
 from hesplit_native.protocols.costs import SessionCosts, session_costs
+from hesplit_native.protocols.frozen_messages import unknown_layer
 from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.sessions import Group, Sessions, SessionState
 from hesplit_native.protocols.storage import KEEP_DAYS, CheckpointStore
@@ -85,6 +87,9 @@ class Server:
         Bytes that one client may take; None: as `memory`.
     memory_kept
         Bytes of `memory` that only clients get who take no more than a 32nd of it.
+    layers
+        Layers of a model that sessions may start from, each with a copy of its own, by naming one in the terms (`Terms.layer`).
+        Where there are no biases they begin at zero.
     on_event
         Called with a line for the log.
     """
@@ -92,6 +97,7 @@ class Server:
     def __init__(
         self,
         *,
+        layers: Iterable[Weights] = (),
         checkpoints: Path | None = None,
         keep_days: float = KEEP_DAYS,
         output: Path | None = None,
@@ -106,6 +112,7 @@ class Server:
         self._sessions = Sessions(self.budget, self._store, on_event)
         self._last_layer: ServerLayer | None = None
         self._output = output
+        self._start = {layer.name: layer for layer in layers}
         self._on_event = on_event
         self._expired = -_EXPIRY_SECONDS
 
@@ -212,6 +219,7 @@ class Server:
                 raise WireError("restore: expected a run, a checkpoint and terms")
             run, step, values = named, checkpoint, messages.json_object(text, "restore")
         terms = Terms.from_json(values)
+        self._check_start(terms)
         material_bytes = length - messages.HEADER_BYTES - (len(request.body) - len(material))
         costs = session_costs(terms, material, material_bytes, checkpoints_in_memory=self._store.in_memory)
         return _Opening(request.type, terms, costs, run, step)
@@ -275,18 +283,40 @@ class Server:
     def _layer(self, client: ClientInfo, opening: _Opening, run: str) -> tuple[Group | None, ServerLayer | None]:
         """A new layer, or the one that this session's group trains in turns; None where the server holds none in the clear."""
         terms, size = opening.terms, opening.costs.layer
-        make = PROTOCOLS[terms.protocol].halves.layer
-        if not terms.group or PROTOCOLS[terms.protocol].seals_weights:
-            return None, make(terms)
+        if PROTOCOLS[terms.protocol].seals_weights:
+            return None, None
+        if not terms.group:
+            return None, self._new_layer(terms)
         if terms.members:
-            own = make(terms)
-            assert own is not None
+            own = self._new_layer(terms)
             return self._sessions.join(client.id, terms, lambda: own, 0), own
-        fresh = partial(_new_layer, terms)
+        fresh = partial(self._new_layer, terms)
         group = self._sessions.join(client.id, terms, fresh, size)
         if opening.kind is MessageType.RESTORE:
             group = self._sessions.rejoin(group, client.id, run, opening.checkpoint, fresh, size)
         return group, group.layer
+
+    def _check_start(self, terms: Terms) -> None:
+        """ParameterError where the layer to start from is not there, or has another shape; with both sides."""
+        if not terms.layer:
+            return
+        if terms.layer not in self._start:
+            raise unknown_layer(terms.layer, self._start)
+        outputs, inputs = self._start[terms.layer].weight.shape
+        if (inputs, outputs) != (terms.in_features, terms.out_features):
+            raise ParameterError(
+                f"{terms.layer} is {inputs} -> {outputs} at the server, and {terms.in_features} -> {terms.out_features} at the client"
+            )
+
+    def _new_layer(self, terms: Terms) -> ServerLayer:
+        layer = PROTOCOLS[terms.protocol].halves.layer(terms)
+        assert layer is not None
+        if terms.layer:
+            start = self._start[terms.layer]
+            with torch.no_grad():
+                layer.linear.weight.copy_(torch.from_numpy(start.weight))
+                layer.linear.bias.copy_(torch.zeros(()) if start.bias is None else torch.from_numpy(start.bias))
+        return layer
 
     def _restore(self, connection: _Connection, opening: _Opening, material: bytes) -> SessionState:
         run, step = opening.run, opening.checkpoint
@@ -438,12 +468,6 @@ def prepare() -> None:
         make_optimizer(name, [weight], 0.1).step()
 
 
-def _new_layer(terms: Terms) -> ServerLayer:
-    layer = PROTOCOLS[terms.protocol].halves.layer(terms)
-    assert layer is not None
-    return layer
-
-
 def _weights(layer: ServerLayer) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in layer.module.state_dict().items()}
 
@@ -458,13 +482,14 @@ def _take(body: memoryview, name: str, key: str, kind: type) -> Any:
 
 
 def _save(folder: Path, session: SessionState) -> None:
-    """Write the layer beside those of earlier sessions, also of earlier servers."""
+    """Write the layer as a file of that client and run, beside those of earlier sessions, also of earlier servers."""
     from safetensors.torch import save
 
     tensors = session.tensors() if session.layer is None else _weights(session.layer)
     content = save({name: value.contiguous() for name, value in tensors.items()})
     make_folder(folder)
-    path = reserve(folder / f"server-{number}.safetensors" for number in count(1))
+    name = f"{session.client}-{session.run[:8]}"
+    path = reserve(folder / f"{name}{'' if n == 1 else f'-{n}'}.safetensors" for n in count(1))
     try:
         write_atomically(path, content)
     except BaseException:

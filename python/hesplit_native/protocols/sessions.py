@@ -268,7 +268,7 @@ class Sessions:
             if group is None:
                 group = self._groups[terms.group] = self._new_group(client, terms, make, size)
             group.seen = monotonic()
-        for name in ("protocol", "in_features", "out_features", "classes", "hidden", "weight_seed", "members"):
+        for name in ("protocol", "in_features", "out_features", "classes", "hidden", "weight_seed", "layer", "members"):
             if getattr(group.terms, name) != getattr(terms, name):
                 raise ProtocolError(f"handshake: the group agreed on another {name}")
         return group

@@ -19,6 +19,7 @@ MAX_FEATURES = 65536
 MAX_ROWS = 65536
 MAX_WEIGHTS = 1 << 24
 MAX_MEMBERS = 1024
+MAX_NAME = 200  # characters of a layer's name
 MAX_VALUES = 1 << 26  # in one matrix: 256 MiB of float32
 
 
@@ -30,7 +31,8 @@ class Terms:
     without encryption. `weight_seed`, `learning_rate` and `server_optimizer` are 0 and ``"client"`` in `sealed`, whose server
     is told nothing about W. `classes` and `double_softmax` matter where the labels are at the server (`vanilla`), which then
     also holds the second layer of a model that has one (`hidden`). Sessions of the same `group` train one layer in turns;
-    `members` is how many average theirs.
+    `members` is how many average theirs. `layer` names the layer of the server's model that training starts from; empty: one that
+    is drawn under `weight_seed`.
     """
 
     protocol: str
@@ -48,6 +50,7 @@ class Terms:
     double_softmax: bool = False
     group: str = ""
     members: int = 0
+    layer: str = ""
 
     @property
     def max_rows(self) -> int:
@@ -101,6 +104,10 @@ class Terms:
         if bool(terms.parameter_hash) != protocol.encrypts:
             encrypted = ", ".join(name for name, other in spoken.items() if other.encrypts)
             raise WireError(f"handshake: parameter_hash is for {encrypted}, and needed there")
+        if len(terms.layer) > MAX_NAME or (terms.layer and (protocol.client_holds_layer or terms.hidden)):
+            raise WireError(
+                f"handshake: a layer of the server's model is named by at most {MAX_NAME} characters, where the server holds one layer"
+            )
         if len(terms.group) > 64 or (terms.group and len(terms.group) < 16):
             raise WireError("handshake: a group is named by 16 to 64 characters that only its members know")
         return terms

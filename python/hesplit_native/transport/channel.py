@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hesplit_native.transport.certificates import check_client_id
+
 #: What gRPC puts before every message: a flag and its length. In-process calls are counted alike.
 PREFIX_BYTES = 5
 #: No message of this package is longer (rotation keys of the slot packing are the longest).
@@ -37,12 +39,18 @@ class Allowance:
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """Who is at the other end of a server's connection. `authenticated`: the id is that of a verified certificate."""
+    """Who is at the other end of a server's connection. `authenticated`: the id is that of a verified certificate.
+
+    ParameterError for an id that does not follow the rule (`certificates.check_client_id`).
+    """
 
     id: str
     authenticated: bool = False
     peer: str = ""
     allowance: Allowance = field(default_factory=Allowance, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_client_id(self.id)
 
 
 class Channel(Protocol):
