@@ -57,13 +57,13 @@ View<const Variant> variants() {
 #endif
     static const Variant all[] = {
 #ifdef HESPLIT_X86_KERNELS
-        {{kAvx512IfmaWordProducts, kAvx512IfmaPairProducts, kAvx512IfmaStreams, kAvx512IfmaBitPacking,
+        {{kAvx512IfmaWordProducts, kAvx512IfmaShortProducts, kAvx512IfmaStreams, kAvx512IfmaBitPacking,
           kAvx512IfmaMatrices, "avx512ifma", modulo_avx512ifma},
          has_avx512ifma()},
-        {{kAvx2WordProducts, kAvx2PairProducts, kAvx2Streams, kScalarBitPacking, kAvx2Matrices, "avx2", modulo_avx2},
+        {{kAvx2WordProducts, kAvx2ShortProducts, kAvx2Streams, kScalarBitPacking, kAvx2Matrices, "avx2", modulo_avx2},
          has_avx2()},
 #endif
-        {{kScalarWordProducts, kScalarPairProducts, kScalarStreams, kScalarBitPacking, kScalarMatrices, "scalar",
+        {{kScalarWordProducts, kScalarShortProducts, kScalarStreams, kScalarBitPacking, kScalarMatrices, "scalar",
           modulo_scalar},
          true},
     };

@@ -20,8 +20,10 @@ namespace hesplit {
 // Largest primes of vectorised transforms; larger ones (published sets have 60 bits) take the portable code.
 inline constexpr int kVectorPrimeBits = 50;
 inline constexpr int kMaxPrimeBits = 60;
-// Largest primes of which two residues are kept in a word (PairProducts).
-inline constexpr int kPairPrimeBits = 27;
+// Largest primes whose residues are kept in halves of words, and how many of their products a word holds the sum of
+// (ShortProducts).
+inline constexpr int kShortPrimeBits = 30;
+inline constexpr std::size_t kShortTerms = std::size_t{1} << (64 - 2 * kShortPrimeBits);
 
 // Sums of products are reduced at the latest after 2^kLazyBits of them, earlier where they have less room.
 inline constexpr int kLazyBits = 10;
@@ -133,12 +135,12 @@ struct BitPacking {
     std::uint64_t (*unpack)(const std::uint8_t* in, int bits, std::uint64_t* values, std::size_t n);
 };
 
-// Two residues to a word, modulo primes of up to kPairPrimeBits: half the memory of two words.
-struct PairProducts {
-    // out_low[i] = sum_j (pairs[j][i] mod 2^32) * low[j][i], and out_high with the high halves; up to 2^kLazyBits
-    // terms, n is a multiple of 8.
-    void (*dot_pairs)(const Prime& low_prime, const Prime& high_prime, Rows pairs, Rows low, Rows high,
-                      std::size_t terms, std::uint64_t* out_low, std::uint64_t* out_high, std::size_t n);
+// Residues in half the memory, modulo primes of up to kShortPrimeBits.
+struct ShortProducts {
+    // out[i] = sum_j a_j[i] * b_j[i], of up to kShortTerms terms whose coefficients take turns by eight: a_j[i] is
+    // a[(i / 8 * terms + j) * 8 + i % 8]. n is a multiple of 8.
+    void (*dot_short)(const Prime& prime, const std::uint32_t* a, const std::uint64_t* b, std::size_t terms,
+                      std::uint64_t* out, std::size_t n);
 };
 
 // Products of matrices of integers in double precision, exact while no sum reaches 2^53.
@@ -151,7 +153,7 @@ struct Matrices {
                           const double* inverse, double* sums);
 };
 
-struct Kernels : WordProducts, PairProducts, Streams, BitPacking, Matrices {
+struct Kernels : WordProducts, ShortProducts, Streams, BitPacking, Matrices {
     const char* name;
     // The fastest functions for primes of so many bits.
     ModularKernels (*modulo)(int prime_bits);

@@ -10,7 +10,7 @@ extern const Products kScalarProducts;
 extern const Sums kScalarSums;
 extern const Conversions kScalarConversions;
 extern const WordProducts kScalarWordProducts;
-extern const PairProducts kScalarPairProducts;
+extern const ShortProducts kScalarShortProducts;
 extern const Streams kScalarStreams;
 extern const BitPacking kScalarBitPacking;
 extern const Matrices kScalarMatrices;
@@ -19,7 +19,7 @@ extern const Transforms kAvx2Transforms;  // primes of up to kVectorPrimeBits bi
 extern const Products kAvx2Products;      // primes of up to kAvx2ProductBits bits: a word holds two products
 extern const Sums kAvx2Sums;
 extern const WordProducts kAvx2WordProducts;
-extern const PairProducts kAvx2PairProducts;
+extern const ShortProducts kAvx2ShortProducts;
 extern const Streams kAvx2Streams;
 extern const Matrices kAvx2Matrices;
 inline constexpr int kAvx2ProductBits = 31;
@@ -30,7 +30,7 @@ extern const Conversions kAvx512IfmaConversions;
 extern const Products kAvx512IfmaNarrowProducts;  // primes of up to kAvx512IfmaNarrowBits bits: products below 2^52
 extern const Sums kAvx512IfmaSums;
 extern const WordProducts kAvx512IfmaWordProducts;
-extern const PairProducts kAvx512IfmaPairProducts;
+extern const ShortProducts kAvx512IfmaShortProducts;
 extern const Streams kAvx512IfmaStreams;
 extern const BitPacking kAvx512IfmaBitPacking;
 extern const Matrices kAvx512IfmaMatrices;

@@ -131,10 +131,8 @@ std::uint64_t Ring::inner(View<const std::uint64_t* const> a, View<const std::ui
     return modular_[row].inner(tables_[row].prime, a.data, b.data, a.size, n);
 }
 
-void Ring::dot_pairs(View<const std::uint64_t* const> pairs, View<const std::uint64_t* const> low,
-                     View<const std::uint64_t* const> high, std::uint64_t* out_low, std::uint64_t* out_high) const {
-    kernels_->dot_pairs(tables_[0].prime, tables_[1].prime, {pairs.data, 0}, {low.data, 0}, {high.data, 0}, pairs.size,
-                        out_low, out_high, degree_);
+void Ring::dot_short(const std::uint32_t* a, const std::uint64_t* b, std::size_t terms, std::uint64_t* out) const {
+    kernels_->dot_short(tables_[0].prime, a, b, terms, out, degree_);
 }
 
 void Ring::combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars, View<std::uint64_t* const> out,

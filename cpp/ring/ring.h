@@ -40,10 +40,9 @@ class Ring {
     void dot(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::uint64_t* out) const;
     void dot_row(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t row,
                  std::uint64_t* out) const;
-    // With two primes of up to kPairPrimeBits whose residues share words: out = sum_j pairs[j] * (low[j], high[j]) in
-    // NTT form, the low halves modulo the first prime.
-    void dot_pairs(View<const std::uint64_t* const> pairs, View<const std::uint64_t* const> low,
-                   View<const std::uint64_t* const> high, std::uint64_t* out_low, std::uint64_t* out_high) const;
+    // With one prime of up to kShortPrimeBits, of up to kShortTerms polynomials whose coefficients take turns by eight
+    // (ShortProducts): out = sum_j a_j * b_j in NTT form.
+    void dot_short(const std::uint32_t* a, const std::uint64_t* b, std::size_t terms, std::uint64_t* out) const;
     // A matrix product in one row, out[o] = sum_j scalars[o, j] * a[j], of n residues each; `scalars` is [out.size,
     // a.size]. n is a multiple of 16.
     void combine(View<const std::uint64_t* const> a, const std::uint64_t* scalars, View<std::uint64_t* const> out,

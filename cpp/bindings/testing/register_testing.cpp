@@ -175,14 +175,11 @@ class VariantKernels {
         return modulo(prime).inner(Prime::make(prime), left.data(), right.data(), left.size(),
                                    static_cast<std::size_t>(a.shape(1)));
     }
-    // [2, n]: modulo each of two primes, of words that hold two residues.
-    Residues dot_pairs(const std::array<std::uint64_t, 2>& primes, const Residues& pairs, const Residues& low,
-                       const Residues& high) const {
-        Residues out({py::ssize_t{2}, pairs.shape(1)});
-        const auto words = rows(pairs), left = rows(low), right = rows(high);
-        kernels_.dot_pairs(Prime::make(primes[0]), Prime::make(primes[1]), {words.data(), 0}, {left.data(), 0},
-                           {right.data(), 0}, words.size(), out.mutable_data(0), out.mutable_data(1),
-                           static_cast<std::size_t>(pairs.shape(1)));
+    Residues dot_short(std::uint64_t prime, const py::array_t<std::uint32_t, py::array::c_style>& a,
+                       const Residues& b) const {
+        Residues out(a.shape(1));
+        kernels_.dot_short(Prime::make(prime), a.data(), b.data(), static_cast<std::size_t>(a.shape(0)),
+                           out.mutable_data(), size(out));
         return out;
     }
     // [primes, rows, outputs] of numbers [rows, terms] and integer weights [outputs, terms].
@@ -365,8 +362,7 @@ void register_testing(py::module_& module) {
         .def("multiply", &VariantKernels::multiply, py::arg("prime"), py::arg("a"), py::arg("b"))
         .def("dot", &VariantKernels::dot, py::arg("prime"), py::arg("a"), py::arg("b"))
         .def("inner", &VariantKernels::inner, py::arg("prime"), py::arg("a"), py::arg("b"))
-        .def("dot_pairs", &VariantKernels::dot_pairs, py::arg("primes"), py::arg("pairs"), py::arg("low"),
-             py::arg("high"))
+        .def("dot_short", &VariantKernels::dot_short, py::arg("prime"), py::arg("a"), py::arg("b"))
         .def("integer_product", &VariantKernels::integer_product, py::arg("primes"), py::arg("numbers"),
              py::arg("weights"))
         .def("combine", &VariantKernels::combine, py::arg("prime"), py::arg("a"), py::arg("scalars"))

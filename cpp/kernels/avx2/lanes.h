@@ -37,7 +37,9 @@ struct Lanes {
         __builtin_memcpy(&four, in, sizeof(four));
         return _mm256_cvtepi8_epi64(_mm_cvtsi32_si128(four));
     }
-    static Vector high_half(Vector x) { return _mm256_srli_epi64(x, 32); }
+    static Vector load_halves(const std::uint32_t* in) {
+        return _mm256_cvtepu32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
+    }
     // There are products of halves only.
     static Vector multiply_low(Vector x, Vector y) {
         const Vector cross = add(_mm256_mul_epu32(_mm256_srli_epi64(x, 32), y),  //

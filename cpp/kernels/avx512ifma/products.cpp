@@ -32,7 +32,7 @@ struct Sum {
     Vector words = Lanes::zero(), high = Lanes::zero();
 };
 
-// Of the low halves of words, whatever the high ones hold.
+// Of residues below 2^32.
 struct HalfSum {
     using Lanes = avx512ifma::Lanes;
     using Modulus = avx512ifma::Modulus;
@@ -55,7 +55,7 @@ const Products kAvx512IfmaNarrowProducts = {vectorised::dot<avx512ifma::Sum<true
                                             vectorised::combine<avx512ifma::Sum<true>>};
 const Sums kAvx512IfmaSums = {vectorised::add<avx512ifma::Lanes>, vectorised::subtract_from<avx512ifma::Lanes>,
                               vectorised::negate<avx512ifma::Lanes>, vectorised::add_small<avx512ifma::Lanes>};
-const PairProducts kAvx512IfmaPairProducts = {vectorised::dot_pairs<avx512ifma::HalfSum>};
+const ShortProducts kAvx512IfmaShortProducts = {vectorised::dot_short<avx512ifma::HalfSum>};
 const WordProducts kAvx512IfmaWordProducts = {vectorised::ternary_dot<avx512ifma::Lanes>,
                                               vectorised::word_dot<avx512ifma::Lanes>};
 

@@ -46,17 +46,15 @@ std::uint64_t inner(const Prime& q, const std::uint64_t* const* a, const std::ui
     return static_cast<std::uint64_t>(sum);
 }
 
-void dot_pairs(const Prime& low_prime, const Prime& high_prime, Rows pairs, Rows low, Rows high, std::size_t terms,
-               std::uint64_t* out_low, std::uint64_t* out_high, std::size_t n) {
-    constexpr std::uint64_t kLow = 0xffffffff;
+void dot_short(const Prime& q, const std::uint32_t* a, const std::uint64_t* b, std::size_t terms, std::uint64_t* out,
+               std::size_t n) {
     for (std::size_t i = 0; i < n; ++i) {
-        std::uint64_t low_sum = 0, high_sum = 0;
+        const std::size_t at = i / 8 * terms * 8 + i % 8;
+        std::uint64_t sum = 0;
         for (std::size_t j = 0; j < terms; ++j) {
-            low_sum += (pairs[j][i] & kLow) * low[j][i];
-            high_sum += (pairs[j][i] >> 32) * high[j][i];
+            sum += a[at + 8 * j] * b[at + 8 * j];
         }
-        out_low[i] = static_cast<std::uint64_t>(reduce(low_sum, low_prime));
-        out_high[i] = static_cast<std::uint64_t>(reduce(high_sum, high_prime));
+        out[i] = static_cast<std::uint64_t>(reduce(sum, q));
     }
 }
 
@@ -145,7 +143,7 @@ void word_dot(const std::uint64_t* a, const std::uint64_t* const* windows, std::
 
 const Products kScalarProducts = {scalar::dot, scalar::inner, scalar::combine};
 const Sums kScalarSums = {scalar::add, scalar::subtract_from, scalar::negate, scalar::add_small};
-const PairProducts kScalarPairProducts = {scalar::dot_pairs};
+const ShortProducts kScalarShortProducts = {scalar::dot_short};
 const WordProducts kScalarWordProducts = {scalar::ternary_dot, scalar::word_dot};
 
 }  // namespace hesplit

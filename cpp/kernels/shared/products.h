@@ -197,21 +197,19 @@ void combine(const Prime& prime, Rows a, std::size_t terms, const std::uint64_t*
     }
 }
 
-// `Sum` adds products of the low halves of words, and needs no reduction on the way.
+// `Sum` adds products of halves of words, and needs no reduction on the way.
 template <class Sum>
-void dot_pairs(const Prime& low_prime, const Prime& high_prime, Rows pairs, Rows low, Rows high, std::size_t terms,
-               std::uint64_t* out_low, std::uint64_t* out_high, std::size_t n) {
+void dot_short(const Prime& prime, const std::uint32_t* a, const std::uint64_t* b, std::size_t terms,
+               std::uint64_t* out, std::size_t n) {
     using Lanes = typename Sum::Lanes;
-    const typename Sum::Modulus low_modulus(low_prime), high_modulus(high_prime);
+    const typename Sum::Modulus modulus(prime);
     for (std::size_t i = 0; i < n; i += Lanes::kLanes) {
-        Sum low_sum, high_sum;
+        const std::size_t at = i / 8 * terms * 8 + i % 8;
+        Sum sum;
         for (std::size_t j = 0; j < terms; ++j) {
-            const auto pair = Lanes::load(pairs[j] + i);
-            low_sum.add(pair, Lanes::load(low[j] + i));
-            high_sum.add(Lanes::high_half(pair), Lanes::load(high[j] + i));
+            sum.add(Lanes::load_halves(a + at + 8 * j), Lanes::load(b + at + 8 * j));
         }
-        Lanes::store(out_low + i, low_sum.residues(low_modulus));
-        Lanes::store(out_high + i, high_sum.residues(high_modulus));
+        Lanes::store(out + i, sum.residues(modulus));
     }
 }
 

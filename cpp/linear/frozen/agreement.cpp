@@ -1,5 +1,6 @@
 #include "linear/frozen/agreement.h"
 
+#include <seal/modulus.h>
 #include <seal/util/hash.h>
 
 #include <algorithm>
@@ -34,14 +35,25 @@ std::vector<int> prime_bits(Precision precision) {
     return precision == Precision::single ? std::vector<int>{25, 26} : std::vector<int>{35};
 }
 
+// The largest prime of so many bits modulo which a client transforms its parts of a hint. Single: what products in
+// halves of words take (ShortProducts). Half: three bytes.
+std::uint64_t hint_modulus_of(Precision precision, std::size_t degree) {
+    static_assert(kShortPrimeBits >= 30);
+    return seal::CoeffModulus::Create(degree, {precision == Precision::single ? 30 : 24}).front().value();
+}
+
 // Rounding errors of d numbers have an l2 norm of at most sqrt(d) / 2, whatever they are.
 double rounding_norm(std::size_t features) {
     return std::sqrt(static_cast<double>(features)) / 2;
 }
 
 // Everything that follows from the primes and the scale of the rows. `error` is infinite where they hold nothing.
-FrozenScaling scaling_at(const Ring& ring, double row_scale, std::size_t features) {
+FrozenScaling scaling_at(const Ring& ring, std::uint64_t hint_modulus, double row_scale, std::size_t features) {
     const double modulus = ring.modulus_value();
+    // What rounding a hint's numbers, by a half and a little, adds to a product, as a part of the modulus: the secret's
+    // ternary numbers are sub-Gaussian with their variance.
+    const double hint =
+        0.5001 * std::sqrt(static_cast<double>(ring.degree()) * 2 / 3) / static_cast<double>(hint_modulus);
     // What a fresh encryption and the bits that are not sent add to each number: sub-Gaussian, a uniform one too.
     const double dropped = (std::ldexp(1.0, 2 * kDropped) + 2) / 12;
     const double noise = kTail * std::sqrt(kNoiseVariance + dropped), rounding = rounding_norm(features);
@@ -49,7 +61,7 @@ FrozenScaling scaling_at(const Ring& ring, double row_scale, std::size_t feature
     scaling.row_scale = row_scale;
     scaling.request_dropped = kDropped;
     // By Cauchy and Schwarz |x W| <= |x| |W|, and it must stay below q / 2 with its noise.
-    const double room = modulus / 2 / (row_scale + rounding + noise) - rounding - 1;
+    const double room = modulus * (0.5 - kTail * hint) / (row_scale + rounding + noise) - rounding - 1;
     // Rows of W have at most the norm weight_scale + rounding.
     const double exact = largest_exact_norm(ring, kLeastTerms) - rounding - 1;
     scaling.weight_scale = std::floor(std::min({room, exact, kLargestWeight}));
@@ -58,9 +70,10 @@ FrozenScaling scaling_at(const Ring& ring, double row_scale, std::size_t feature
         return scaling;
     }
     const double stretched = 1 + rounding / scaling.weight_scale;
-    const double error = (noise + rounding) * stretched / row_scale + rounding / scaling.weight_scale;
-    // Two numbers modulo 2^bits, each rounded by at most a half and a little.
     const double unit = 1.001 * modulus / (row_scale * scaling.weight_scale);
+    const double random = std::hypot(noise * stretched / row_scale, kTail * hint * unit);
+    const double error = random + rounding * stretched / row_scale + rounding / scaling.weight_scale;
+    // Two numbers modulo 2^bits, each rounded by at most a half and a little.
     while (std::ldexp(unit, -scaling.reply_bits) > kReplyShare * error) {
         ++scaling.reply_bits;
     }
@@ -68,7 +81,6 @@ FrozenScaling scaling_at(const Ring& ring, double row_scale, std::size_t feature
     const auto q = static_cast<std::uint64_t>(modulus);
     scaling.request_limit = rounded_limit(q, kDropped);
     scaling.request_bits = bit_length(scaling.request_limit - 1);
-    scaling.hint_bits = bit_length(q - 1);
     return scaling;
 }
 
@@ -88,11 +100,12 @@ Parameters parameters_of(std::size_t features, Precision precision) {
     }
     ParameterChoice choice = choice_of(precision);
     const Ring ring(choice.ring_degree, Parameters(choice).primes());
+    const std::uint64_t hint_modulus = hint_modulus_of(precision, kFrozenGroup);
     FrozenScaling best;
     best.error = HUGE_VAL;
     // Powers of two, so that both sides find the same on every processor.
     for (double row_scale = 4; row_scale < ring.modulus_value(); row_scale *= 2) {
-        const FrozenScaling scaling = scaling_at(ring, row_scale, features);
+        const FrozenScaling scaling = scaling_at(ring, hint_modulus, row_scale, features);
         best = scaling.error < best.error ? scaling : best;
     }
     choice.scale = best.row_scale;
@@ -127,8 +140,9 @@ Digest digest_of(const Parameters& parameters, std::size_t features, const std::
 FrozenAgreement::FrozenAgreement(std::size_t features, Precision precision, const std::string& epoch)
     : features_(features),
       parameters_(parameters_of(features, precision)),
-      ring_(parameters_.ring_degree(), parameters_.primes()) {
-    scaling_ = scaling_at(ring_, parameters_.choice().scale, features);
+      ring_(parameters_.ring_degree(), parameters_.primes()),
+      hint_modulus_(hint_modulus_of(precision, kFrozenGroup)) {
+    scaling_ = scaling_at(ring_, hint_modulus_, parameters_.choice().scale, features);
     const Digest digest = digest_of(parameters_, features, epoch);
     static_assert(sizeof(Digest) >= sizeof(Seed));
     std::memcpy(seed_.data(), digest.data(), seed_.size());
@@ -150,6 +164,10 @@ std::shared_ptr<const FrozenAgreement> FrozenAgreement::of(std::size_t features,
         known = agreement = std::make_shared<const FrozenAgreement>(features, precision, epoch);
     }
     return agreement;
+}
+
+int FrozenAgreement::hint_bits() const {
+    return bit_length(hint_modulus_ - 1);
 }
 
 void FrozenAgreement::expand(std::size_t j, std::uint64_t* polynomial) const {
@@ -179,7 +197,7 @@ std::size_t frozen_reply_bytes(const FrozenAgreement& agreement, std::size_t out
 }
 
 std::size_t frozen_hint_bytes(const FrozenAgreement& agreement, std::size_t outputs) {
-    const std::size_t run = packed_bytes(agreement.ring().degree(), agreement.scaling().hint_bits);
+    const std::size_t run = packed_bytes(agreement.ring().degree(), agreement.hint_bits());
     return kHeaderBytes + sizeof(std::uint32_t) + outputs * (sizeof(double) + run) + kFooterBytes;
 }
 

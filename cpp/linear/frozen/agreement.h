@@ -35,8 +35,7 @@ struct FrozenScaling {
     int request_dropped = 0;          // low bits of c0 that are not sent
     int request_bits = 0;             // of a number of a request,
     std::uint64_t request_limit = 0;  // which is below this
-    int reply_bits = 0;               // of a number of a reply,
-    int hint_bits = 0;                // of one of a hint
+    int reply_bits = 0;               // of a number of a reply
     // |decrypted - exact| <= error for rows of x and W of l2 norm at most 1, except with probability 2^-39.
     double error = 0;
 };
@@ -60,6 +59,10 @@ class FrozenAgreement {
     std::size_t polynomials() const { return (features_ + width() - 1) / width(); }  // J
     const Id& id() const { return id_; }                                             // travels with requests
 
+    // Numbers of hints are rounded to this modulus, a prime: far fewer bits than q has say them well enough.
+    std::uint64_t hint_modulus() const { return hint_modulus_; }
+    int hint_bits() const;
+
     // Polynomial j of the common matrix, in NTT form.
     void expand(std::size_t j, std::uint64_t* polynomial) const;
     // All of them for a client, which uses them again and again: expanded when they are first asked for.
@@ -71,6 +74,7 @@ class FrozenAgreement {
     Parameters parameters_;
     FrozenScaling scaling_;
     Ring ring_;
+    std::uint64_t hint_modulus_;
     Seed seed_{};
     Id id_{};
     mutable std::once_flag expanded_;

@@ -42,13 +42,18 @@ void encrypt_run(const T* x, std::size_t count, double factor, const std::int8_t
     }
 }
 
-// The parts of a secret that meet those of a hint at the coefficients that are outputs. With y = x^k these are, of the
-// product of h = sum_i x^i h_i(y) and s, h_0 s_0 + y sum_(i > 0) h_i s_(k-i).
+// Where point s of part i is, of k parts that take turns by eight points.
+std::size_t turn(std::size_t s, std::size_t i, std::size_t k) {
+    return (s / 8 * k + i) * 8 + s % 8;
+}
+
+// The parts of a secret that meet those of a hint at the coefficients that are outputs, in turns. With y = x^k
+// these are, of the product of h = sum_i x^i h_i(y) and s, h_0 s_0 + y sum_(i > 0) h_i s_(k-i).
 KeyBuffer<std::uint64_t> meeting_parts(const KeyBuffer<std::int8_t>& secret, const Ring& parts) {
     const std::size_t n = parts.degree(), k = secret.size() / n;
-    KeyBuffer<std::uint64_t> transformed(parts.prime_count() * secret.size());
+    KeyBuffer<std::uint64_t> transformed(secret.size());
     SecretBuffer<std::int8_t> part(n);
-    SecretBuffer<std::uint64_t> residues(parts.size());
+    SecretBuffer<std::uint64_t> residues(n);
     for (std::size_t i = 0; i < k; ++i) {
         for (std::size_t s = 0; s < n; ++s) {
             if (i == 0) {
@@ -59,8 +64,8 @@ KeyBuffer<std::uint64_t> meeting_parts(const KeyBuffer<std::int8_t>& secret, con
         }
         parts.lift(View<const std::int8_t>{part.data(), n}, residues.data());
         parts.to_ntt(residues.data());
-        for (std::size_t t = 0; t < parts.prime_count(); ++t) {
-            std::copy_n(residues.data() + t * n, n, transformed.data() + (t * k + i) * n);
+        for (std::size_t s = 0; s < n; ++s) {
+            transformed[turn(s, i, k)] = residues[s];
         }
     }
     return transformed;
@@ -72,7 +77,7 @@ FrozenClient::FrozenClient(std::shared_ptr<const FrozenAgreement> agreement, std
     : agreement_(std::move(agreement)),
       outputs_(outputs),
       bias_(bias),
-      parts_(agreement_->ring().degree() / agreement_->width(), agreement_->parameters().primes()) {
+      parts_(agreement_->ring().degree() / agreement_->width(), {agreement_->hint_modulus()}) {
     if (!possible_layer(agreement_->features(), outputs) || inputs() == 0) {
         throw ParameterError("a frozen layer has 1 to " + std::to_string(kMaxFeatures) + " outputs and inputs");
     }
@@ -84,7 +89,7 @@ bool FrozenClient::has_hint() const {
 }
 
 std::size_t FrozenClient::resident_bytes() const {
-    return outputs_ * (sizeof(double) + agreement_->ring().degree() * sizeof(std::uint64_t));
+    return outputs_ * (sizeof(double) + agreement_->ring().degree() * sizeof(std::uint32_t));
 }
 
 std::shared_ptr<const FrozenClient::Hint> FrozenClient::hint() const {
@@ -111,27 +116,21 @@ void FrozenClient::load_hint(View<const std::uint8_t> message) {
             throw WireError("a hint with an impossible norm");
         }
     }
-    loaded->outputs.resize(outputs_);
-    const int bits = agreement_->scaling().hint_bits;
-    const std::size_t degree = ring.degree(), run = packed_bytes(degree, bits), n = parts_.degree();
-    const std::size_t k = agreement_->width(), primes = ring.prime_count();
+    const std::size_t degree = ring.degree(), n = parts_.degree(), k = agreement_->width();
+    const int bits = agreement_->hint_bits();
+    const std::size_t run = packed_bytes(degree, bits);
     const std::uint8_t* in = reader.raw(outputs_ * run).data;
-    const auto q = static_cast<std::uint64_t>(agreement_->modulus());
+    loaded->outputs.resize(outputs_ * degree);
     parallel_for(outputs_, [&](std::size_t p) {
-        Buffer<std::uint64_t> polynomial(ring.size()), part(parts_.size());
-        unpack_bits(in + p * run, {polynomial.data(), degree}, bits, q);
-        ring.decompose(polynomial.data(), polynomial.data());
-        Buffer<std::uint64_t>& out = loaded->outputs[p];
-        out.resize(degree);
+        Buffer<std::uint64_t> polynomial(degree), part(n);
+        unpack_bits(in + p * run, {polynomial.data(), degree}, bits, agreement_->hint_modulus());
         for (std::size_t i = 0; i < k; ++i) {
-            for (std::size_t t = 0; t < primes; ++t) {
-                for (std::size_t s = 0; s < n; ++s) {
-                    part[t * n + s] = polynomial[t * degree + s * k + i];
-                }
+            for (std::size_t s = 0; s < n; ++s) {
+                part[s] = polynomial[s * k + i];
             }
             parts_.to_ntt(part.data());
             for (std::size_t s = 0; s < n; ++s) {
-                out[i * n + s] = primes == 1 ? part[s] : part[s] | part[n + s] << 32;
+                loaded->outputs[p * degree + turn(s, i, k)] = static_cast<std::uint32_t>(part[s]);
             }
         }
     });
@@ -192,8 +191,9 @@ std::string FrozenClient::encrypt(const T* x, std::size_t rows, FrozenSecret& se
                     const std::size_t last = inputs() - begin;
                     encrypt_run(&one, 1, factor, noise.data() + r * width + last, product.data() + r * width + last, q);
                 }
-                drop_bits({product.data() + r * width, end - begin}, scaling.request_dropped);
-                std::copy_n(product.data() + r * width, end - begin, numbers.data() + r * features + begin);
+                std::uint64_t* to = numbers.data() + r * features + begin;
+                std::copy_n(product.data() + r * width, end - begin, to);
+                drop_bits({to, end - begin}, scaling.request_dropped);
             }
         });
         fresh.secrets.push_back(std::move(ternary));
@@ -219,7 +219,7 @@ void FrozenClient::decrypt(View<const std::uint8_t> reply, const FrozenSecret& s
     }
     const FrozenScaling& scaling = agreement_->scaling();
     const std::size_t rows = secret.norms.size(), n = parts_.degree(), k = agreement_->width();
-    const std::size_t primes = parts_.prime_count(), groups = secret.secrets.size();
+    const std::size_t groups = secret.secrets.size();
     reader.require_remaining(sizeof(std::uint32_t) + packed_bytes(rows * outputs_, scaling.reply_bits));
     if (reader.u32() != rows) {
         throw WireError("a reply for another number of rows");
@@ -227,44 +227,35 @@ void FrozenClient::decrypt(View<const std::uint8_t> reply, const FrozenSecret& s
     Buffer<std::uint64_t> numbers(rows * outputs_);
     reader.packed({numbers.data(), numbers.size()}, scaling.reply_bits, std::uint64_t{1} << scaling.reply_bits);
 
-    std::vector<Parts> secrets(groups);
-    parallel_for(groups, [&](std::size_t g) {
-        secrets[g].values = meeting_parts(secret.secrets[g], parts_);
-        secrets[g].rows = pointers<std::uint64_t>(secrets[g].values.data(), primes * k, n);
-    });
+    std::vector<KeyBuffer<std::uint64_t>> secrets(groups);
+    parallel_for(groups, [&](std::size_t g) { secrets[g] = meeting_parts(secret.secrets[g], parts_); });
     const double unit =
         std::ldexp(agreement_->modulus(), -scaling.reply_bits) / scaling.row_scale / scaling.weight_scale;
     const int spare = 64 - scaling.reply_bits;
-    // A few outputs at a time share the memory for what comes between.
-    constexpr std::size_t kTogether = 16;
+    // Outputs by the line: rows are as far apart as the layer is wide, which may be where caches keep few lines.
+    constexpr std::size_t kTogether = 64;
     parallel_for((outputs_ + kTogether - 1) / kTogether, [&](std::size_t job) {
-        SecretBuffer<std::uint64_t> masks(parts_.size()), switched(n);
-        for (std::size_t p = job * kTogether; p < std::min(outputs_, (job + 1) * kTogether); ++p) {
-            const std::vector<const std::uint64_t*> h = pointers<std::uint64_t>(hint->outputs[p].data(), k, n);
-            for (std::size_t g = 0; g < groups; ++g) {
-                mask_of({h.data(), k}, secrets[g], masks.data());
-                parts_.to_coefficients(masks.data());
-                parts_.switch_to_bits(masks.data(), scaling.reply_bits, switched.data());
-                const std::size_t count = std::min(n, rows - g * n);
-                for (std::size_t r = 0; r < count; ++r) {
-                    const std::size_t at = (g * n + r) * outputs_ + p;
+        const std::size_t begin = job * kTogether, width = std::min(kTogether, outputs_ - begin);
+        SecretBuffer<std::uint64_t> mask(n), masks(width * n);
+        for (std::size_t g = 0; g < groups; ++g) {
+            for (std::size_t p = 0; p < width; ++p) {
+                parts_.dot_short(hint->outputs.data() + (begin + p) * k * n, secrets[g].data(), k, mask.data());
+                parts_.to_coefficients(mask.data());
+                parts_.switch_to_bits(mask.data(), scaling.reply_bits, masks.data() + p * n);
+            }
+            const std::size_t count = std::min(n, rows - g * n);
+            for (std::size_t r = 0; r < count; ++r) {
+                const std::size_t at = (g * n + r) * outputs_ + begin;
+                const double norm = secret.norms[g * n + r];
+                for (std::size_t p = 0; p < width; ++p) {
                     // Modulo 2^bits, as a signed number.
-                    const auto phase = static_cast<std::int64_t>((numbers[at] + switched[r]) << spare) >> spare;
-                    y[at] = static_cast<double>(phase) * unit * hint->norms[p] * secret.norms[g * n + r];
+                    const auto phase =
+                        static_cast<std::int64_t>((numbers[at + p] + masks[p * n + r]) << spare) >> spare;
+                    y[at + p] = static_cast<double>(phase) * unit * hint->norms[begin + p] * norm;
                 }
             }
         }
     });
-}
-
-void FrozenClient::mask_of(View<const std::uint64_t* const> hint, const Parts& secret, std::uint64_t* mask) const {
-    const std::size_t n = parts_.degree();
-    if (parts_.prime_count() == 1) {
-        parts_.dot_row(hint, {secret.rows.data(), hint.size}, 0, mask);
-    } else {
-        parts_.dot_pairs(hint, {secret.rows.data(), hint.size}, {secret.rows.data() + hint.size, hint.size}, mask,
-                         mask + n);
-    }
 }
 
 }  // namespace hesplit

@@ -45,26 +45,19 @@ class FrozenClient {
     void decrypt(View<const std::uint8_t> reply, const FrozenSecret& secret, double* y) const;
 
   private:
-    // Of every output: the polynomial c1 of its products split by residues of exponents modulo k, each part
-    // transformed.
     struct Hint {
         Id weights{};
         std::vector<double> norms;
-        std::vector<Buffer<std::uint64_t>> outputs;  // [part, point]; residues of two primes share a word
+        // Of each output: the polynomial c1 of its products split by residues of exponents modulo k into parts, each
+        // transformed; their points take turns (ShortProducts).
+        Buffer<std::uint32_t> outputs;
     };
     std::shared_ptr<const Hint> hint() const;
-    // The parts of a group's secret that meet those of the hint, transformed, and where each is: [prime, part].
-    struct Parts {
-        KeyBuffer<std::uint64_t> values;
-        std::vector<const std::uint64_t*> rows;
-    };
-    // The part of an output that the hint and the secret give, in NTT form over parts_.
-    void mask_of(View<const std::uint64_t* const> hint, const Parts& secret, std::uint64_t* mask) const;
 
     std::shared_ptr<const FrozenAgreement> agreement_;
     std::size_t outputs_;
     bool bias_;
-    Ring parts_;  // of degree N / k
+    Ring parts_;  // of degree N / k, modulo that of hints
     mutable std::mutex mutex_;
     std::shared_ptr<const Hint> hint_;
 };

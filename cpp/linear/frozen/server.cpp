@@ -108,7 +108,7 @@ std::string FrozenServer::hint() const {
     const Ring& ring = agreement_->ring();
     const std::size_t degree = ring.degree(), features = agreement_->features(), width = agreement_->width();
     const std::size_t primes = ring.prime_count(), all = outputs();
-    const int bits = agreement_->scaling().hint_bits;
+    const int bits = agreement_->hint_bits();
     const std::size_t run = packed_bytes(degree, bits);
     WireWriter writer({MessageType::frozen_hint, agreement_->parameters().hash(), id_, Id{}},
                       frozen_hint_bytes(*agreement_, all) - kHeaderBytes - kFooterBytes);
@@ -128,6 +128,7 @@ std::string FrozenServer::hint() const {
         ring.compose(polynomial.data(), common[j].data());
     });
     const auto q = static_cast<std::uint64_t>(ring.modulus_value());
+    const double share = static_cast<double>(agreement_->hint_modulus()) / ring.modulus_value();
     Buffer<std::uint64_t> rows(kFrozenGroup * features), products(primes * kFrozenGroup * all);
     for (std::size_t first = 0; first < degree; first += kFrozenGroup) {
         // Coefficient r of x^-i * a is that of a at r + i, and minus that where it goes around.
@@ -146,6 +147,10 @@ std::string FrozenServer::hint() const {
                 numbers[m] = products[m * all + p];
             }
             ring.compose(numbers.data(), kFrozenGroup, numbers.data());
+            for (std::size_t r = 0; r < kFrozenGroup; ++r) {
+                const auto rounded = static_cast<std::uint64_t>(static_cast<double>(numbers[r]) * share + 0.5);
+                numbers[r] = rounded == agreement_->hint_modulus() ? 0 : rounded;
+            }
             pack_bits({numbers.data(), kFrozenGroup}, bits, out + p * run + packed_bytes(first, bits));
         });
     }
