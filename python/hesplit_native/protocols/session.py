@@ -167,10 +167,15 @@ class Session:
         self.channel.close()
         self.channel = reconnection.connect()
 
-    def checkpoint(self, step: int) -> None:
-        """Let the server store its state as that of training step `step`."""
-        body = messages.text(json.dumps({"step": step}))
+    def checkpoint(self, step: int, *, keep: bool = False) -> None:
+        """Let the server store its state as that of training step `step`; with `keep` it stays until another one is to be kept."""
+        body = messages.text(json.dumps({"step": step} | ({"keep": True} if keep else {})))
         messages.take_nothing(self.exchange(MessageType.CHECKPOINT, MessageType.DONE, body).body, "done")
+
+    def set_rate(self, learning_rate: float) -> None:
+        """Let the server's optimiser go on with another learning rate. It is not part of checkpoints."""
+        body = messages.text(json.dumps({"learning_rate": float(learning_rate)}))
+        messages.take_nothing(self.exchange(MessageType.RATE, MessageType.DONE, body).body, "done")
 
     def merge(self, weight: float) -> None:
         """Offer the server's layer of this session to the average, with a weight."""

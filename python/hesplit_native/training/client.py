@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from hesplit_native.errors import DataError
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
 from hesplit_native.layer.parameters import SEALED_ERROR_BOUND, WEIGHT_NORM, Parameters
+from hesplit_native.protocols import PROTOCOLS
+from hesplit_native.protocols.costs import usual_evaluation
 from hesplit_native.protocols.guards import check_batch
 from hesplit_native.protocols.halves import ClientSetup, Encryption
-from hesplit_native.protocols.layer import TrainedLayer, load_optimizer, optimizer_tensors
+from hesplit_native.protocols.layer import load_optimizer, optimizer_tensors
 from hesplit_native.protocols.phases import Phases
 from hesplit_native.protocols.remote import RemoteLayer, RemoteLearner, remote_linear
 from hesplit_native.protocols.session import Reconnection, Session
@@ -48,20 +50,20 @@ def weight_seed(seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"server's layer {seed}".encode()).digest()[:4], "little")
 
 
-def choose_parameters(config: RunConfig, architecture: Architecture) -> Parameters | None:
-    """The CKKS parameters of a run; None without encryption."""
+def choose_parameters(config: RunConfig, in_features: int, out_features: int) -> Parameters | None:
+    """The CKKS parameters of a run, for a layer of that shape; None without encryption."""
     if not config.traits.encrypts:
         return None
     shape: dict[str, Any] = {
-        "in_features": architecture.activations,
-        "out_features": architecture.outputs,
+        "in_features": in_features,
+        "out_features": out_features,
         "batch_size": config.batch_size,
     }
-    ranges: dict[str, Any] = {**config.ranges(architecture.activations)}
+    ranges: dict[str, Any] = {**config.ranges(in_features)}
     if config.parameter_set is not None:
         return Parameters.published(config.parameter_set, **shape, **ranges)
     if config.traits.seals_weights:
-        bound = SEALED_ERROR_BOUND * max(1.0, math.sqrt(architecture.activations * config.batch_size / 1024))
+        bound = SEALED_ERROR_BOUND * max(1.0, math.sqrt(in_features * config.batch_size / 1024))
         return Parameters.recommend_sealed(**shape, **ranges, error_bound=bound, security=config.security)
     releases = 0
     if config.flooding != "off":
@@ -74,6 +76,15 @@ def choose_parameters(config: RunConfig, architecture: Architecture) -> Paramete
         security=config.security,
         statistical_bits=config.statistical_bits,
     )
+
+
+def evaluation_rows(terms: Terms) -> int:
+    """Rows of one evaluation: many, whose layer is a matrix product.
+
+    Sealed weights keep the batch size's layout whatever the rows: more of them at once only take memory.
+    """
+    sealed = PROTOCOLS[terms.protocol].seals_weights
+    return min(64 * terms.batch_size, terms.max_rows) if sealed else usual_evaluation(terms)
 
 
 class Client:
@@ -119,20 +130,14 @@ class Client:
         trained = [*self.model.parameters(), *(() if config.traits.labels_at_server else self.head.parameters())]
         self.optimizer = make_optimizer("adam", trained, config.learning_rate)
         self.criterion = nn.CrossEntropyLoss()
-        self.parameters = choose_parameters(config, architecture)
+        self.parameters = choose_parameters(config, architecture.activations, architecture.outputs)
         self.linear: Encryption | None = None
         self.session: Session | None = None
         self._connect = connect if config.traits.is_split else None
-        terms = self._terms(batches, group, members)
-        #: The linear layer where the client holds it: `local`, which trains it here, and `sealed`, whose server sees ciphertexts.
-        self.own_layer = TrainedLayer(terms) if config.traits.client_holds_layer else None
-        if self.own_layer is not None:  # a server is told nothing about it
-            terms = replace(terms, learning_rate=0.0, server_optimizer="client", weight_seed=0)
-        self._setup = ClientSetup(
-            terms,
+        self._setup = ClientSetup.of(
+            self._terms(batches, group, members),
             self.phases,
             self.parameters,
-            layer=self.own_layer,
             key=key,
             ledger=lambda own: _ledger(ledgers, own) if config.flooding == "run" else None,
             fresh_keys=config.flooding == "step",
@@ -140,6 +145,8 @@ class Client:
             weight_norm=config.ranges(architecture.activations).get("weight_norm", WEIGHT_NORM),
             accumulate=config.accumulate,
         )
+        #: The linear layer where the client holds it: `local`, which trains it here, and `sealed`, whose server sees ciphertexts.
+        self.own_layer = self._setup.layer
         self.layer: RemoteLayer | RemoteLearner | None = None
 
     def _terms(self, batches: int, group: str, members: int) -> Terms:

@@ -34,7 +34,7 @@ from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.session import RolledBack, Session, resumable
 from hesplit_native.training.account import PrivacyAccount
 from hesplit_native.training.checkpoints import ClientCheckpoints, Progress, Snapshot
-from hesplit_native.training.client import Client, choose_parameters
+from hesplit_native.training.client import Client, choose_parameters, evaluation_rows
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.division import divide
 from hesplit_native.training.models import Architecture, architecture
@@ -42,9 +42,6 @@ from hesplit_native.training.result import EpochRecord, Observer, RunResult
 from hesplit_native.transport.channel import Channel, ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
 
-EVALUATION_ROWS = (
-    2048  # as many as coefficients at N = 2048: one feature per ciphertext, whose layer is a matrix product
-)
 _REPORT_SECONDS = 0.1  # between two calls of Observer.on_batch: reading the loss costs a few microseconds
 
 
@@ -204,7 +201,11 @@ class Run:
 
     def _make_participants(self, shares: list[npt.NDArray[np.int64]], ledgers: Path | None) -> list[Participant]:
         config = self.config
-        parameters = choose_parameters(config, self.architecture) if config.traits.seals_weights else None
+        parameters = (
+            choose_parameters(config, self.architecture.activations, self.architecture.outputs)
+            if config.traits.seals_weights
+            else None
+        )
         key = SecretKey.generate(parameters) if parameters is not None and len(shares) > 1 else None
         found = []
         for index, share in enumerate(shares):
@@ -623,8 +624,7 @@ def client_state(client: Client) -> dict[str, Tensor]:
 def evaluate(client: Client, x: Tensor, labels: Tensor) -> float:
     """Accuracy through the protocol, in large batches; not counted as a phase of training."""
     correct = 0
-    # Sealed weights keep the batch size's layout whatever the rows: more of them at once only take memory.
-    rows = 64 * client.config.batch_size if client.config.traits.seals_weights else EVALUATION_ROWS
+    rows = evaluation_rows(client.terms)
     with client.phases.uncounted():
         for part, wanted in zip(torch.split(x, rows), torch.split(labels, rows), strict=True):
             correct += client.correct(part, wanted)
