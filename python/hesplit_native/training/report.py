@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def metrics(result: RunResult, dataset: Dataset) -> dict[str, Any]:
     """Everything measured, as plain values. Accuracies are fractions, times seconds, sizes bytes."""
-    last = [record.test_accuracy for record in result.history[-3:]]
+    last = [record.test_accuracy for record in result.history[-3:] if record.test_accuracy is not None]
     batches = max(result.batches, 1)
     return {
         "protocol": result.protocol,

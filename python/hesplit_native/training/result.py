@@ -13,17 +13,19 @@ from hesplit_native.training.models import Architecture
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: mean loss and accuracy (0..1) while training, accuracy on the test set after it, seconds of training.
+    """One epoch: mean loss and accuracy (0..1) while training, accuracy on what is held out after it, seconds of training.
 
-    `epsilon` is what a beat's noised releases add up to so far (`RunResult`); None without noise.
+    Accuracies are None where nothing is right or wrong, or nothing is held out. `epsilon` is what a beat's noised releases add up to
+    so far (`RunResult`); None without noise. `validation` is all that was measured on a validation set (`training.metrics`).
     """
 
     epoch: int
     train_loss: float
-    train_accuracy: float
-    test_accuracy: float
+    train_accuracy: float | None
+    test_accuracy: float | None
     seconds: float
     epsilon: float | None = None
+    validation: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class RunResult:
     """Everything that a report needs. Bytes are counted at the channel; `bytes_up` and `bytes_down` are those of training steps.
 
     `epsilon` is what the noised releases of a beat add up to for the one that was released most, those of unfinished epochs and
-    those that were sent again included; None without noise.
+    those that were sent again included; None without noise. `best_epoch` is the one whose state both sides have in the end; 0: the
+    last one. `test` is what was measured on a test set in the end.
     """
 
     config: RunConfig
@@ -57,6 +60,8 @@ class RunResult:
     client_state: dict[str, Tensor] = field(default_factory=dict)
     server_weight: Tensor | None = None
     server_bias: Tensor | None = None
+    best_epoch: int = 0
+    test: dict[str, Any] = field(default_factory=dict)
 
     @property
     def protocol(self) -> str:
