@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from hesplit_native.errors import ParameterError
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.models import Architecture
 
@@ -77,6 +78,20 @@ class RunResult:
     def test_accuracy(self) -> float | None:
         """After the last finished epoch."""
         return self.history[-1].test_accuracy if self.history else None
+
+    @property
+    def validation(self) -> dict[str, Any]:
+        """What was measured on the validation set after the best epoch; empty without one."""
+        return next((record.validation for record in self.history if record.epoch == self.best_epoch), {})
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The server's layer as one of torch; ParameterError where its weights are not in this process."""
+        if self.server_weight is None or self.server_bias is None:
+            raise ParameterError(f"the layer's weights are at the server ({self.protocol})")
+        layer = nn.Linear(self.server_weight.shape[1], self.server_weight.shape[0])
+        layer.load_state_dict({"weight": self.server_weight, "bias": self.server_bias})
+        return layer
 
     @property
     def flooding(self) -> str:

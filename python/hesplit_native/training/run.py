@@ -173,6 +173,7 @@ class Run:
         *,
         mode: Mode = "turns",
         connect: Callable[[int], Channel] | None = None,
+        reconnects: bool = True,
         checkpoints: Path | None = None,
     ) -> None:
         self.config = config
@@ -181,7 +182,7 @@ class Run:
         self.checkpoints = ClientCheckpoints(checkpoints, config) if checkpoints is not None else None
         self.server: Server | None = None
         #: Connections that can break are made again.
-        self._reconnects = connect is not None
+        self._reconnects = connect is not None and reconnects
         if connect is None and config.traits.is_split:
             self.server = Server(checkpoints=checkpoints / "server" if checkpoints else None)
             connect = _participants_of(self.server)
