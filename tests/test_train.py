@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomS
 import hesplit_native as hn
 from hesplit_native.data import synthetic_ecg
 from hesplit_native.protocols.server import Server
+from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import initial_linear
 from hesplit_native.training import CsvLog, Defences, TensorBoardLog, metrics, run
 from hesplit_native.training.client import weight_seed
-from hesplit_native.transport import GrpcServer
+from hesplit_native.transport import ClientInfo, GrpcServer, InProcessChannel
 
 ROWS, CLASSES, BATCH = 90, 3, 16
 
@@ -280,6 +281,37 @@ def test_a_server_elsewhere_keeps_the_layer_of_the_best_epoch(tmp_path):
         linear = layer
 
     assert validation_of(network, Ours, *held_out) == pytest.approx(result.validation["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_server_of_sealed_does_not_learn_which_epoch_is_best(stored, tmp_path, monkeypatch):
+    asked = []
+    original = Session.checkpoint
+
+    def checkpoint(session, step, *, keep=False):
+        asked.append(keep)
+        return original(session, step, keep=keep)
+
+    monkeypatch.setattr(Session, "checkpoint", checkpoint)
+    options = {"validation": pictures(40, 9), "checkpoints": tmp_path if stored else None}
+    train(cnn(), pictures(80), protocol="plain", **options)
+    assert any(asked)
+    asked.clear()
+    train(cnn(), pictures(80), protocol="sealed", **options)
+    assert asked == ([False] * 3 if stored else [])
+
+
+def test_a_run_resumes_only_as_what_it_was(tmp_path):
+    train(cnn(), pictures(), checkpoints=tmp_path, epochs=1)
+    with pytest.raises(hn.DataError, match=r"learning_rate=0\.005, this one has 0\.1"):
+        train(cnn(), pictures(), checkpoints=tmp_path, epochs=2, resume=True, learning_rate=0.1)
+    with pytest.raises(hn.DataError, match="another network"):
+        train(nn.Linear(9, 6), pictures(), checkpoints=tmp_path, epochs=2, resume=True)
+
+
+def test_an_open_connection_is_not_enough():
+    with pytest.raises(hn.ParameterError, match="a function that opens one"):
+        train(cnn(), pictures(), server=InProcessChannel(Server().converse(ClientInfo("test"))))
 
 
 class StopAt:

@@ -168,12 +168,13 @@ def train(
     if server is not None and not config.traits.is_split:
         raise ParameterError(f"{protocol} has no server; leave it out")
     opened = opener(server, tls=tls, client_id=client_id, insecure=insecure) if server is not None else None
+    if opened is not None and not opened.again:
+        raise ParameterError("a run opens connections when it needs them: give host:port, or a function that opens one")
     run = Run(
         config,
         task,
         [np.arange(len(found.train))],
         connect=(lambda index: opened.open()) if opened is not None else None,
-        reconnects=opened is not None and opened.again,
         checkpoints=Path(checkpoints) if checkpoints is not None else None,
     )
     folder = Path(output) if output is not None else None

@@ -21,7 +21,6 @@ def numbers(record: EpochRecord) -> dict[str, float]:
         "seconds": record.seconds, "epsilon": record.epsilon,
     }  # fmt: skip
     if record.validation:
-        found["test_accuracy"] = None  # it is the validation's
         found |= {f"validation_{name}": value for name, value in record.validation.items()}
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 

@@ -36,7 +36,7 @@ def own_metrics(result: RunResult, train_rows: int, validation_rows: int, test_r
         "dataset": "own data", "split": "own data", "train_rows": train_rows, "validation_rows": validation_rows,
         "test_rows": test_rows, "best_epoch": result.best_epoch, "validation": result.validation, "test": result.test,
     }  # fmt: skip
-    return _metrics(result, source)
+    return _metrics(result, source) | {"test_accuracy": result.test.get("accuracy")}
 
 
 def _metrics(result: RunResult, source: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ class EpochRecord:
     """One epoch: mean loss and accuracy (0..1) while training, accuracy on what is held out after it, seconds of training.
 
     Accuracies are None where nothing is right or wrong, or nothing is held out. `epsilon` is what a beat's noised releases add up to
-    so far (`RunResult`); None without noise. `validation` is all that was measured on a validation set (`training.metrics`).
+    so far (`RunResult`); None without noise. `validation` is what was measured on a validation set (`training.metrics`); in a
+    result's history the numbers alone.
     """
 
     epoch: int
@@ -35,7 +36,7 @@ class RunResult:
 
     `epsilon` is what the noised releases of a beat add up to for the one that was released most, those of unfinished epochs and
     those that were sent again included; None without noise. `best_epoch` is the one whose state both sides have in the end; 0: the
-    last one. `test` is what was measured on a test set in the end.
+    last one. `validation` is all that was measured after it, `test` on a test set in the end.
     """
 
     config: RunConfig
@@ -62,6 +63,7 @@ class RunResult:
     server_weight: Tensor | None = None
     server_bias: Tensor | None = None
     best_epoch: int = 0
+    validation: dict[str, Any] = field(default_factory=dict)
     test: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,11 +80,6 @@ class RunResult:
     def test_accuracy(self) -> float | None:
         """After the last finished epoch."""
         return self.history[-1].test_accuracy if self.history else None
-
-    @property
-    def validation(self) -> dict[str, Any]:
-        """What was measured on the validation set after the best epoch; empty without one."""
-        return next((record.validation for record in self.history if record.epoch == self.best_epoch), {})
 
     @property
     def linear(self) -> nn.Linear:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -32,16 +32,17 @@ from hesplit_native.layer.keys import SecretKey
 from hesplit_native.protocols.guards import leaks
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.session import RolledBack, Session, resumable
-from hesplit_native.seeding import seeded
 from hesplit_native.training.account import PrivacyAccount
 from hesplit_native.training.checkpoints import ClientCheckpoints, Progress, Snapshot
-from hesplit_native.training.client import Client, choose_parameters, evaluation_rows
+from hesplit_native.training.client import Client, choose_parameters
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.division import divide
+from hesplit_native.training.draws import Draws
+from hesplit_native.training.evaluation import evaluate
 from hesplit_native.training.models import Architecture
 from hesplit_native.training.recipes import paper_task
 from hesplit_native.training.result import EpochRecord, Observer, RunResult
-from hesplit_native.training.task import Examples, Inputs, Task
+from hesplit_native.training.task import Examples, Task
 from hesplit_native.transport.channel import Channel, ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
 
@@ -173,7 +174,6 @@ class Run:
         *,
         mode: Mode = "turns",
         connect: Callable[[int], Channel] | None = None,
-        reconnects: bool = True,
         checkpoints: Path | None = None,
     ) -> None:
         self.config = config
@@ -182,7 +182,7 @@ class Run:
         self.checkpoints = ClientCheckpoints(checkpoints, config) if checkpoints is not None else None
         self.server: Server | None = None
         #: Connections that can break are made again.
-        self._reconnects = connect is not None and reconnects
+        self._reconnects = connect is not None
         if connect is None and config.traits.is_split:
             self.server = Server(checkpoints=checkpoints / "server" if checkpoints else None)
             connect = _participants_of(self.server)
@@ -376,10 +376,11 @@ class Run:
             copies = {name: value.detach().clone() for name, value in tensors.items()}
             self._best = replace(snapshot, progress=deepcopy(self.progress), tensors=copies)
         before = self.bytes
+        at_server = not self.config.traits.client_holds_layer  # otherwise it shall not learn which epochs are good
         for participant in changed:
-            if participant.client.session is not None:
+            if participant.client.session is not None and (self.checkpoints is not None or at_server):
                 step = self.progress.steps[self.participants.index(participant)]
-                participant.session.checkpoint(step, keep=keep)
+                participant.session.checkpoint(step, keep=keep and at_server)
         self._count("setup", before)
         if self.checkpoints is not None:
             self.checkpoints.prune(keep=self.progress.best_number)
@@ -456,14 +457,17 @@ class Run:
         progress = self.progress
         mean, accuracy = self.means()
         scores = self.evaluate_held_out()
+        monitored = bool(self.task.monitor)
         record = EpochRecord(
-            progress.epoch, mean, accuracy if self.task.hits is not None else None, scores.get("accuracy"), progress.seconds,
-            self.account.epsilon(), scores if self.task.monitor else {},
+            progress.epoch, mean, accuracy if self.task.hits is not None else None,
+            None if monitored else scores.get("accuracy"), progress.seconds, self.account.epsilon(), scores if monitored else {},
         )  # fmt: skip
-        progress.history.append(asdict(record))
+        # Tables are kept of the best epoch only: of all epochs they would outgrow the checkpoints.
+        numbers = {name: value for name, value in record.validation.items() if not isinstance(value, dict | list)}
+        progress.history.append(asdict(replace(record, validation=numbers)))
         better = self._is_better(scores)
         if better:
-            progress.best_epoch, progress.best_score = progress.epoch, scores[self.task.monitor]
+            progress.best_epoch, progress.best_scores = progress.epoch, scores
             progress.best_number = sum(progress.steps)
         self.next_epoch()
         averaged = self._averages_at_server(len(self.participants))
@@ -472,10 +476,10 @@ class Run:
         return record
 
     def _is_better(self, scores: dict[str, Any]) -> bool:
-        monitor, best = self.task.monitor, self.progress.best_score
+        monitor = self.task.monitor
         if not monitor:
             return False
-        score = scores.get(monitor)
+        score, best = scores.get(monitor), self.progress.best_scores.get(monitor)
         if score is None:
             raise DataError(
                 f"{monitor} is not defined on the validation rows: some class has no row, or all rows, there"
@@ -573,9 +577,11 @@ class Run:
             client, prefix = participant.client, f"{index}."
             client.load({k[len(prefix) :]: v for k, v in snapshot.tensors.items() if k.startswith(prefix)})
             with client.phases.uncounted():
-                client.begin(
-                    resume=(snapshot.sessions[index], snapshot.progress.stored[index]), reconnect=self._reconnects
-                )
+                if client.own_layer is not None:
+                    client.refresh()
+                else:
+                    stored = snapshot.sessions[index], snapshot.progress.stored[index]
+                    client.begin(resume=stored, reconnect=self._reconnects)
         self._count("setup", before)
 
     def result(self, interrupted: str | None) -> RunResult:
@@ -609,6 +615,7 @@ class Run:
             interrupted=interrupted,
             architecture=network if isinstance(network, Architecture) else None,
             best_epoch=self.progress.best_epoch,
+            validation=self.progress.best_scores,
             test=self.tested,
             client_state=client_state(last),
             server_weight=layer.weight.detach() if layer is not None else None,
@@ -697,71 +704,6 @@ def client_state(client: Client) -> dict[str, Tensor]:
     """What the client trained: convolutions, and the second fully connected layer where there is one."""
     state = {f"body.{name}": value for name, value in client.model.state_dict().items()}
     return state | {f"head.{name}": value for name, value in client.head.state_dict().items()}
-
-
-def evaluate(client: Client, examples: Examples) -> dict[str, Any]:
-    """What a task measures, through the protocol, in large batches; not counted as a phase of training."""
-    sent = torch.split(torch.arange(len(examples)), evaluation_rows(client.terms))
-    outputs, labels = [], []
-    with client.evaluating():
-        for rows in sent:
-            parts = torch.split(rows, client.task.rows_at_once or len(rows))
-            wanted: list[Tensor] = []
-            outputs.append(client.outputs(_inputs(examples, parts, wanted)))
-            labels += wanted
-    return client.task.measure(torch.cat(outputs), torch.cat(labels))
-
-
-def _inputs(examples: Examples, parts: Sequence[Tensor], labels: list[Tensor]) -> Iterator[Inputs]:
-    """The inputs of these rows; their labels are put aside on the way."""
-    for x, y in examples.batches(parts):
-        labels.append(y)
-        yield x
-
-
-class Draws:
-    """The random numbers of torch that a run draws, for dropout and for what data sets do to their rows: a stream of its own.
-
-    It goes on where it was after a resume; the process's own stream is as it was when the run leaves it.
-    """
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._device = device
-        self._inside = False
-        with seeded(seed):
-            self._states = self._read()
-        if device.type == "cuda":
-            self._states["draws.cuda"] = torch.Generator(device).manual_seed(seed).get_state()
-        self._outside = self._states
-
-    def _read(self) -> dict[str, Tensor]:
-        states = {"draws.cpu": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            states["draws.cuda"] = torch.cuda.get_rng_state(self._device)
-        return states
-
-    def _write(self, states: dict[str, Tensor]) -> None:
-        torch.set_rng_state(states["draws.cpu"])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(states["draws.cuda"], self._device)
-
-    def enter(self) -> None:
-        """Draw from the run's stream from here on."""
-        self._outside, self._inside = self._read(), True
-        self._write(self._states)
-
-    def leave(self) -> None:
-        """Draw from the process's own again."""
-        self._states, self._inside = self._read(), False
-        self._write(self._outside)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
-        return self._read() if self._inside else self._states
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`; KeyError if they are not there."""
-        self._states = {name: tensors[name] for name in self._states}
 
 
 def weighted_mean(states: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
