@@ -294,6 +294,22 @@ def test_over_grpc_and_over_connections_of_ones_own():
         layer_of("plain", server=address)(batch()[0])
 
 
+@pytest.mark.parametrize("protocol", ["plain", "splitways", "hesplit", "sealed"])
+def test_a_server_that_was_restarted_goes_on_from_the_last_state(protocol, tmp_path):
+    state_of_server = Server(checkpoints=tmp_path)
+    with GrpcServer("127.0.0.1:0", state_of_server.converse) as server:
+        port = server.port
+        net = network(layer_of(protocol, server=f"127.0.0.1:{port}", flooding="off"))
+        steps(net, 2)
+        state = copy.deepcopy(net.state_dict())
+        expected = steps(net, 2, first=2)
+    with GrpcServer(f"127.0.0.1:{port}", Server(checkpoints=tmp_path).converse):
+        with pytest.raises(hn.ProtocolError, match=r"checkpoints|no such run"):
+            net(batch()[0])
+        net.load_state_dict(state)
+        assert steps(net, 2, first=2) == pytest.approx(expected, abs=BOUND[protocol])
+
+
 def test_what_cannot_be():
     with pytest.raises(hn.ParameterError, match="labels and the loss"):
         SplitLinear(4, 2, "vanilla")

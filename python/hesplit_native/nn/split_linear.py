@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hesplit_native.choices import Flooding, LayerOverflow, ProtocolName, ServerOptimizer
-from hesplit_native.errors import DataError, HESplitError, ParameterError, ProtocolError, RangeError, WireError
+from hesplit_native.errors import DataError, ParameterError, ProtocolError, RangeError, WireError
 from hesplit_native.layer.parameters import WEIGHT_NORM, Parameters
 from hesplit_native.nn.encrypted_linear import autocast_result, check_input, refuse_export
 from hesplit_native.protocols import PROTOCOLS
@@ -226,15 +226,15 @@ class SplitLinear(nn.Module):
     def _leave(self) -> None:
         """Go away from a session that another one takes the place of."""
         if self._session is None:
+            self._half = self._encryption = None
             return
         if self._opener is None or not self._opener.again:
             raise ParameterError(
                 "load_state_dict needs a new connection to the server, and this layer has one that cannot be made again: name the "
                 "server by host:port, or give a function that opens a connection"
             )
-        self._before = self.clipped, self._released
         self._session.channel.close()
-        self._session = None
+        self._session = self._half = self._encryption = None
 
     @property
     def session(self) -> Session | None:
@@ -377,31 +377,31 @@ class SplitLinear(nn.Module):
         for name, value in values["terms"].items():
             if ours.get(name) != value:
                 raise DataError(f"the state is of a layer with {name}={value!r}, this one has {ours.get(name)!r}")
-        try:
-            steps, run, counts = values["steps"], values["run"], (values["clipped"], values["released"])
-            rate = float(values["rate"])
-            if self._setup.layer is not None and tensors:
-                self._setup.layer.load(tensors)
-                if self._half is not None:
-                    cast(HeldLayer, self._half).refresh()
-        except (KeyError, TypeError, HESplitError) as error:
-            raise DataError(f"the state of this layer is damaged or of another version: {error}") from error
-        if self._setup.layer is None and (run or self._session is not None):
+        if self._setup.layer is not None:
+            self._take_weights(tensors)
+        elif values["run"] or self._session is not None:
             self._leave()
-            self._make_server()
-            if tensors and self._server is not None:
-                self._server.adopt(run, steps, _IN_PROCESS, self._setup.terms, tensors)
-        self.steps, self._order = steps, Order()
-        if self._setup.layer is None:
-            self._half = self._encryption = None
-            self._rate = rate
-            if run:
-                self._begin((run, steps))
-        else:
-            self.learning_rate = rate
-        self._before, self._began = counts, steps
+        self.steps, self._order = values["steps"], Order()
+        self._before, self._began = (values["clipped"], values["released"]), values["steps"]
         if self._encryption is not None:
             self._encryption.clipped = 0
+        self._rate = values["rate"]
+        if self._setup.layer is not None:
+            set_rate(self._setup.layer.optimizer, self._rate)
+        elif values["run"]:
+            self._make_server()
+            if tensors and self._server is not None:
+                self._server.adopt(values["run"], self.steps, _IN_PROCESS, self._setup.terms, tensors)
+            self._begin((values["run"], self.steps))
+
+    def _take_weights(self, tensors: dict[str, Tensor]) -> None:
+        """Go on with these weights and moments, which this client holds, and let the server have them."""
+        assert self._setup.layer is not None
+        self._setup.layer.load(tensors)
+        if self._session is not None and self._opener is not None and self._opener.again:
+            self._leave()  # the server may not know the session any more; it gets these weights with the next one
+        elif self._half is not None:
+            cast(HeldLayer, self._half).refresh()
 
     def __getstate__(self) -> dict[str, Any]:
         """As long as there is no session it can be copied; a session is one."""
@@ -463,4 +463,6 @@ def _unpacked(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, kind in (("steps", int), ("clipped", int), ("released", int), ("run", str), ("rate", float)):
         if type(values.get(name)) is not kind:
             damaged(f"expected {name} as {kind.__name__}")
+    if not 0 < values["rate"] <= 1e3 or min(values["steps"], values["clipped"], values["released"]) < 0:
+        damaged("its values are out of range")
     return tensors, values
