@@ -14,10 +14,11 @@ import torch
 import hesplit_native as hn
 from benchmarks.bench_wire import PROTOCOLS
 from hesplit_native import _core
+from hesplit_native.data import synthetic_ecg
 from hesplit_native.protocols.server import Server
 from hesplit_native.training.client import Client
 from hesplit_native.training.config import RunConfig
-from hesplit_native.training.models import architecture
+from hesplit_native.training.recipes import paper_task
 from hesplit_native.training.run import in_process
 
 STEPS, ROUNDS = 50, 8
@@ -27,9 +28,10 @@ def clients():
     """One client with a server of its own for every protocol."""
     found = {}
     for name, choice in {"local": {"protocol": "local"}, **PROTOCOLS}.items():
+        config = RunConfig(**choice, batch_size=4, accept_leak=True)
         client = Client(
-            RunConfig(**choice, batch_size=4, accept_leak=True),
-            architecture("m1", 1, 128, 5),
+            config,
+            paper_task(config, synthetic_ecg(train=10, test=10)),
             batches=10**6,
             connect=in_process(Server()),
         )

@@ -20,9 +20,10 @@ import torch
 
 import hesplit_native as hn
 from benchmarks.bench_wire import PROTOCOLS
+from hesplit_native.data import synthetic_ecg
 from hesplit_native.training.client import Client
 from hesplit_native.training.config import RunConfig
-from hesplit_native.training.models import architecture
+from hesplit_native.training.recipes import paper_task
 from hesplit_native.transport.certificates import ClientTls, make_authority, make_client, make_server
 from hesplit_native.transport.grpc import connect
 
@@ -51,8 +52,9 @@ def measure(folder: Path) -> dict[str, float]:
         hn.set_work_ahead(True)
         clients = {}
         for name, choice in PROTOCOLS.items():
+            config = RunConfig(**choice, batch_size=4, accept_leak=True)
             client = Client(
-                RunConfig(**choice, batch_size=4, accept_leak=True), architecture("m1", 1, 128, 5), batches=10**6,
+                config, paper_task(config, synthetic_ecg(train=10, test=10)), batches=10**6,
                 connect=lambda: connect(f"localhost:{port}", tls=tls),
             )  # fmt: skip
             client.begin()

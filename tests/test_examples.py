@@ -78,3 +78,11 @@ def test_bert_probe():
     ours, clear = numbers(text, r"([\d.]+) on ciphertexts, ([\d.]+) in the clear")
     assert ours == pytest.approx(clear, abs=0.05)
     assert ours > 0.7
+
+
+def test_own_data():
+    pytest.importorskip("torchmetrics")
+    assert len((EXAMPLES / "06_own_data.py").read_text(encoding="utf-8").splitlines()) <= 25
+    text = output_of("06_own_data.py")
+    for protocol in ("splitways", "sealed"):
+        assert numbers(text, rf"{protocol}: AUROC ([\d.]+) after")[0] > 0.95

@@ -87,7 +87,7 @@ def test_lightning_trains_around_served_layers(served, tmp_path, monkeypatch):
     assert torch.equal(plain[2].weight, before)
 
 
-def trainer_fit(net, tmp_path):
+def trainer_fit(net, tmp_path, **more):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
 
@@ -104,7 +104,7 @@ def trainer_fit(net, tmp_path):
     rows = [{"x": row, "labels": label} for row, label in zip(x, y, strict=True)]
     options = transformers.TrainingArguments(
         output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=16, learning_rate=1e-2, use_cpu=True,
-        report_to=[], save_strategy="no", disable_tqdm=True, seed=1,
+        report_to=[], disable_tqdm=True, seed=1, **({"save_strategy": "no"} | more),
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,3 +122,45 @@ def test_transformers_trainer(served, tmp_path):
     parameters_close(net, plain)
     assert trainer_fit(encrypt(model()), tmp_path) == pytest.approx(trainer_fit(model(), tmp_path), abs=5e-3)
     assert np.isfinite(expected)
+
+
+@pytest.mark.parametrize("protocol", ["plain", "splitways", "sealed"])
+def test_lightning_trains_a_layer_at_a_server(protocol, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nets = []
+    for layer in (split(protocol), split("local").linear()):
+        net = model()
+        net[4] = layer
+        nets.append(lightning_fit(net))
+    ours, plain = nets
+    assert ours[4].steps == 8
+    torch.testing.assert_close(ours[4].linear().weight, plain[4].weight, atol=0.1, rtol=0)
+    torch.testing.assert_close(ours[0].weight, plain[0].weight, atol=0.1, rtol=0)
+    assert not torch.equal(ours[0].weight, model()[0].weight)
+
+
+def split(protocol):
+    return hn.nn.SplitLinear(16, CLASSES, protocol, batch_size=16, learning_rate=1e-2)
+
+
+def test_transformers_trainer_trains_and_saves_a_layer_at_a_server(tmp_path):
+    net = model()
+    net[4] = split("splitways")
+    loss = trainer_fit(net, tmp_path, save_strategy="epoch")
+    assert net[4].steps == 8
+    assert loss == pytest.approx(trainer_fit_plain(tmp_path), abs=0.05)
+    from safetensors.torch import load_file
+
+    (last,) = tmp_path.glob("checkpoint-8/model.safetensors")
+    state = {name.removeprefix("net."): value for name, value in load_file(last).items()}
+    again = model()
+    again[4] = split("splitways")
+    again.load_state_dict(state)
+    x = data()[0]
+    torch.testing.assert_close(again.eval()(x), net.eval()(x), atol=1e-2, rtol=0)
+
+
+def trainer_fit_plain(tmp_path):
+    net = model()
+    net[4] = split("local")
+    return trainer_fit(net, tmp_path)

@@ -396,6 +396,23 @@ def test_layers_to_start_from_that_are_not_there(make_terms, changes, words):
         )
 
 
+def test_the_learning_rate_follows_the_client(make_terms):
+    talk, state = started(make_terms())
+    for rate in (0.5, 1e-9):
+        reply = talk.ask(MessageType.RATE, messages.text(json.dumps({"learning_rate": rate})))
+        assert reply.type is MessageType.DONE
+        assert [group["lr"] for group in state.layer.optimizer.param_groups] == [rate]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"learning_rate": 0.0}', '{"learning_rate": 1e9}', '{"learning_rate": "1"}', "{}", '{"learning_rate": NaN}'],
+)
+def test_learning_rates_that_cannot_be_end_the_session(make_terms, body):
+    talk, _ = started(make_terms())
+    assert talk.ask(MessageType.RATE, messages.text(body)).type is MessageType.ERROR
+
+
 def test_groups_share_one_layer_or_average_theirs(make_terms):
     server = Server()
     first, second = Conversation(server), Conversation(server, ClientInfo("other"))

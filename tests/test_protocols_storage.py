@@ -131,3 +131,28 @@ def test_the_values_of_a_checkpoint_come_back(make_terms, tmp_path):
     client, terms, tensors = store.load(run_of(1), 3)
     assert (client, json.loads(terms.to_json())) == ("a", json.loads(make_terms().to_json()))
     assert torch.equal(tensors["weight"], weight(2.0)["weight"])
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_one_checkpoint_stays_as_long_as_it_is_to_be_kept(make_terms, tmp_path, on_disk):
+    store = CheckpointStore(tmp_path if on_disk else None)
+    run = run_of(1)
+    store.reserve(run, Server().budget.hold("a"))
+
+    def save(step, **options):
+        store.save(run, step, "a", make_terms(), weight(step), **options)
+        return store.steps(run, "a")
+
+    save(1)
+    save(2, keep=True)
+    save(3)
+    save(4)
+    assert save(5) == [2, 4, 5]
+    assert torch.equal(store.load(run, 2)[2]["weight"], weight(2)["weight"])
+    save(6, keep=True)
+    save(7)
+    assert save(8) == [6, 7, 8]
+    if on_disk:
+        assert CheckpointStore(tmp_path).steps(run, "a") == [6, 7, 8]
+        (tmp_path / run / "kept").write_bytes(b"\xff")
+        assert save(9) == [8, 9]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hesplit_native import nn as nn
     from hesplit_native.protocols.frozen_client import connect as connect
     from hesplit_native.protocols.serving import serve as serve
+    from hesplit_native.training.fit import train as train
 
 __all__ = [
     "ConnectionLost",
@@ -47,6 +48,7 @@ __all__ = [
     "serve",
     "set_num_threads",
     "set_work_ahead",
+    "train",
 ]
 
 
@@ -55,6 +57,7 @@ _LATE = {
     "nn": "hesplit_native.nn",
     "connect": "hesplit_native.protocols.frozen_client",
     "serve": "hesplit_native.protocols.serving",
+    "train": "hesplit_native.training.fit",
 }
 
 

@@ -107,10 +107,10 @@ def _run(
     console: Console, report: Report, rows: list[Setting], data: Dataset, table: Table, *, count: int, quick: bool,
     whole: bool, transcript: Path | None, save: Path | None,
 ) -> None:  # fmt: skip
-    from hesplit_native.cli.progress import table_bar
     from hesplit_native.privacy import audit
     from hesplit_native.privacy.transcript import Recording, record
     from hesplit_native.training.config import RunConfig
+    from hesplit_native.training.progress import table_bar
 
     if transcript is not None:
         recording = Recording.load(transcript)

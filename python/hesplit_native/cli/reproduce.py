@@ -85,8 +85,8 @@ def _run(console: object, rows: list[Row], folder: Path, sources: dict[str, str 
     """Run what is missing, with a bar for the table and one for each row at work."""
     from rich.console import Console
 
-    from hesplit_native.cli.progress import table_bar
     from hesplit_native.reproduce import runner
+    from hesplit_native.training.progress import table_bar
 
     assert isinstance(console, Console)
     failed = 0

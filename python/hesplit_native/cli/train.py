@@ -137,7 +137,7 @@ def _run(
     console: Console, config: RunConfig, data: Any, together: Together, connection: Connection, folder: Path, *,
     resume: bool,
 ) -> RunResult:  # fmt: skip
-    from hesplit_native.cli.progress import TrainingProgress
+    from hesplit_native.training.progress import TrainingProgress
     from hesplit_native.training.run import train, train_together
 
     opener = None

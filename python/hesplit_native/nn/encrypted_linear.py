@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hesplit_native.choices import LayerOverflow, Overflow, ServerOptimizer
 from hesplit_native.errors import ParameterError
-from hesplit_native.layer.keys import SecretKey
-from hesplit_native.layer.linear import LinearClient, clip
+from hesplit_native.layer.linear import clip
 from hesplit_native.layer.normalised import normalised_parameters
 from hesplit_native.layer.parameters import ACTIVATION_BOUND, Parameters
 from hesplit_native.nn import op
 from hesplit_native.nn.engine import Engine, Uploads
-from hesplit_native.protocols.guards import check_batch
-from hesplit_native.protocols.phases import Phases
-from hesplit_native.protocols.remote import remote_linear
-from hesplit_native.protocols.session import Session
-from hesplit_native.protocols.splitways import SplitWaysClient
-from hesplit_native.protocols.terms import Terms
 from hesplit_native.transport.channel import Channel
+
+if TYPE_CHECKING:
+    from hesplit_native.nn.split_linear import SplitLinear
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -125,20 +121,6 @@ class EncryptedLayer(nn.Module):
         )
 
 
-class _Evaluation(torch.autograd.Function):
-    """Logits of a server's layer that is not to be trained; `splitways` has no gradient that does not train it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, remote: SplitWaysClient) -> Tensor:
-        return remote.evaluate(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        raise ParameterError(
-            "a backward pass through a server's layer trains it, and this layer is in eval() mode: call train() first"
-        )
-
-
 def _present_weight(number: int) -> Tensor | None:
     layer: EncryptedLayer | None = op.layer_of(number)
     return layer.matrix().detach().cpu() if layer is not None else None
@@ -220,18 +202,19 @@ class EncryptedLinear(EncryptedLayer, nn.Linear):
         weight_seed: int = 0,
         accept_leak: bool = False,
     ) -> None:
-        self._remote: SplitWaysClient | None = None
+        self._remote: SplitLinear | None = None
         if channel is None:
             nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
             self.begin_encryption(parameters=parameters, on_overflow=on_overflow)
             return
         if not bias:
             raise ParameterError("with a channel the server's layer has a bias; leave bias=True")
+        from hesplit_native.nn.split_linear import SplitLinear
+
         nn.Module.__init__(self)
         self.in_features, self.out_features = in_features, out_features
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
-        self.accept_leak = accept_leak
         # Gradients are released: flooded, under a fresh key in every step.
         chosen = parameters or Parameters.recommend(
             in_features=in_features,
@@ -241,32 +224,18 @@ class EncryptedLinear(EncryptedLayer, nn.Linear):
             activation_bound=ACTIVATION_BOUND / 2,
         )
         self.begin_encryption(parameters=chosen, on_overflow=on_overflow)
-        terms = Terms(
-            protocol="splitways",
-            in_features=in_features,
-            out_features=out_features,
-            batch_size=batch_size,
-            batches=0,
-            epochs=0,
-            learning_rate=learning_rate,
-            server_optimizer=server_optimizer,
-            weight_seed=weight_seed,
-            parameter_hash=chosen.hash,
-        )
-        client = LinearClient(
-            SecretKey.generate(chosen),
-            in_features,
-            out_features,
-            on_overflow="raise" if on_overflow == "raise" else "clip",
-            fresh_keys=chosen.releases == 1,
-        )
-        self._remote = SplitWaysClient(Session(channel, terms, client.public_material(), Phases()), client)
+        remote = SplitLinear(
+            in_features, out_features, "splitways", channel, batch_size=batch_size, learning_rate=learning_rate,
+            server_optimizer=server_optimizer, weight_seed=weight_seed, parameters=chosen, on_overflow=on_overflow,
+            accept_leak=accept_leak,
+        )  # fmt: skip
+        remote.open()
+        self.__dict__["_remote"] = remote  # no submodule: the state dict is empty
 
     def close(self) -> None:
         """With a channel: end the session with the server, which then keeps its weights. The layer cannot be used afterwards."""
         if self._remote is not None:
-            self._remote.session.end()
-            self._remote.session.channel.close()
+            self._remote.close()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -278,19 +247,10 @@ class EncryptedLinear(EncryptedLayer, nn.Linear):
         remote = self.__dict__.get("_remote")
         return self.encrypted(input) if remote is None else self._at_server(input, remote)
 
-    def _at_server(self, x: Tensor, remote: SplitWaysClient) -> Tensor:
-        check_input(x, self.in_features)
-        rows = self._clip(x.reshape(-1, self.in_features).float(), self.parameters_ckks)
-        if not self.training:
-            y = cast(Tensor, _Evaluation.apply(rows, remote))  # type: ignore[no-untyped-call]
-        else:
-            if not rows.requires_grad:
-                # The server learns from the backward pass, also where nothing before this layer does.
-                rows = rows.detach().requires_grad_()
-            if torch.is_grad_enabled():
-                check_batch("splitways", len(rows), self.out_features, accept_leak=self.accept_leak)
-            y = remote_linear(rows, remote)
-        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+    def _at_server(self, x: Tensor, remote: SplitLinear) -> Tensor:
+        y = remote.train(self.training)(x)
+        self.clipped = remote.clipped
+        return cast(Tensor, y)
 
     def extra_repr(self) -> str:
         """As `nn.Linear`, and how it is encrypted."""

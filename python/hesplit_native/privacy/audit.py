@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,10 @@ from hesplit_native.privacy import metrics
 from hesplit_native.privacy.attacks import activations, features, forged, hijack, inversion, keys, labels, traffic
 from hesplit_native.privacy.frozen_transcript import record_frozen
 from hesplit_native.privacy.transcript import Recording, record
+from hesplit_native.training.client import Client
 from hesplit_native.training.config import Defences, RunConfig
 from hesplit_native.training.defences import Defender
+from hesplit_native.training.models import Architecture
 
 #: Called with what is being done, steps done and steps in all.
 Observer = Callable[[str, int, int], None]
@@ -132,6 +134,11 @@ def _observer_of(observer: Observer | None, what: str) -> Callable[[int, int], N
     return (lambda done, total: observer(what, done, total)) if observer is not None else None
 
 
+def _channels(client: Client) -> int:
+    """Of what the last convolution gives."""
+    return cast(Architecture, client.task.network).channels
+
+
 def _of_data(
     recording: Recording, setting: Setting, dataset: Dataset, keep: int
 ) -> tuple[dict[str, Finding], dict[str, npt.NDArray[Any]]]:
@@ -141,7 +148,7 @@ def _of_data(
     findings = {"activations": _correlation(estimate, np.concatenate(truth.activations[last]))}
     findings |= _of_labels(recording, last)
     signals = np.concatenate(truth.inputs[last])[:, 0]
-    channels = recording.client.architecture.channels if recording.client is not None else 8
+    channels = _channels(recording.client) if recording.client is not None else 8
     maps = inversion.stretched_channels(estimate, channels, signals.shape[1])
     findings["closest channel"] = Finding(
         _median(inversion.closest_channel_correlation(maps, signals)),
@@ -257,7 +264,7 @@ def _likeness(setting: Setting, recording: Recording, x: npt.NDArray[np.float32]
     assert recording.client is not None
     with torch.no_grad():
         maps = _defended_body(recording, setting.config)(torch.from_numpy(x)).numpy()
-    found = metrics.resemblance(x, maps, recording.client.architecture.channels, rows=len(x))
+    found = metrics.resemblance(x, maps, _channels(recording.client), rows=len(x))
     return Likeness(
         setting,
         recording.accuracy,

@@ -20,7 +20,7 @@ from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.serving import serve
 from hesplit_native.seeding import seeded
 from hesplit_native.training.config import RunConfig
-from hesplit_native.training.run import dataset_architecture
+from hesplit_native.training.recipes import dataset_architecture
 from hesplit_native.transport.channel import ClientInfo
 from hesplit_native.transport.in_process import Conversation, InProcessChannel
 

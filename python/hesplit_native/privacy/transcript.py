@@ -23,7 +23,8 @@ from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.storage import read_tensors, write_tensors
 from hesplit_native.training.client import Client
 from hesplit_native.training.config import RunConfig
-from hesplit_native.training.run import Run, dataset_architecture
+from hesplit_native.training.recipes import dataset_architecture, paper_task
+from hesplit_native.training.run import Run
 from hesplit_native.transport.channel import ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
 
@@ -244,7 +245,7 @@ def record(
         config.protocol, network.activations, network.outputs, len(dataset.classes), config.batch_size
     )
     tap = _Tap(Server(), transcript, keep)
-    run = Run(config, dataset, [rows], connect=lambda index: tap)
+    run = Run(config, paper_task(config, dataset), [rows], connect=lambda index: tap)
     run.begin()
     client = run.participants[0].client
     truth: deque[tuple[Float32, npt.NDArray[np.int64], Float32]] = deque(maxlen=keep)

@@ -40,6 +40,7 @@ class ServerLayer(Stored, Protocol):
     """Layers that a server holds in the clear, with their optimiser. `version` counts the changes of the weights."""
 
     version: int
+    optimizer: torch.optim.Optimizer
 
     @property
     def module(self) -> nn.Module:

@@ -26,7 +26,7 @@ _EVALUATION_BYTES = 1 << 25  # of these rows; fewer of wider layers
 _FLOAT32, _FLOAT64 = 4, 8
 _MATRIX_HEAD = 12
 _MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2}
-_STORED_COPIES = 3  # of a state in memory: the last two, and the one that is being stored
+_STORED_COPIES = 4  # of a state in memory: the last two, the one to be kept, and the one that is being stored
 _WRITTEN_COPIES = 2  # of a state on its way to disk
 _SEALED_SEARCH = 1 << 24  # layouts that are tried for sealed weights
 
@@ -134,10 +134,14 @@ def _matrix(rows: int, columns: int) -> int:
     return HEADER_BYTES + 2 * _MATRIX_HEAD + _FLOAT32 * rows * columns
 
 
+def usual_evaluation(terms: Terms) -> int:
+    """Rows of an evaluation for which a session has room."""
+    return max(1, min(EVALUATION_ROWS, terms.max_rows, _EVALUATION_BYTES // (_FLOAT32 * _width(terms))))
+
+
 def _usual_rows(terms: Terms) -> tuple[int, int]:
     """Of a training step, and of an evaluation."""
-    usual = min(EVALUATION_ROWS, terms.max_rows, _EVALUATION_BYTES // (_FLOAT32 * _width(terms)))
-    return terms.batch_size, max(1, usual)
+    return terms.batch_size, usual_evaluation(terms)
 
 
 def _layers_in_clear(terms: Terms) -> tuple[int, int]:

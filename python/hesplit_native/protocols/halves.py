@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from hesplit_native.choices import Overflow
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
 from hesplit_native.layer.linear import LinearClient, SealedClient
 from hesplit_native.layer.parameters import WEIGHT_NORM, Parameters
+from hesplit_native.protocols import PROTOCOLS
 from hesplit_native.protocols.answers import Answers, ServerLayer
 from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.phases import Phases
@@ -35,6 +37,14 @@ class ClientSetup:
     on_overflow: Overflow = "clip"
     weight_norm: float = WEIGHT_NORM
     accumulate: int = 1
+
+    @classmethod
+    def of(cls, terms: Terms, phases: Phases, parameters: Parameters | None, **more: Any) -> ClientSetup:
+        """For these terms, with the layer where the client holds it: a server is then told nothing about that layer."""
+        if not PROTOCOLS[terms.protocol].client_holds_layer:
+            return cls(terms, phases, parameters, **more)
+        told = replace(terms, learning_rate=0.0, server_optimizer="client", weight_seed=0)
+        return cls(told, phases, parameters, layer=TrainedLayer(terms), **more)
 
     def encryption(self, *, weight_gradients: bool = False) -> LinearClient:
         """A client of the encrypted layer, under new keys."""

@@ -72,6 +72,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         f"optimizer.{index}.{name}": torch.as_tensor(value).detach()
         for index, moments in optimizer.state_dict()["state"].items()
         for name, value in moments.items()
+        if value is not None
     }
 
 

@@ -58,7 +58,7 @@ class MessageType(IntEnum):
     OPENED_GRADIENT = 14  # hesplit: a blob, decrypted and still masked
     REFRESH = 15  # sealed: a blob, all weights anew
     DONE = 16  # empty
-    CHECKPOINT = 17  # empty: the server stores its state of this step
+    CHECKPOINT = 17  # text: the step whose state the server stores, and whether it stays when later ones are stored
     RESUME = 18  # text: which session and which checkpoints the client has
     RESUMED = 19  # text: how it goes on
     RESTORE = 20  # text (terms, run and step), blob (public material)
@@ -74,6 +74,7 @@ class MessageType(IntEnum):
     PRODUCT = 30  # frozen: text (layer and direction), blob
     RESULT = 31  # frozen: a blob
     REFUSED = 32  # frozen: text: why this request is not answered; the conversation goes on
+    RATE = 33  # text: the learning rate of the server's layer from now on
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hesplit_native.errors import ParameterError, RangeError
 
 
 class RemoteLayer(Protocol):
@@ -40,21 +43,70 @@ class RemoteLearner(Protocol):
         ...
 
 
+class Order:
+    """The order of passes through one remote layer in a loop that is not ours: a server goes back only through the newest forward
+    pass, and once. What breaks it is refused before anything is sent, so it costs that call and not the session.
+    """  # noqa: D205
+
+    def __init__(self) -> None:
+        self._newest = 0
+        self._answered = 0
+
+    def forward(self) -> int:
+        """The number of a forward pass that begins."""
+        self._newest += 1
+        return self._newest
+
+    def backward(self, number: int, gradient: Tensor) -> None:
+        """Check a backward pass through that forward pass.
+
+        Raises
+        ------
+        ParameterError
+            It was made already, or another forward pass came in between.
+        RangeError
+            The gradient is not finite.
+        """
+        if number == self._answered:
+            raise ParameterError(
+                "a second backward pass through the same forward pass would train the server's layer twice: call the layer again"
+            )
+        if number != self._newest:
+            raise ParameterError(
+                "the layer was called again (in train() mode, with gradients) before the backward pass through this call; the server "
+                "goes back through the newest call only. Put what belongs together into one batch, and what shall not be learnt "
+                "from under torch.no_grad()"
+            )
+        if not bool(torch.isfinite(gradient).all()):
+            raise RangeError("the gradient at the server's layer is not finite; nothing was sent")
+        self._answered = number
+
+
 class _RemoteFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: RemoteLayer) -> Tensor:
-        ctx.layer = layer
+    def forward(ctx: Any, x: Tensor, layer: RemoteLayer, order: Order | None, anchor: Tensor | None) -> Tensor:
+        ctx.layer, ctx.order = layer, order
+        ctx.number = order.forward() if order is not None else 0
         ctx.save_for_backward(x)
         return layer.forward(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
-        return ctx.layer.backward(x, gradients[0].contiguous()), None
+        gradient = gradients[0].contiguous()
+        if ctx.order is not None:
+            ctx.order.backward(ctx.number, gradient)
+        return ctx.layer.backward(x, gradient), None, None, None
 
 
-def remote_linear(x: Tensor, layer: RemoteLayer) -> Tensor:
-    """Logits of a remote layer; differentiable when x needs a gradient, an evaluation otherwise."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
+def remote_linear(x: Tensor, layer: RemoteLayer, *, order: Order | None = None, anchor: Tensor | None = None) -> Tensor:
+    """Logits of a remote layer; differentiable when x or `anchor` needs a gradient, an evaluation otherwise.
+
+    `order` watches over loops that are not ours; an `anchor` that needs a gradient, which it never gets, lets the layer learn where
+    nothing before it does.
+    """
+    learns = x.requires_grad or (anchor is not None and anchor.requires_grad)
+    if not (torch.is_grad_enabled() and learns):
         return layer.evaluate(layer.prepare(x))
-    return cast(Tensor, _RemoteFunction.apply(layer.prepare(x), layer))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _RemoteFunction.apply(layer.prepare(x), layer, order, anchor))  # type: ignore[no-untyped-call]

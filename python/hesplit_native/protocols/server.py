@@ -33,7 +33,7 @@ from hesplit_native.protocols.frozen_messages import unknown_layer
 from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.sessions import Group, Sessions, SessionState
 from hesplit_native.protocols.storage import KEEP_DAYS, CheckpointStore
-from hesplit_native.protocols.terms import Terms, make_optimizer
+from hesplit_native.protocols.terms import Terms, make_optimizer, set_rate
 from hesplit_native.transport.channel import SHORT_MESSAGE, Allowance, ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
@@ -124,6 +124,15 @@ class Server:
     def last_linear(self) -> nn.Linear | None:
         """The layer of the session that began last in the server's own process; None if it is sealed."""
         return self._last_layer.linear if self._last_layer is not None else None
+
+    def stored(self, run: str, step: int) -> dict[str, Tensor]:
+        """Its half in the checkpoint of that step; ProtocolError when there is none."""
+        return self._store.load(run, step)[2]
+
+    def adopt(self, run: str, step: int, client: str, terms: Terms, tensors: dict[str, Tensor]) -> None:
+        """Take a half that `stored` gave, perhaps in another process, as this server's checkpoint: its client can restore it."""
+        self._store.reserve(run, self.budget.hold(client))
+        self._store.save(run, step, client, terms, tensors)
 
     def tidy(self) -> None:
         """Let go of sessions that nobody has come back for, of old checkpoints and freed memory. For who keeps a server running."""
@@ -390,12 +399,18 @@ class Server:
             self._finish(session)
             return MessageType.SUMMARY, messages.text(json.dumps(session.seconds))
         if request.type is MessageType.CHECKPOINT:
-            step = _take(request.body, "checkpoint", "step", int)
+            step, keep = _take_checkpoint(request.body)
             if step != session.steps:
                 raise ProtocolError(f"a checkpoint of step {step}, but this session is at step {session.steps}")
-            self._store.save(session.run, step, session.client, session.terms, session.tensors())
+            self._store.save(session.run, step, session.client, session.terms, session.tensors(), keep=keep)
             if session.group is not None:
                 session.group.marks[session.run, step] = session.group.changes
+            return MessageType.DONE, b""
+        if request.type is MessageType.RATE:
+            rate = _take(request.body, "rate", "learning_rate", float)
+            if session.layer is None or not 0 < rate <= 1e3:
+                raise ProtocolError("a learning rate is above 0, at most 1000, and for a layer that the server trains")
+            set_rate(session.layer.optimizer, rate)
             return MessageType.DONE, b""
         if request.type in (MessageType.MERGE, MessageType.ADOPT):
             self._average(session, request)
@@ -470,6 +485,16 @@ def prepare() -> None:
 
 def _weights(layer: ServerLayer) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in layer.module.state_dict().items()}
+
+
+def _take_checkpoint(body: memoryview) -> tuple[int, bool]:
+    """The step, and whether it is to be kept."""
+    values, rest = messages.take_json(body, "checkpoint")
+    messages.take_nothing(rest, "checkpoint")
+    step, keep = values.get("step"), values.get("keep", False)
+    if type(step) is not int or type(keep) is not bool:
+        raise WireError("checkpoint: expected step as int, and keep as bool if at all")
+    return step, keep
 
 
 def _take(body: memoryview, name: str, key: str, kind: type) -> Any:

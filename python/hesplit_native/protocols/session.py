@@ -96,10 +96,9 @@ class Session:
         self.terms.check_agreement(Terms.from_json(values))
         self._nonce, self.run = reply.session, run
 
-    def restore(self, public_material: bytes, checkpoint: int) -> None:
-        """Go on, over another connection, from a checkpoint that the server has too (after `RolledBack`)."""
-        assert self._reconnection is not None
-        self._replace_channel(self._reconnection)
+    def restore(self, public_material: bytes, checkpoint: int, connect: Callable[[], Channel]) -> None:
+        """Go on, over another connection, from a checkpoint that the server has too."""
+        self._replace_channel(connect)
         self._begin(public_material, (self.run, checkpoint))
 
     @property
@@ -151,7 +150,7 @@ class Session:
         pause = 0.05
         while True:
             try:
-                self._replace_channel(reconnection)
+                self._replace_channel(reconnection.connect)
                 found = resumable(self.channel, self.run, self._nonce)
                 break
             except ConnectionLost:
@@ -162,15 +161,20 @@ class Session:
         if found is not None:
             raise RolledBack(found)
 
-    def _replace_channel(self, reconnection: Reconnection) -> None:
+    def _replace_channel(self, connect: Callable[[], Channel]) -> None:
         self._counted = self.bytes_up, self.bytes_down
         self.channel.close()
-        self.channel = reconnection.connect()
+        self.channel = connect()
 
-    def checkpoint(self, step: int) -> None:
-        """Let the server store its state as that of training step `step`."""
-        body = messages.text(json.dumps({"step": step}))
+    def checkpoint(self, step: int, *, keep: bool = False) -> None:
+        """Let the server store its state as that of training step `step`; with `keep` it stays until another one is to be kept."""
+        body = messages.text(json.dumps({"step": step} | ({"keep": True} if keep else {})))
         messages.take_nothing(self.exchange(MessageType.CHECKPOINT, MessageType.DONE, body).body, "done")
+
+    def set_rate(self, learning_rate: float) -> None:
+        """Let the server's optimiser go on with another learning rate. It is not part of checkpoints."""
+        body = messages.text(json.dumps({"learning_rate": float(learning_rate)}))
+        messages.take_nothing(self.exchange(MessageType.RATE, MessageType.DONE, body).body, "done")
 
     def merge(self, weight: float) -> None:
         """Offer the server's layer of this session to the average, with a weight."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a server's sessions: safetensors files, the last two of each run."""
+"""Checkpoints of a server's sessions: safetensors files, the last two of each run and the one that its client asked to keep."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ _FORMAT = "hesplit_native-server-1"
 _KEPT = 2
 _RUN = re.compile(r"[0-9a-f]{32}")
 _FINISHED = "finished"  # the file that says so
+_MARKED = "kept"  # the file that names the step that stays
 _DAY = 86400.0
 
 Entry = tuple[str, Terms, dict[str, Tensor]]
@@ -41,6 +42,7 @@ class _Kept:
 
     hold: Hold
     entries: dict[int, Entry] = field(default_factory=dict)
+    marked: int | None = None  # the one that stays
     seen: float = field(default_factory=time.monotonic)
 
 
@@ -83,8 +85,10 @@ class CheckpointStore:
             else:
                 self._memory[run] = _Kept(hold)
 
-    def save(self, run: str, step: int, client: str, terms: Terms, tensors: dict[str, Tensor]) -> None:
-        """Store a state durably; only the last two of a run are kept, because a client may lack the last one.
+    def save(
+        self, run: str, step: int, client: str, terms: Terms, tensors: dict[str, Tensor], *, keep: bool = False
+    ) -> None:
+        """Store a state durably. Of a run the last two stay, because a client may lack the last one, and the last one with `keep`.
 
         Raises
         ------
@@ -99,8 +103,10 @@ class CheckpointStore:
                     raise ProtocolError("the session is over")
                 kept.seen = time.monotonic()
                 kept.entries[step] = (client, terms, copies)
+                kept.marked = step if keep else kept.marked
                 for old in sorted(kept.entries)[:-_KEPT]:
-                    del kept.entries[old]
+                    if old != kept.marked:
+                        del kept.entries[old]
             return
         folder = self._folder / run
         values = {"client": client, "terms": json.loads(terms.to_json())}
@@ -110,8 +116,12 @@ class CheckpointStore:
                 make_folder(folder)
             write_tensors(folder / f"{step}.safetensors", copies, _FORMAT, values)
             (folder / _FINISHED).unlink(missing_ok=True)
+            if keep:
+                write_atomically(folder / _MARKED, str(step).encode())
+            marked = self._marked(run)
             for old in sorted(self._on_disk(run))[:-_KEPT]:
-                (folder / f"{old}.safetensors").unlink(missing_ok=True)
+                if old != marked:
+                    (folder / f"{old}.safetensors").unlink(missing_ok=True)
         except OSError as error:
             self._on_event(f"the checkpoint {step} of run {run[:8]} was not stored: {error}")
             with contextlib.suppress(OSError):
@@ -235,6 +245,12 @@ class CheckpointStore:
             return []
         names = [path.stem for path in (self._folder / run).glob("*.safetensors")]
         return [int(name) for name in names if name.isdigit()]
+
+    def _marked(self, run: str) -> int | None:
+        assert self._folder is not None
+        path = self._folder / run / _MARKED
+        text = path.read_bytes() if path.is_file() else b""
+        return int(text) if text.isdigit() and len(text) < 20 else None
 
     def _runs(self) -> list[str]:
         """The runs on disk."""

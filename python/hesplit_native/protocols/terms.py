@@ -72,6 +72,11 @@ class Terms:
             if not isinstance(values[name], kinds[kind]) or (isinstance(values[name], bool) and kind != "bool"):
                 raise WireError(f"handshake: {name} has the wrong type")
         terms = cls(**values)
+        terms.check()
+        return terms
+
+    def check(self) -> None:
+        """Raise WireError for a layer, or a choice, that no server takes."""
         limits = {
             "in_features": (1, MAX_FEATURES),
             "out_features": (1, MAX_FEATURES),
@@ -84,33 +89,32 @@ class Terms:
             "members": (0, MAX_MEMBERS),
         }
         for name, (low, high) in limits.items():
-            if not low <= getattr(terms, name) <= high:
+            if not low <= getattr(self, name) <= high:
                 raise WireError(f"handshake: {name} must be between {low} and {high}")
-        if terms.hidden and not terms.classes:
+        if self.hidden and not self.classes:
             raise WireError("handshake: a second layer needs classes")
-        layers = [(terms.in_features, terms.out_features), (terms.out_features, terms.classes)]
-        for inputs, outputs in layers[: 1 + terms.hidden]:
+        layers = [(self.in_features, self.out_features), (self.out_features, self.classes)]
+        for inputs, outputs in layers[: 1 + self.hidden]:
             if inputs * outputs > MAX_WEIGHTS:
                 raise WireError(f"handshake: a layer {inputs} -> {outputs} has more than {MAX_WEIGHTS} weights")
-        if terms.batch_size > terms.max_rows:
-            raise WireError(f"handshake: batch_size {terms.batch_size} is above {terms.max_rows} for this layer")
+        if self.batch_size > self.max_rows:
+            raise WireError(f"handshake: batch_size {self.batch_size} is above {self.max_rows} for this layer")
         spoken = {name: protocol for name, protocol in PROTOCOLS.items() if protocol.is_split}
-        if terms.protocol not in spoken:
+        if self.protocol not in spoken:
             raise WireError(f"handshake: this server speaks the protocols {', '.join(spoken)}")
-        protocol = spoken[terms.protocol]
+        protocol = spoken[self.protocol]
         optimizers = ("client",) if protocol.client_holds_layer else get_args(ServerOptimizer)
-        if terms.server_optimizer not in optimizers:
+        if self.server_optimizer not in optimizers:
             raise WireError(f"handshake: server_optimizer must be {' or '.join(optimizers)}")
-        if bool(terms.parameter_hash) != protocol.encrypts:
+        if bool(self.parameter_hash) != protocol.encrypts:
             encrypted = ", ".join(name for name, other in spoken.items() if other.encrypts)
             raise WireError(f"handshake: parameter_hash is for {encrypted}, and needed there")
-        if len(terms.layer) > MAX_NAME or (terms.layer and (protocol.client_holds_layer or terms.hidden)):
+        if len(self.layer) > MAX_NAME or (self.layer and (protocol.client_holds_layer or self.hidden)):
             raise WireError(
                 f"handshake: a layer of the server's model is named by at most {MAX_NAME} characters, where the server holds one layer"
             )
-        if len(terms.group) > 64 or (terms.group and len(terms.group) < 16):
+        if len(self.group) > 64 or (self.group and len(self.group) < 16):
             raise WireError("handshake: a group is named by 16 to 64 characters that only its members know")
-        return terms
 
     def check_agreement(self, other: Terms) -> None:
         """Raise ProtocolError naming the first field on which both sides differ."""
@@ -133,3 +137,9 @@ def make_optimizer(name: str, parameters: Any, learning_rate: float) -> torch.op
     if name == "momentum":
         return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9)
     return torch.optim.SGD(parameters, lr=learning_rate)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Go on with another learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -62,12 +62,12 @@ def _train(row: Row, config: RunConfig, folder: Path, sources: dict[str, str | N
         raise HESplitError(f"{row.id}: {result.interrupted}")
     values = report.metrics(result, dataset)
     epochs = len(result.history)
-    last = [record.test_accuracy for record in result.history[-3:]]
+    curve = [100 * record.test_accuracy for record in result.history if record.test_accuracy is not None]
     return {
-        "metric": 100 * sum(last) / len(last),
+        "metric": sum(curve[-3:]) / len(curve[-3:]),
         "seconds_per_epoch": result.train_seconds / epochs,
         "bytes_per_epoch": (result.bytes_up + result.bytes_down) / epochs,
-        "curve": [100 * record.test_accuracy for record in result.history],
+        "curve": curve,
         **{key: values[key] for key in ("config", "parameters", "flooding", "clipped", "machine", "versions", "notes")},
         "data": f"{dataset.name} ({dataset.split}), {len(dataset.train_y)} rows to train on",
     }

@@ -7,12 +7,25 @@ from typing import TYPE_CHECKING
 from hesplit_native.training.config import Defences, RunConfig
 
 if TYPE_CHECKING:
+    from hesplit_native.training.observers import CsvLog, TensorBoardLog
     from hesplit_native.training.result import EpochRecord, Observer, RunResult
     from hesplit_native.training.run import train, train_together
 
-__all__ = ["Defences", "EpochRecord", "Observer", "RunConfig", "RunResult", "train", "train_together"]
+__all__ = [
+    "CsvLog",
+    "Defences",
+    "EpochRecord",
+    "Observer",
+    "RunConfig",
+    "RunResult",
+    "TensorBoardLog",
+    "train",
+    "train_together",
+]
 
 _WITH_TORCH = {
+    "CsvLog": "observers",
+    "TensorBoardLog": "observers",
     "EpochRecord": "result",
     "Observer": "result",
     "RunResult": "result",

@@ -25,7 +25,8 @@ class Progress:
 
     `turn` is the participant at work in this epoch and `batch` how many batches it has done; `loss` is the sum over the
     `done` batches of the epoch, `correct` over its `seen` rows. `steps` counts, by participant, the states of the
-    server's layer: training steps and averages. `stored` is which of them the server was last asked to keep.
+    server's layer: training steps and averages. `stored` is which of them the server was last asked to keep. `best_epoch` is the
+    one with the `best_scores`, 0: none was looked for; `best_number` names its checkpoint.
     """
 
     epoch: int = 1
@@ -33,13 +34,16 @@ class Progress:
     batch: int = 0
     done: int = 0
     loss: float = 0.0
-    correct: int = 0
+    correct: float = 0.0
     seen: int = 0
     seconds: float = 0.0  # of this epoch
     steps: list[int] = field(default_factory=list)
     stored: list[int] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_scores: dict[str, Any] = field(default_factory=dict)
+    best_number: int = 0
 
     @property
     def latest(self) -> int:
@@ -98,12 +102,16 @@ class ClientCheckpoints:
         tensors = {name: value.contiguous() for name, value in snapshot.tensors.items()}
         write_tensors(self._path(sum(snapshot.progress.steps)), tensors, _FORMAT, values)
 
-    def prune(self) -> None:
-        """Keep the last two: the server may lack the last one. Nothing stays of one that was being written when a run was killed."""
+    def prune(self, keep: int = 0) -> None:
+        """Keep the last two, because the server may lack the last one, and that of number `keep`.
+
+        Nothing stays of one that was being written when a run was killed.
+        """
         for unfinished in self.folder.glob(".client-*.tmp"):
             unfinished.unlink(missing_ok=True)
         for old in self.numbers()[:-_KEPT]:
-            self._path(old).unlink(missing_ok=True)
+            if old != keep:
+                self._path(old).unlink(missing_ok=True)
 
     def load(self, number: int) -> Snapshot:
         """What `save` wrote; DataError if it is damaged or of a run with another configuration."""

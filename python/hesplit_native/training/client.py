@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -15,16 +16,18 @@ from torch import Tensor, nn
 from hesplit_native.errors import DataError
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
 from hesplit_native.layer.parameters import SEALED_ERROR_BOUND, WEIGHT_NORM, Parameters
+from hesplit_native.protocols import PROTOCOLS
+from hesplit_native.protocols.costs import usual_evaluation
 from hesplit_native.protocols.guards import check_batch
 from hesplit_native.protocols.halves import ClientSetup, Encryption
-from hesplit_native.protocols.layer import TrainedLayer, load_optimizer, optimizer_tensors
+from hesplit_native.protocols.layer import load_optimizer, optimizer_tensors
 from hesplit_native.protocols.phases import Phases
 from hesplit_native.protocols.remote import RemoteLayer, RemoteLearner, remote_linear
 from hesplit_native.protocols.session import Reconnection, Session
-from hesplit_native.protocols.terms import Terms, make_optimizer
+from hesplit_native.protocols.terms import Terms, make_optimizer, set_rate
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.defences import Defender
-from hesplit_native.training.models import Architecture
+from hesplit_native.training.task import Inputs, Task, call, each
 from hesplit_native.transport.channel import Channel
 
 #: Releases under one key that last for a whole run are planned for (docs/security.md).
@@ -48,20 +51,20 @@ def weight_seed(seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"server's layer {seed}".encode()).digest()[:4], "little")
 
 
-def choose_parameters(config: RunConfig, architecture: Architecture) -> Parameters | None:
-    """The CKKS parameters of a run; None without encryption."""
+def choose_parameters(config: RunConfig, in_features: int, out_features: int) -> Parameters | None:
+    """The CKKS parameters of a run, for a layer of that shape; None without encryption."""
     if not config.traits.encrypts:
         return None
     shape: dict[str, Any] = {
-        "in_features": architecture.activations,
-        "out_features": architecture.outputs,
+        "in_features": in_features,
+        "out_features": out_features,
         "batch_size": config.batch_size,
     }
-    ranges: dict[str, Any] = {**config.ranges(architecture.activations)}
+    ranges: dict[str, Any] = {**config.ranges(in_features)}
     if config.parameter_set is not None:
         return Parameters.published(config.parameter_set, **shape, **ranges)
     if config.traits.seals_weights:
-        bound = SEALED_ERROR_BOUND * max(1.0, math.sqrt(architecture.activations * config.batch_size / 1024))
+        bound = SEALED_ERROR_BOUND * max(1.0, math.sqrt(in_features * config.batch_size / 1024))
         return Parameters.recommend_sealed(**shape, **ranges, error_bound=bound, security=config.security)
     releases = 0
     if config.flooding != "off":
@@ -76,8 +79,17 @@ def choose_parameters(config: RunConfig, architecture: Architecture) -> Paramete
     )
 
 
+def evaluation_rows(terms: Terms) -> int:
+    """Rows of one evaluation: many, whose layer is a matrix product.
+
+    Sealed weights keep the batch size's layout whatever the rows: more of them at once only take memory.
+    """
+    sealed = PROTOCOLS[terms.protocol].seals_weights
+    return min(64 * terms.batch_size, terms.max_rows) if sealed else usual_evaluation(terms)
+
+
 class Client:
-    """One participant: convolutions and their optimiser, a session with the server, and keys.
+    """One participant: its part of the network and its optimiser, a session with the server, and keys.
 
     Parameters
     ----------
@@ -97,7 +109,7 @@ class Client:
     def __init__(
         self,
         config: RunConfig,
-        architecture: Architecture,
+        task: Task,
         *,
         batches: int,
         connect: Callable[[], Channel] | None,
@@ -109,46 +121,53 @@ class Client:
         # A thread takes over torch's number of threads when it first asks for it; until then matrix products take every core.
         torch.get_num_threads()
         self.config = config
-        self.architecture = architecture
+        self.task = task
+        network = task.network
         together = config.batch_size * config.accumulate
-        check_batch(config.protocol, together, architecture.outputs, accept_leak=config.accept_leak)
+        check_batch(config.protocol, together, network.outputs, accept_leak=config.accept_leak)
         self.phases = Phases()
-        self.defender = Defender(config.defences, architecture.activations) if config.defences.any else None
-        self.model = architecture.body(config.seed)
-        self.head = architecture.head(weight_seed(config.seed) + 1)
+        self.defender = Defender(config.defences, network.activations) if config.defences.any else None
+        self.model = network.body(config.seed).to(task.device)
+        self.head = network.head(weight_seed(config.seed) + 1)
         trained = [*self.model.parameters(), *(() if config.traits.labels_at_server else self.head.parameters())]
-        self.optimizer = make_optimizer("adam", trained, config.learning_rate)
-        self.criterion = nn.CrossEntropyLoss()
-        self.parameters = choose_parameters(config, architecture)
+        self.optimizer = self._optimizer([parameter for parameter in trained if parameter.requires_grad])
+        self._rates = [group["lr"] for group in self.optimizer.param_groups] if self.optimizer is not None else []
+        #: The learning rate that the server's layer has.
+        self._server_rate = config.learning_rate
+        self.parameters = choose_parameters(config, network.activations, network.outputs)
         self.linear: Encryption | None = None
         self.session: Session | None = None
         self._connect = connect if config.traits.is_split else None
-        terms = self._terms(batches, group, members)
-        #: The linear layer where the client holds it: `local`, which trains it here, and `sealed`, whose server sees ciphertexts.
-        self.own_layer = TrainedLayer(terms) if config.traits.client_holds_layer else None
-        if self.own_layer is not None:  # a server is told nothing about it
-            terms = replace(terms, learning_rate=0.0, server_optimizer="client", weight_seed=0)
-        self._setup = ClientSetup(
-            terms,
+        self._setup = ClientSetup.of(
+            self._terms(batches, group, members),
             self.phases,
             self.parameters,
-            layer=self.own_layer,
             key=key,
             ledger=lambda own: _ledger(ledgers, own) if config.flooding == "run" else None,
             fresh_keys=config.flooding == "step",
             on_overflow=config.on_overflow,
-            weight_norm=config.ranges(architecture.activations).get("weight_norm", WEIGHT_NORM),
+            weight_norm=config.ranges(network.activations).get("weight_norm", WEIGHT_NORM),
             accumulate=config.accumulate,
         )
+        #: The linear layer where the client holds it: `local`, which trains it here, and `sealed`, whose server sees ciphertexts.
+        self.own_layer = self._setup.layer
         self.layer: RemoteLayer | RemoteLearner | None = None
+
+    def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+        """The optimiser of this client's own parameters, where there are any."""
+        if not parameters:
+            return None
+        if self.task.optimizer is not None:
+            return self.task.optimizer(parameters)
+        return make_optimizer("adam", parameters, self.config.learning_rate)
 
     def _terms(self, batches: int, group: str, members: int) -> Terms:
         """What the server is to agree on, if it holds the layer."""
-        config, architecture = self.config, self.architecture
+        config, network = self.config, self.task.network
         return Terms(
             protocol=config.protocol,
-            in_features=architecture.activations,
-            out_features=architecture.outputs,
+            in_features=network.activations,
+            out_features=network.outputs,
             batch_size=config.batch_size,
             batches=batches,
             epochs=config.epochs,
@@ -156,8 +175,8 @@ class Client:
             server_optimizer=config.optimizer,
             weight_seed=weight_seed(config.seed),
             parameter_hash=self.parameters.hash if self.parameters else "",
-            hidden=architecture.hidden,
-            classes=architecture.classes,
+            hidden=network.hidden,
+            classes=network.classes,
             double_softmax=config.recipe == "paper",
             group=group,
             members=members,
@@ -182,12 +201,25 @@ class Client:
         self.clipped = clipped
         if self.session is not None:
             assert resume is not None
-            self.session.restore(material, resume[1])
+            assert self._connect is not None
+            self.session.restore(material, resume[1], self._connect)
         elif self._connect is not None:
             channel = self._connect()
             reconnection = Reconnection(self._connect) if reconnect else None
             self.session = Session(channel, self.terms, material, self.phases, resume=resume, reconnection=reconnection)
         self.layer = halves.client(self._setup, self.session, self.linear)
+        self._server_rate = self.config.learning_rate  # no checkpoint holds another one
+
+    def set_rates(self, factor: float) -> None:
+        """Multiply the learning rates that everything began with: here, and of the layer wherever it is trained."""
+        for group, rate in zip(self.optimizer.param_groups if self.optimizer else (), self._rates, strict=True):
+            group["lr"] = rate * factor
+        rate = self.config.learning_rate * factor
+        if self.own_layer is not None:
+            set_rate(self.own_layer.optimizer, rate)
+        elif self.session is not None and rate != self._server_rate:
+            self.session.set_rate(rate)
+            self._server_rate = rate
 
     @property
     def clipped(self) -> int:
@@ -228,54 +260,78 @@ class Client:
 
     # Steps
 
-    def learn(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One training step: mean loss and number of correct predictions."""
+    def _activations(self, inputs: Inputs) -> Tensor:
+        """What the client's part of the network makes of inputs: [n, activations], float32 on the CPU."""
+        if self.task.device.type != "cpu":
+            inputs = each(inputs, lambda tensor: tensor.to(self.task.device))
+        found = call(self.model, inputs)
+        return cast(Tensor, found.flatten(1).to("cpu", torch.float32))
+
+    def learn(self, x: Inputs, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """One training step: mean loss and number of correct predictions, where there are such."""
         phases = self.phases
         phases.enter("convolutions")
-        convolved = activations = self.model(x)
+        convolved = activations = self._activations(x)
+        if not convolved.requires_grad:  # the layer learns where nothing before it does
+            convolved = activations = convolved.detach().requires_grad_()
         if self.defender is not None:
             activations = self.defender.activations(convolved)
         if self.config.traits.labels_at_server:
             phases.enter("activations and loss")
             loss_value, right, gradient = cast(RemoteLearner, self.layer).learn(activations, labels)
             phases.enter("backward")
-            self.optimizer.zero_grad()
+            self._zero_grad()
             if self.defender is not None and self.config.defences.decorrelation:
-                self.defender.penalty(x, convolved).backward(retain_graph=True)  # type: ignore[no-untyped-call]
-            activations.backward(gradient)
-            loss, correct = torch.tensor(loss_value), torch.tensor(right)
+                self.defender.penalty(cast(Tensor, x), convolved).backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            activations.backward(gradient)  # type: ignore[no-untyped-call]
+            loss, hits = torch.tensor(loss_value), cast(Tensor | None, torch.tensor(right))
         else:
             phases.enter("activations and loss")
             outputs = remote_linear(activations, cast(RemoteLayer, self.layer))
             if self.defender is not None:
                 outputs.register_hook(self.defender.gradient)  # type: ignore[no-untyped-call]
             logits = self.head(outputs)
-            # The papers' code applies softmax twice: once here, once inside the criterion.
-            loss = self.criterion(logits.softmax(1) if self.config.recipe == "paper" else logits, labels)
-            correct = (logits.detach().argmax(1) == labels).sum()
+            loss = self.task.loss(logits, labels)
+            hits = self.task.hits(logits.detach(), labels) if self.task.hits is not None else None
             phases.enter("backward")
-            self.optimizer.zero_grad()
+            self._zero_grad()
             if self.defender is not None and self.config.defences.decorrelation:
-                (loss + self.defender.penalty(x, convolved)).backward()
+                (loss + self.defender.penalty(cast(Tensor, x), convolved)).backward()  # type: ignore[no-untyped-call]
             else:
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
         phases.enter("optimizer")
-        self.optimizer.step()
+        if self.optimizer is not None:
+            self.optimizer.step()
         phases.enter("accounting")
-        return loss.detach(), correct
+        return loss.detach(), hits
+
+    def _zero_grad(self) -> None:
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
 
     @torch.no_grad()
-    def correct(self, x: Tensor, labels: Tensor) -> int:
-        """How many of these are predicted correctly, through the protocol."""
-        activations = self.model(x)
+    def outputs(self, x: Iterable[Inputs]) -> Tensor:
+        """The network's outputs [n, classes], through the protocol, of inputs that are sent together."""
+        activations = torch.cat([self._activations(part) for part in x])
         if self.defender is not None:
             activations = self.defender.activations(activations)
         assert self.layer is not None
         if self.config.traits.labels_at_server:
-            logits = self.layer.evaluate(activations)
-        else:
-            logits = self.head(remote_linear(activations, cast(RemoteLayer, self.layer)))
-        return int((logits.argmax(1) == labels).sum())
+            return self.layer.evaluate(activations)
+        return cast(Tensor, self.head(remote_linear(activations, cast(RemoteLayer, self.layer))))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Outside of training: its time is not counted, and dropout and normalisation are as in `eval()`."""
+        modes = [(module, module.training) for network in (self.model, self.head) for module in network.modules()]
+        self.model.eval()
+        self.head.eval()
+        try:
+            with self.phases.uncounted():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     # State
 
@@ -283,7 +339,7 @@ class Client:
         """Everything that this client has learnt. No keys and no randomness of encryption: those are fresh in every process."""
         tensors = {f"body.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"head.{name}": value for name, value in self.head.state_dict().items()}
-        tensors |= optimizer_tensors(self.optimizer)
+        tensors |= optimizer_tensors(self.optimizer) if self.optimizer is not None else {}
         if self.own_layer is not None:
             tensors |= {f"layer.{name}": value for name, value in self.own_layer.tensors().items()}
         return tensors
@@ -297,7 +353,8 @@ class Client:
         try:
             self.model.load_state_dict(part("body."))
             self.head.load_state_dict(part("head."))
-            load_optimizer(self.optimizer, tensors)
+            if self.optimizer is not None:
+                load_optimizer(self.optimizer, tensors)
             if self.own_layer is not None:
                 self.own_layer.load(part("layer."))
         except (RuntimeError, ValueError, KeyError) as error:

@@ -55,6 +55,11 @@ class Architecture:
         return self.channels * (self.samples // 2 // 2)
 
     @property
+    def draws(self) -> bool:
+        """Nothing in it is random."""
+        return False
+
+    @property
     def outputs(self) -> int:
         """Outputs of the server's layer."""
         return _HIDDEN if self.hidden else self.classes

@@ -24,14 +24,27 @@ if TYPE_CHECKING:
 
 def metrics(result: RunResult, dataset: Dataset) -> dict[str, Any]:
     """Everything measured, as plain values. Accuracies are fractions, times seconds, sizes bytes."""
-    last = [record.test_accuracy for record in result.history[-3:]]
+    source = {
+        "dataset": dataset.name, "split": dataset.split, "train_rows": len(dataset.train_y), "test_rows": len(dataset.test_y)
+    }  # fmt: skip
+    return _metrics(result, source)
+
+
+def own_metrics(result: RunResult, train_rows: int, validation_rows: int, test_rows: int) -> dict[str, Any]:
+    """The same of a run on anybody's data: what was measured on validation rows after the best epoch, and on test rows in the end."""
+    source = {
+        "dataset": "own data", "split": "own data", "train_rows": train_rows, "validation_rows": validation_rows,
+        "test_rows": test_rows, "best_epoch": result.best_epoch, "validation": result.validation, "test": result.test,
+    }  # fmt: skip
+    return _metrics(result, source) | {"test_accuracy": result.test.get("accuracy")}
+
+
+def _metrics(result: RunResult, source: dict[str, Any]) -> dict[str, Any]:
+    last = [record.test_accuracy for record in result.history[-3:] if record.test_accuracy is not None]
     batches = max(result.batches, 1)
     return {
         "protocol": result.protocol,
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "train_rows": len(dataset.train_y),
-        "test_rows": len(dataset.test_y),
+        **source,
         "config": asdict(result.config),
         "server_optimizer": result.config.optimizer,
         "test_accuracy": result.test_accuracy,
@@ -81,6 +94,11 @@ def environment() -> dict[str, Any]:
             "threads": _core.num_threads(),
         },
     }
+
+
+def make_output(folder: Path) -> None:
+    """A folder for what a run leaves behind."""
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_metrics(path: Path, values: dict[str, Any]) -> None:
@@ -139,10 +157,13 @@ def summary_table(values: dict[str, Any]) -> Table:
     table.add_column("per batch", justify="right")
     epochs = values["batches"] / max(batches_per_epoch(values), 1)
     batches = max(values["batches"], 1)
-    accuracy, last = values["test_accuracy"], values["test_accuracy_last_three"]
-    table.add_row("test accuracy", f"{100 * accuracy:.2f} %" if accuracy is not None else "-", "", "")
-    if values["epochs"] >= 3:
-        table.add_row("  mean of the last three epochs", f"{100 * last:.2f} %", "", "")
+    if "validation" in values:
+        _add_scores(table, values)
+    else:
+        accuracy, last = values["test_accuracy"], values["test_accuracy_last_three"]
+        table.add_row("test accuracy", f"{100 * accuracy:.2f} %" if accuracy is not None else "-", "", "")
+        if values["epochs"] >= 3:
+            table.add_row("  mean of the last three epochs", f"{100 * last:.2f} %", "", "")
 
     def row(name: str, seconds: float) -> None:
         table.add_row(
@@ -168,6 +189,38 @@ def summary_table(values: dict[str, Any]) -> Table:
         if values["flooding_deviation"]:
             table.add_row("  flooding of logits", f"deviation up to {values['flooding_deviation']:.2g}", "", "")
         table.add_row("samples clipped", str(values["clipped"]), "", "")
+    return table
+
+
+def _add_scores(table: Table, values: dict[str, Any]) -> None:
+    """What was measured on anybody's validation and test rows."""
+    for what in ("validation", "test"):
+        for name, value in values[what].items():
+            if isinstance(value, float):
+                table.add_row(f"{what} {name.replace('_', ' ')}", f"{value:.4f}", "", "")
+    if values["best_epoch"]:
+        table.add_row("best epoch", f"{values['best_epoch']} of {values['epochs']}", "", "")
+
+
+def class_table(values: dict[str, Any]) -> Table | None:
+    """Values per class of a run on anybody's data, of test rows if there are any; None where there are none."""
+    from rich.table import Table
+
+    what = "test" if values["test"].get("per_class") else "validation"
+    classes = values[what].get("per_class")
+    if not classes:
+        return None
+    table = Table(title=f"{what} rows by class", title_justify="left")
+    table.add_column("class")
+    names = list(next(iter(classes.values())))
+    for name in names:
+        table.add_column(name, justify="right")
+    for label, scores in classes.items():
+        shown = (
+            "-" if scores[n] is None else f"{scores[n]:.3f}" if isinstance(scores[n], float) else str(scores[n])
+            for n in names
+        )
+        table.add_row(label, *shown)
     return table
 
 

@@ -5,25 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from hesplit_native.errors import ParameterError
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.models import Architecture
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: mean loss and accuracy (0..1) while training, accuracy on the test set after it, seconds of training.
+    """One epoch: mean loss and accuracy (0..1) while training, accuracy on what is held out after it, seconds of training.
 
-    `epsilon` is what a beat's noised releases add up to so far (`RunResult`); None without noise.
+    Accuracies are None where nothing is right or wrong, or nothing is held out. `epsilon` is what a beat's noised releases add up to
+    so far (`RunResult`); None without noise. `validation` is what was measured on a validation set (`training.metrics`); in a
+    result's history the numbers alone.
     """
 
     epoch: int
     train_loss: float
-    train_accuracy: float
-    test_accuracy: float
+    train_accuracy: float | None
+    test_accuracy: float | None
     seconds: float
     epsilon: float | None = None
+    validation: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class RunResult:
     """Everything that a report needs. Bytes are counted at the channel; `bytes_up` and `bytes_down` are those of training steps.
 
     `epsilon` is what the noised releases of a beat add up to for the one that was released most, those of unfinished epochs and
-    those that were sent again included; None without noise.
+    those that were sent again included; None without noise. `best_epoch` is the one whose state both sides have in the end; 0: the
+    last one. `validation` is all that was measured after it, `test` on a test set in the end.
     """
 
     config: RunConfig
@@ -57,6 +62,9 @@ class RunResult:
     client_state: dict[str, Tensor] = field(default_factory=dict)
     server_weight: Tensor | None = None
     server_bias: Tensor | None = None
+    best_epoch: int = 0
+    validation: dict[str, Any] = field(default_factory=dict)
+    test: dict[str, Any] = field(default_factory=dict)
 
     @property
     def protocol(self) -> str:
@@ -72,6 +80,15 @@ class RunResult:
     def test_accuracy(self) -> float | None:
         """After the last finished epoch."""
         return self.history[-1].test_accuracy if self.history else None
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The server's layer as one of torch; ParameterError where its weights are not in this process."""
+        if self.server_weight is None or self.server_bias is None:
+            raise ParameterError(f"the layer's weights are at the server ({self.protocol})")
+        layer = nn.Linear(self.server_weight.shape[1], self.server_weight.shape[0])
+        layer.load_state_dict({"weight": self.server_weight, "bias": self.server_bias})
+        return layer
 
     @property
     def flooding(self) -> str:

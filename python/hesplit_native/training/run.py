@@ -14,8 +14,8 @@ import math
 import secrets
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from itertools import chain
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from hesplit_native.choices import Division, Mode
-from hesplit_native.data.dataset import Dataset, check_dataset
+from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import DataError, HESplitError, ParameterError, RangeError
 from hesplit_native.layer.keys import SecretKey
 from hesplit_native.protocols.guards import leaks
@@ -37,14 +37,15 @@ from hesplit_native.training.checkpoints import ClientCheckpoints, Progress, Sna
 from hesplit_native.training.client import Client, choose_parameters
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.division import divide
-from hesplit_native.training.models import Architecture, architecture
+from hesplit_native.training.draws import Draws
+from hesplit_native.training.evaluation import evaluate
+from hesplit_native.training.models import Architecture
+from hesplit_native.training.recipes import paper_task
 from hesplit_native.training.result import EpochRecord, Observer, RunResult
+from hesplit_native.training.task import Examples, Task
 from hesplit_native.transport.channel import Channel, ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
 
-EVALUATION_ROWS = (
-    2048  # as many as coefficients at N = 2048: one feature per ciphertext, whose layer is a matrix product
-)
 _REPORT_SECONDS = 0.1  # between two calls of Observer.on_batch: reading the loss costs a few microseconds
 
 
@@ -82,8 +83,8 @@ def train(
     """
     rows = [np.arange(len(dataset.train_y))]
     opener = (lambda index: connect()) if connect is not None else None
-    run = Run(config, dataset, rows, connect=opener, checkpoints=checkpoints)
-    return _train(run, observer, resume=resume)
+    run = Run(config, paper_task(config, dataset), rows, connect=opener, checkpoints=checkpoints)
+    return run_through(run, observer, resume=resume)
 
 
 def train_together(
@@ -100,12 +101,12 @@ def train_together(
 ) -> RunResult:
     """Train with several participants; as `train` otherwise. `connect` opens the connection of participant 0, 1, …."""
     shares = divide(dataset, participants, division, config.seed)
-    return _train(
-        Run(config, dataset, shares, mode=mode, connect=connect, checkpoints=checkpoints), observer, resume=resume
-    )
+    run = Run(config, paper_task(config, dataset), shares, mode=mode, connect=connect, checkpoints=checkpoints)
+    return run_through(run, observer, resume=resume)
 
 
-def _train(run: Run, observer: Observer | None, *, resume: bool) -> RunResult:
+def run_through(run: Run, observer: Observer | None, *, resume: bool) -> RunResult:
+    """Begin, train all epochs and end: whatever stops it on the way is in the result, with the metrics so far."""
     run.begin(resume=resume)
     interrupted = None
     try:
@@ -121,7 +122,7 @@ def _train(run: Run, observer: Observer | None, *, resume: bool) -> RunResult:
 def _all_epochs(run: Run, observer: Observer | None) -> None:
     if observer:
         observer.on_start(run.batches_per_epoch, run.config.epochs)
-    while run.progress.epoch <= run.config.epochs:
+    while not run.is_over:
         try:
             reported = perf_counter()
             with closing(run.epoch()) as batches:
@@ -168,21 +169,17 @@ class Run:
     def __init__(
         self,
         config: RunConfig,
-        dataset: Dataset,
+        task: Task,
         shares: list[npt.NDArray[np.int64]],
         *,
         mode: Mode = "turns",
         connect: Callable[[int], Channel] | None = None,
         checkpoints: Path | None = None,
     ) -> None:
-        check_dataset(dataset)
         self.config = config
+        self.task = task
         self.mode = mode
         self.checkpoints = ClientCheckpoints(checkpoints, config) if checkpoints is not None else None
-        self.train_x, self.train_y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y)
-        self.test_x, self.test_y = torch.from_numpy(dataset.test_x), torch.from_numpy(dataset.test_y)
-        self.classes = len(dataset.classes)
-        self.architecture = dataset_architecture(config, dataset)
         self.server: Server | None = None
         #: Connections that can break are made again.
         self._reconnects = connect is not None
@@ -194,24 +191,31 @@ class Run:
         self.participants = self._make_participants(shares, checkpoints)
         self.account = PrivacyAccount(
             self.participants[0].client.defender,
-            chain(dataset.train_x, dataset.test_x),
+            task.signals(),
             checkpoints / "noised-releases.safetensors" if checkpoints else None,
         )
-        self.train_y = self.account.labels(self.train_y, self.classes)
+        #: Labels [n] that were noised, once; None: those of the data.
+        self.labels: Tensor | None = None
+        if config.defences.label_epsilon is not None:
+            self.labels = self.account.labels(task.train.labels(), task.network.classes)
         self.progress = Progress(steps=[0] * len(shares), stored=[0] * len(shares))
         self._tally = _Tally(self)
         self.server_seconds: dict[str, float] = {}
+        self.tested: dict[str, Any] = {}
+        self._best: Snapshot | None = None  # where there is no folder for it
+        self._draws = Draws(config.seed, task.device) if task.network.draws else None
 
     def _make_participants(self, shares: list[npt.NDArray[np.int64]], ledgers: Path | None) -> list[Participant]:
-        config = self.config
-        parameters = choose_parameters(config, self.architecture) if config.traits.seals_weights else None
+        config, network = self.config, self.task.network
+        sealed = config.traits.seals_weights
+        parameters = choose_parameters(config, network.activations, network.outputs) if sealed else None
         key = SecretKey.generate(parameters) if parameters is not None and len(shares) > 1 else None
         found = []
         for index, share in enumerate(shares):
-            batches = epoch_batches(config, len(share), self.architecture.outputs)
+            batches = epoch_batches(config, len(share), network.outputs)
             client = Client(
                 config,
-                self.architecture,
+                self.task,
                 batches=batches,
                 connect=_opener(self._connect, index),
                 group=self.group,
@@ -234,16 +238,23 @@ class Run:
         return sum(participant.batches for participant in self.participants)
 
     @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or enough of them were no better."""
+        done, best, patience = self.progress.epoch - 1, self.progress.best_epoch, self.task.patience
+        return done >= self.config.epochs or (patience is not None and best > 0 and done - best >= patience)
+
+    @property
     def bytes(self) -> tuple[int, int]:
         """Bytes up and down so far, of all participants."""
         counts = [participant.client.bytes for participant in self.participants]
         return sum(up for up, _ in counts), sum(down for _, down in counts)
 
     def means(self) -> tuple[float, float]:
-        """Mean loss and accuracy of this epoch so far."""
+        """Mean loss and accuracy of this epoch so far; NaN where nothing is right or wrong."""
         self._tally.read()
         progress = self.progress
-        return progress.loss / max(progress.done, 1), progress.correct / max(progress.seen, 1)
+        accuracy = progress.correct / max(progress.seen, 1) if self.task.hits is not None else math.nan
+        return progress.loss / max(progress.done, 1), accuracy
 
     # Beginning, and going on
 
@@ -324,17 +335,20 @@ class Run:
                 participant.client.join(self.group)
                 participant.before = tensors[f"order.{index}"]
             if "labels" in tensors:
-                self.train_y = tensors["labels"]
+                self.labels = tensors["labels"]
+            if self._draws is not None:
+                self._draws.load(tensors)
             self._tally = _Tally(self)
         except (KeyError, TypeError, IndexError) as error:
             raise DataError(f"the checkpoint is damaged or of another version: {error}") from error
 
-    def _checkpoint(self, changed: list[Participant]) -> None:
+    def _checkpoint(self, changed: list[Participant], *, keep: bool = False) -> None:
         """Store this state at both ends: here first, so that the server never has one that the client lacks.
 
-        `changed` are those whose layer at the server is another than the one that it stored last.
+        `changed` are those whose layer at the server is another than the one that it stored last. With `keep` this state stays at
+        both ends, also where the others are not stored.
         """
-        if self.checkpoints is None:
+        if self.checkpoints is None and not keep:
             return
         self._tally.add_up()
         self._tally.check()
@@ -346,20 +360,30 @@ class Run:
         tensors = {f"order.{i}": p.before for i, p in enumerate(self.participants)}
         for index, participant in enumerate(self.participants):
             tensors |= {f"{index}.{name}": value for name, value in participant.client.tensors().items()}
-        if self.config.defences.label_epsilon is not None:
-            tensors["labels"] = self.train_y  # noised once: noising them again would say more of the true ones
+        if self.labels is not None:
+            tensors["labels"] = self.labels  # noised once: noising them again would say more of the true ones
+        if self._draws is not None:
+            tensors |= self._draws.tensors()
         values = {
             "mode": self.mode,
             "phases": [dict(p.client.phases.seconds) for p in self.participants],
             "clipped": [p.client.clipped for p in self.participants],
         }
-        self.checkpoints.save(Snapshot(self.progress, self.group, sessions, values, tensors))
+        snapshot = Snapshot(self.progress, self.group, sessions, values, tensors)
+        if self.checkpoints is not None:
+            self.checkpoints.save(snapshot)
+        else:
+            copies = {name: value.detach().clone() for name, value in tensors.items()}
+            self._best = replace(snapshot, progress=deepcopy(self.progress), tensors=copies)
         before = self.bytes
+        at_server = not self.config.traits.client_holds_layer  # otherwise it shall not learn which epochs are good
         for participant in changed:
-            if participant.client.session is not None:
-                participant.session.checkpoint(self.progress.steps[self.participants.index(participant)])
+            if participant.client.session is not None and (self.checkpoints is not None or at_server):
+                step = self.progress.steps[self.participants.index(participant)]
+                participant.session.checkpoint(step, keep=keep and at_server)
         self._count("setup", before)
-        self.checkpoints.prune()
+        if self.checkpoints is not None:
+            self.checkpoints.prune(keep=self.progress.best_number)
         for participant, phase in zip(changed, back, strict=True):
             participant.client.phases.enter(phase)
         self._tally.restart()
@@ -372,7 +396,13 @@ class Run:
         Close it when leaving early.
         """
         progress = self.progress
+        if self.task.schedule is not None:
+            factor = self.task.schedule(progress.epoch)
+            for participant in self.participants:
+                participant.client.set_rates(factor)
         self._tally.restart()
+        if self._draws is not None:
+            self._draws.enter()
         try:
             while progress.turn < len(self.participants):
                 participant = self.participants[progress.turn]
@@ -388,6 +418,8 @@ class Run:
                 self._average()
             self._tally.check()
         finally:
+            if self._draws is not None:
+                self._draws.leave()
             for participant in self.participants:
                 participant.client.phases.enter(None)
             self.account.settle()
@@ -401,9 +433,11 @@ class Run:
         order = participant.rows[torch.randperm(len(participant.rows), generator=participant.order)]
         batches = torch.split(order, self.config.batch_size)[: participant.batches]
         self._account_ahead(batches)
-        for rows in batches[progress.batch :]:
+        left = batches[progress.batch :]
+        for rows, (x, y) in zip(left, self.task.train.batches(left), strict=True):
             self.account.add(rows)
-            self._tally.add(*participant.client.learn(self.train_x[rows], self.train_y[rows]), len(rows))
+            labels = y if self.labels is None else self.labels[rows]
+            self._tally.add(*participant.client.learn(x, labels), len(rows))
             progress.batch += 1
             progress.steps[progress.turn] += 1
             if progress.batch % self.config.checkpoint_every == 0:
@@ -419,17 +453,38 @@ class Run:
             self.account.ahead(torch.cat(coming))
 
     def close_epoch(self) -> EpochRecord:
-        """Evaluate on the test set, and turn to the next epoch."""
+        """Evaluate what is held out, and turn to the next epoch."""
         progress = self.progress
         mean, accuracy = self.means()
-        tested = self.evaluate()
-        record = EpochRecord(progress.epoch, mean, accuracy, tested, progress.seconds, self.account.epsilon())
-        progress.history.append(asdict(record))
+        scores = self.evaluate_held_out()
+        monitored = bool(self.task.monitor)
+        record = EpochRecord(
+            progress.epoch, mean, accuracy if self.task.hits is not None else None,
+            None if monitored else scores.get("accuracy"), progress.seconds, self.account.epsilon(), scores if monitored else {},
+        )  # fmt: skip
+        # Tables are kept of the best epoch only: of all epochs they would outgrow the checkpoints.
+        numbers = {name: value for name, value in record.validation.items() if not isinstance(value, dict | list)}
+        progress.history.append(asdict(replace(record, validation=numbers)))
+        better = self._is_better(scores)
+        if better:
+            progress.best_epoch, progress.best_scores = progress.epoch, scores
+            progress.best_number = sum(progress.steps)
         self.next_epoch()
         averaged = self._averages_at_server(len(self.participants))
-        self._checkpoint(self.participants if averaged else self.participants[-1:])
+        self._checkpoint(self.participants if averaged or better else self.participants[-1:], keep=better)
         self.participants[-1].client.phases.enter(None)
         return record
+
+    def _is_better(self, scores: dict[str, Any]) -> bool:
+        monitor = self.task.monitor
+        if not monitor:
+            return False
+        score, best = scores.get(monitor), self.progress.best_scores.get(monitor)
+        if score is None:
+            raise DataError(
+                f"{monitor} is not defined on the validation rows: some class has no row, or all rows, there"
+            )
+        return best is None or (score < best if self.task.minimise else score > best)
 
     def next_epoch(self) -> None:
         """Turn to the next epoch."""
@@ -440,14 +495,24 @@ class Run:
         self._tally = _Tally(self)
 
     def evaluate(self) -> float:
-        """Accuracy on the test set through the protocol, of the last participant: it has what all have learnt."""
+        """Accuracy on what is held out."""
+        return float(self.evaluate_held_out()["accuracy"])
+
+    def evaluate_held_out(self) -> dict[str, Any]:
+        """What is measured on the rows that are held out, through the protocol."""
+        return self._measure(self.task.held_out, len(self.task.train))
+
+    def _measure(self, examples: Examples | None, first: int) -> dict[str, Any]:
+        """By the last participant, which has what all have learnt; the rows are released as those from `first` on."""
+        if examples is None:
+            return {}
         before = self.bytes
-        rows = np.arange(len(self.train_y), len(self.train_y) + len(self.test_y))
+        rows = np.arange(first, first + len(examples))
         self.account.ahead(rows, gradients=False)
         self.account.add(rows, gradients=False)
-        accuracy = evaluate(self.participants[-1].client, self.test_x, self.test_y)
+        scores = evaluate(self.participants[-1].client, examples)
         self._count("evaluation", before)
-        return accuracy
+        return scores
 
     def _count(self, what: str, before: tuple[int, int]) -> None:
         up, down = self.bytes
@@ -490,12 +555,34 @@ class Run:
     # The end
 
     def finish(self) -> None:
-        """End all sessions and take the server's account of its time."""
+        """Go back to the best epoch, test it, end all sessions and take the server's account of its time."""
+        self._go_back_to_best()
+        held_out = self.task.held_out
+        self.tested = self._measure(self.task.test, len(self.task.train) + (len(held_out) if held_out else 0))
         for participant in self.participants:
             with participant.client.phases.uncounted():
                 spent = participant.client.end()
             for phase, seconds in spent.items():
                 self.server_seconds[phase] = self.server_seconds.get(phase, 0.0) + seconds
+
+    def _go_back_to_best(self) -> None:
+        """Both sides take the state of the epoch that was best, unless it was the last one. What was counted stays."""
+        number = self.progress.best_number
+        if not number or number == sum(self.progress.steps):
+            return
+        snapshot = self.checkpoints.load(number) if self.checkpoints is not None else self._best
+        assert snapshot is not None
+        before = self.bytes
+        for index, participant in enumerate(self.participants):
+            client, prefix = participant.client, f"{index}."
+            client.load({k[len(prefix) :]: v for k, v in snapshot.tensors.items() if k.startswith(prefix)})
+            with client.phases.uncounted():
+                if client.own_layer is not None:
+                    client.refresh()
+                else:
+                    stored = snapshot.sessions[index], snapshot.progress.stored[index]
+                    client.begin(resume=stored, reconnect=self._reconnects)
+        self._count("setup", before)
 
     def result(self, interrupted: str | None) -> RunResult:
         """What was learnt and measured so far."""
@@ -512,6 +599,7 @@ class Run:
         counts = {
             name: value if name == "train_seconds" else int(value) for name, value in self.progress.counts.items()
         }
+        network = self.task.network
         together = (f"{len(clients)} participants, {self.mode}",) if len(clients) > 1 else ()
         return RunResult(
             self.config,
@@ -522,10 +610,13 @@ class Run:
             clipped=sum(client.clipped for client in clients),
             flooding_deviation=max(getattr(client.linear, "flooding_deviation", 0.0) for client in clients),
             participants=len(clients),
-            notes=(*notes(self.config, self.architecture.outputs), *together, *self.account.notes),
+            notes=(*notes(self.config, network.outputs), *together, *self.account.notes),
             epsilon=self.account.epsilon(),
             interrupted=interrupted,
-            architecture=self.architecture,
+            architecture=network if isinstance(network, Architecture) else None,
+            best_epoch=self.progress.best_epoch,
+            validation=self.progress.best_scores,
+            test=self.tested,
             client_state=client_state(last),
             server_weight=layer.weight.detach() if layer is not None else None,
             server_bias=layer.bias.detach() if layer is not None else None,
@@ -539,7 +630,7 @@ class _Tally:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._loss = torch.tensor(run.progress.loss, dtype=torch.float64)
-        self._correct = torch.tensor(run.progress.correct)
+        self._correct = torch.tensor(run.progress.correct, dtype=torch.float64)
         self._batches = 0
         self.restart()
 
@@ -547,17 +638,18 @@ class _Tally:
         """Time and bytes count from here."""
         self._since, self._before = perf_counter(), self._run.bytes
 
-    def add(self, loss: Tensor, correct: Tensor, rows: int) -> None:
+    def add(self, loss: Tensor, correct: Tensor | None, rows: int) -> None:
         """One batch more."""
         self._loss += loss
-        self._correct += correct
+        if correct is not None:
+            self._correct += correct
         self._run.progress.seen += rows
         self._run.progress.done += 1
         self._batches += 1
 
     def read(self) -> None:
         """Bring losses and hits of the progress up to date."""
-        self._run.progress.loss, self._run.progress.correct = self._loss.item(), int(self._correct.item())
+        self._run.progress.loss, self._run.progress.correct = self._loss.item(), self._correct.item()
 
     def add_up(self) -> None:
         """Bring the progress up to date, and begin anew."""
@@ -608,27 +700,10 @@ def epoch_batches(config: RunConfig, rows: int, outputs: int) -> int:
     return count
 
 
-def dataset_architecture(config: RunConfig, dataset: Dataset) -> Architecture:
-    """The network for a data set's signals."""
-    _, channels, samples = dataset.train_x.shape
-    return architecture(config.model, channels, samples, len(dataset.classes), config.convolutions)
-
-
 def client_state(client: Client) -> dict[str, Tensor]:
     """What the client trained: convolutions, and the second fully connected layer where there is one."""
     state = {f"body.{name}": value for name, value in client.model.state_dict().items()}
     return state | {f"head.{name}": value for name, value in client.head.state_dict().items()}
-
-
-def evaluate(client: Client, x: Tensor, labels: Tensor) -> float:
-    """Accuracy through the protocol, in large batches; not counted as a phase of training."""
-    correct = 0
-    # Sealed weights keep the batch size's layout whatever the rows: more of them at once only take memory.
-    rows = 64 * client.config.batch_size if client.config.traits.seals_weights else EVALUATION_ROWS
-    with client.phases.uncounted():
-        for part, wanted in zip(torch.split(x, rows), torch.split(labels, rows), strict=True):
-            correct += client.correct(part, wanted)
-    return correct / len(labels)
 
 
 def weighted_mean(states: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:

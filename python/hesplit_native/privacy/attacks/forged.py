@@ -122,7 +122,7 @@ def extract_key(config: RunConfig, dataset: Dataset, *, logit: float = 5.0, step
     if config.protocol != "splitways":
         raise ParameterError("the forger speaks splitways")
     client, session = victim(config, dataset)
-    network = client.architecture
+    network = client.task.network
     assert client.parameters is not None
     transcript = Transcript("splitways", network.activations, network.outputs, len(dataset.classes), config.batch_size)
     assert client.linear is not None

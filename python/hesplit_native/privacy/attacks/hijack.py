@@ -24,6 +24,7 @@ from hesplit_native.protocols.messages import MessageType
 from hesplit_native.seeding import seeded
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.models import Architecture
+from hesplit_native.training.recipes import dataset_architecture
 
 Float32 = npt.NDArray[np.float32]
 
@@ -121,7 +122,7 @@ def hijack(config: RunConfig, dataset: Dataset, auxiliary: Float32, *, steps: in
     if config.protocol != "plain":
         raise ParameterError("the hijacker speaks plain: elsewhere the server does not see activations")
     client, session = victim(config, dataset)
-    hijacker = Hijacker(session.protocol, auxiliary, client.architecture, seed=config.seed + 1)
+    hijacker = Hijacker(session.protocol, auxiliary, dataset_architecture(config, dataset), seed=config.seed + 1)
     session.protocol = hijacker
     x, y = torch.from_numpy(dataset.train_x), torch.from_numpy(dataset.train_y)
     generator = torch.Generator().manual_seed(config.seed)

@@ -53,10 +53,10 @@ class TrainingProgress:
         self.bar = _bar(
             console,
             "epoch {task.fields[epoch]}/" + str(epochs),
-            "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}",
+            "loss {task.fields[loss]:.4f}{task.fields[accuracy]}",
             "{task.fields[rate]:.0f} batches/s",
         )
-        self.task = self.bar.add_task("train", total=None, epoch=1, loss=float("nan"), accuracy=0.0, rate=0.0)
+        self.task = self.bar.add_task("train", total=None, epoch=1, loss=float("nan"), accuracy="", rate=0.0)
 
     def __enter__(self) -> TrainingProgress:
         self.bar.start()
@@ -75,7 +75,8 @@ class TrainingProgress:
         """Move the bar."""
         done = (epoch - 1) * self.batches + batch
         rate = done / max(perf_counter() - self.started - self.paused, 1e-9)
-        self.bar.update(self.task, completed=done, epoch=epoch, loss=loss, accuracy=accuracy, rate=rate)
+        shown = f"  accuracy {accuracy:.2%}" if accuracy == accuracy else ""  # NaN: nothing is right or wrong
+        self.bar.update(self.task, completed=done, epoch=epoch, loss=loss, accuracy=shown, rate=rate)
 
     def on_evaluate(self, epoch: int) -> None:
         """Evaluation does not count as training."""
@@ -84,9 +85,17 @@ class TrainingProgress:
     def on_epoch(self, record: EpochRecord) -> None:
         """Leave a line behind."""
         self.paused += perf_counter() - self._evaluating
-        spent = f", epsilon {record.epsilon:.3g}" if record.epsilon is not None else ""
-        self.bar.console.print(
-            f"epoch {record.epoch}: loss {record.train_loss:.4f}, training accuracy {record.train_accuracy:.2%}, "
-            f"test accuracy {record.test_accuracy:.2%}, {record.seconds:.1f} s{spent}",
-            highlight=False,
-        )
+        said = [f"loss {record.train_loss:.4f}"]
+        if record.train_accuracy is not None:
+            said.append(f"training accuracy {record.train_accuracy:.2%}")
+        if record.validation:
+            numbers = {name: value for name, value in record.validation.items() if isinstance(value, float)}
+            said.append(
+                "validation " + " ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items())
+            )
+        elif record.test_accuracy is not None:
+            said.append(f"test accuracy {record.test_accuracy:.2%}")
+        said.append(f"{record.seconds:.1f} s")
+        if record.epsilon is not None:
+            said.append(f"epsilon {record.epsilon:.3g}")
+        self.bar.console.print(f"epoch {record.epoch}: {', '.join(said)}", highlight=False, soft_wrap=True)
