@@ -296,6 +296,42 @@ def test_two_processes_and_what_is_left_when_one_is_interrupted(tmp_path):
         server.communicate()
 
 
+def test_training_starts_from_what_an_earlier_one_left_behind(tmp_path):
+    from safetensors.numpy import load_file
+
+    left = []
+    for start in ((), ("--model", "LEFT", "--train")):
+        options = [str(left[0]) if word == "LEFT" else word for word in start]
+        server = subprocess.Popen(
+            [*COMMAND, "serve", "--port", "0", "--sessions", "1", "--output", str(tmp_path / f"s{len(left)}"), *options],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            if start:
+                wait_for(server, r"training may start from linear: 256 -> 5")
+            port = wait_for(server, r"listening on .*:(\d+)").group(1)
+            more = ["--layer", "linear", "--learning-rate", "1e-9"] if start else []
+            train = [
+                *COMMAND,
+                "train",
+                "--server",
+                f"127.0.0.1:{port}",
+                "--output",
+                str(tmp_path / f"c{len(left)}"),
+                *more,
+            ]
+            done = subprocess.run([*train, *SMALL], capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+            server.wait(timeout=60)
+        finally:
+            server.kill()
+            server.communicate()
+        left += (tmp_path / f"s{len(left)}").iterdir()
+    assert len(left) == 2
+    first, second = (load_file(path) for path in left)
+    assert abs(first["weight"] - second["weight"]).max() < 1e-5  # it hardly moved from there
+
+
 @pytest.fixture
 def weights_file(tmp_path):
     import torch

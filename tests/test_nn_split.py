@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import io
+import re
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 import hesplit_native as hn
+from hesplit_native.layer.weights import weights_of
 from hesplit_native.nn import SplitLinear
 from hesplit_native.protocols.server import Server
-from hesplit_native.transport import GrpcServer, connect
+from hesplit_native.transport import ClientInfo, GrpcServer, InProcessChannel, connect
 
 FEATURES, CLASSES, ROWS = 12, 3, 8
 SPLIT = ["plain", "splitways", "hesplit", "sealed"]
@@ -49,6 +52,45 @@ def steps(net, count, first=0, optimizer=None):
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+@pytest.mark.parametrize("protocol", ["plain", "splitways", "hesplit"])
+def test_training_starts_from_a_layer_of_the_servers_model(protocol, tmp_path):
+    torch.manual_seed(7)
+    held, x = nn.Linear(FEATURES, CLASSES, bias=False), batch()[0]
+    server = Server(layers=weights_of({"body.head.weight": held.weight}), output=tmp_path)
+    opened = partial(InProcessChannel, server.converse(ClientInfo("test")))
+    layer = layer_of(protocol, server=opened, layer="body.head", flooding="off")
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), held(x), atol=BOUND[protocol], rtol=0)
+    steps(network(layer.train()), 3)
+    layer.close()
+    (left,) = tmp_path.iterdir()
+    assert re.fullmatch(r"test-[0-9a-f]{8}\.safetensors", left.name)
+    (trained,) = weights_of(left)
+    assert 0 < abs(trained.weight - held.weight.detach().numpy()).max() < 0.2
+    # And training goes on from what it left behind.
+    server = Server(layers=[trained])
+    again = layer_of(
+        protocol, server=partial(InProcessChannel, server.converse(ClientInfo("test"))), layer="linear", flooding="off"
+    )
+    with torch.no_grad():
+        expected = x @ torch.from_numpy(trained.weight).T + torch.from_numpy(trained.bias)
+        torch.testing.assert_close(again.eval()(x), expected, atol=BOUND[protocol], rtol=0)
+
+
+def test_a_layer_to_start_from_that_cannot_be():
+    server = Server(layers=weights_of({"head.weight": torch.zeros(CLASSES, FEATURES + 1)}))
+    for name, words in (
+        ("heat", r"no layer 'heat' \(did you mean head\?\)"),
+        ("head", "head is 13 -> 3 at the server, and 12 -> 3"),
+    ):
+        opened = partial(InProcessChannel, server.converse(ClientInfo("test")))
+        with pytest.raises(hn.errors.ProtocolError, match=words):
+            layer_of("plain", server=opened, layer=name).open()
+    for protocol in ("sealed", "local"):
+        with pytest.raises(hn.ParameterError, match="the client holds the layer"):
+            layer_of(protocol, layer="head")
 
 
 @pytest.mark.parametrize("protocol", [*EVERY, "flooded splitways", "flooded hesplit"])

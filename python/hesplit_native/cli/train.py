@@ -77,6 +77,7 @@ _HELP = {
     "on_overflow": "Clip and count, or stop.",
     "checkpoint_every": "Steps between two checkpoints; also after every epoch.",
     "accumulate": "splitways: batches whose dJ/dW are sent as one sum.",
+    "layer": "The layer of the server's model (serve --train) to start from.",
     "accept_leak": "Allow batches smaller than the outputs, which give the server the activations.",
     "defences": "Differential privacy and decorrelation",
     "mechanism": "Noise on activations: each value on its own, or whole rows.",

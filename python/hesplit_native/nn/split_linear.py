@@ -79,6 +79,8 @@ class SplitLinear(nn.Module):
     learning_rate, server_optimizer, weight_seed
         How the layer is trained, by its server or where its client holds it, and the seed of its first weights. `learning_rate` can
         be assigned to later.
+    layer
+        The layer of the server's model to start from, by its name (``serve --train``), instead of weights drawn under a seed.
     flooding
         As in `training.RunConfig`.
     parameters
@@ -123,6 +125,7 @@ class SplitLinear(nn.Module):
         learning_rate: float = 1e-3,
         server_optimizer: ServerOptimizer = "adam",
         weight_seed: int = 0,
+        layer: str = "",
         flooding: Flooding = "step",
         parameters: Parameters | None = None,
         on_overflow: LayerOverflow = "warn",
@@ -132,7 +135,7 @@ class SplitLinear(nn.Module):
         super().__init__()
         config = RunConfig(
             protocol=protocol, batch_size=batch_size, learning_rate=learning_rate, server_optimizer=server_optimizer,
-            flooding=flooding, accept_leak=accept_leak,
+            flooding=flooding, accept_leak=accept_leak, layer=layer,
         )  # fmt: skip
         if config.traits.labels_at_server:
             raise ParameterError(f"in {protocol} the server has the labels and the loss: there is no layer to call")
@@ -158,6 +161,7 @@ class SplitLinear(nn.Module):
             learning_rate=learning_rate,
             server_optimizer=server_optimizer,
             weight_seed=weight_seed,
+            layer=layer,
         )
         _check_shape(terms)
         chosen = parameters if config.traits.encrypts else None

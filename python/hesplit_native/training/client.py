@@ -180,6 +180,7 @@ class Client:
             double_softmax=config.recipe == "paper",
             group=group,
             members=members,
+            layer=config.layer,
         )
 
     @property

@@ -88,7 +88,8 @@ class RunConfig:
     `Parameters.recommend`. `limit_batches` shortens every epoch.
     `accumulate` lets a `splitways` client send dJ/dW summed over so many batches, when they are over, instead of after each.
     `accept_leak` allows batches of `splitways` and `hesplit` from which the server recovers the activations; without it they are
-    refused, and an epoch's last batch is left out when it is that small.
+    refused, and an epoch's last batch is left out when it is that small. `layer` names the layer of the server's model (``serve
+    --train``) that training starts from; empty: one that is drawn under the seed.
     """
 
     protocol: ProtocolName = "splitways"
@@ -110,6 +111,7 @@ class RunConfig:
     checkpoint_every: int = 1000
     accumulate: int = 1
     accept_leak: bool = False
+    layer: str = ""
     defences: Defences = field(default_factory=Defences)
 
     def __post_init__(self) -> None:
@@ -146,6 +148,15 @@ class RunConfig:
             raise ParameterError("checkpoint_every must be a multiple of accumulate: no checkpoint holds half a sum")
         if self.traits.labels_at_server and self.defences.gradient_epsilon is not None:
             raise ParameterError(f"in {self.protocol} the server computes dJ/dy: the client has no gradient to noise")
+        if self.layer and (self.traits.client_holds_layer or self.model == "base"):
+            holder = (
+                "the client holds the layer"
+                if self.traits.client_holds_layer
+                else 'a network of model="base" has two layers'
+            )
+            raise ParameterError(
+                f"training starts from one layer that a server holds, and in {self.protocol} {holder}: leave `layer` out"
+            )
         if packing not in self.traits.packings:
             raise ParameterError(f'{self.protocol} weights need packing="{self.traits.packings[0]}"')
 

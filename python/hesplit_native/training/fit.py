@@ -137,7 +137,7 @@ def train(
     output
         Folder for ``metrics.json`` and ``log.csv``.
     more
-        Other fields of `RunConfig`: `flooding`, `accept_leak`, `server_optimizer`, `accumulate`, `checkpoint_every`,
+        Other fields of `RunConfig`: `layer`, `flooding`, `accept_leak`, `server_optimizer`, `accumulate`, `checkpoint_every`,
         `limit_batches`, `defences`, `packing`, `on_overflow`, `security`, `statistical_bits`.
 
     Returns
