@@ -6,6 +6,7 @@
 #   make fuzz         fuzzers of every entry that takes a peer's bytes, FUZZ_SECONDS each (CMake and Clang; docs/fuzzing.md)
 #   make load         a server under 64 clients, half of them mute, slow or greedy, for three minutes; with ATTACK=name all of
 #                     these do one thing, for ten (benchmarks/attacks.py)
+#   make docs         site/index.html: all of docs/, a course of examples, the reference of the API
 #   make wheel        dist/*.whl, which installs where there is no compiler (Linux: a manylinux wheel)
 #   make kill         a run whose client and server are killed fifty times ends as if undisturbed
 #   make tsan         what may be used from several threads, under ThreadSanitizer (CMake)
@@ -30,7 +31,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find cmake cpp p
 	-type f -not -name '*.so' -not -name '*.pyc')
 CPP_FILES = $(shell find cpp -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-avx2 lint format install fuzz load tsan kill wheel clean
+.PHONY: demo test test-avx2 lint format install docs fuzz load tsan kill wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways \
@@ -78,6 +79,11 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "hesplit_native needs Python >= 3.10; name one: make PYTHON=/path/to/python3")'
 	$(PYTHON) -m venv $(VENV)
 
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install -c $(CONSTRAINTS) '.[docs]'
+	$(BIN)/mkdocs build
+
 fuzz:
 	CC=$(CLANG) CXX=$(subst clang,clang++,$(CLANG)) cmake -S . -B build/fuzz -DHESPLIT_PYTHON=OFF -DHESPLIT_FUZZ=ON \
 		-DHESPLIT_SANITIZE=address,undefined
@@ -103,4 +109,4 @@ tsan:
 	build/tsan/cpp/threads
 
 clean:
-	rm -rf build dist $(VENV) $(DEMO_OUTPUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site $(VENV) $(DEMO_OUTPUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis

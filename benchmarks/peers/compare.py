@@ -79,8 +79,12 @@ def plot(results: dict[str, list[tuple[Layer, dict[str, float], int]]], path: Pa
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(4.2 * len(results), 3.4), layout="constrained", squeeze=False)
-    for axis, (name, found) in zip(axes[0], results.items(), strict=True):
+    # Below one another, so that a phone shows them as large as a book would.
+    bars = [len(found) for found in results.values()]
+    figure, axes = plt.subplots(
+        len(results), 1, figsize=(5.6, 0.3 * sum(bars) + 0.9 * len(bars)), height_ratios=bars, layout="constrained", squeeze=False
+    )  # fmt: skip
+    for axis, (name, found) in zip(axes[:, 0], results.items(), strict=True):
         names = [layer.name for layer, _, _ in found][::-1]
         values = [1e3 * sum(phases.values()) for _, phases, _ in found][::-1]
         colours = ["#c2410c" if label == Ours.name else "#64748b" for label in names]
@@ -90,8 +94,8 @@ def plot(results: dict[str, list[tuple[Layer, dict[str, float], int]]], path: Pa
         axis.set_xlabel("ms per step (log scale)", fontsize=8)
         axis.tick_params(labelsize=7)
         for index, value in enumerate(values):
-            axis.text(value, index, f" {value:.3g}", va="center", fontsize=7)
-        axis.margins(x=0.25)
+            axis.text(value, index, f" {value:,.0f}" if value >= 100 else f" {value:.3g}", va="center", fontsize=7)
+        axis.set_xlim(min(values) / 5, max(values) * 8)
     figure.savefig(path)
 
 
