@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hesplit_native import web_page
 from hesplit_native.files import SHARED, write_atomically
 from hesplit_native.plots import pyplot
 from hesplit_native.privacy.audit import Finding, Likeness, Row
@@ -180,39 +179,22 @@ def markdown(report: Report) -> str:
     return "\n".join(lines)
 
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1300px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:1em 0;font-size:13px}th,td{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right}
-th:first-child,td:first-child{text-align:left}th{background:#f4f4f4}strong{color:#b3261e}img{max-width:100%}"""
-
-
 def page(report: Report) -> str:
     """Tables and pictures."""
-    title = html.escape(report.title)
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"]
-    parts.append(f"<h1>{title}</h1><p>{html.escape(report.provenance)}</p>")
+    parts = [f"<p>{html.escape(report.provenance)}</p>"]
     parts += [f"<p><strong>{html.escape(note)}</strong></p>" for note in report.notes]
     for table in _tables(report):
-        parts.append(f"<h2>{html.escape(table.heading)}</h2><p>{html.escape(table.explanation)}</p><table><tr>")
-        parts += [f"<th>{html.escape(name)}</th>" for name in table.head]
-        parts.append("</tr>")
-        parts += ["<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row) + "</tr>" for row in table.rows]
-        parts.append("</table>")
-    for caption, picture in (
+        parts.append(f"<h2>{html.escape(table.heading)}</h2><p>{html.escape(table.explanation)}</p>")
+        parts.append(web_page.table(table.head, table.rows))
+    for caption, figure in (
         ("Signals (grey) and what the server rebuilds of them", _signals(report.rows)),
         ("A signal (top) and the channel of its activations that the server's estimate shows most like it", _channels(report.rows)),
         ("Noise: accuracy against leakage", _trade(report.rows)),
         ("Resemblance beside what was published", _likeness(report)),
     ):  # fmt: skip
-        if picture:
-            parts.append(f'<h2>{html.escape(caption)}</h2><img alt="{html.escape(caption)}" src="{picture}">')
-    return "".join(parts) + "</html>\n"
-
-
-def _png(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    pyplot().close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        if figure is not None:
+            parts.append(f"<h2>{html.escape(caption)}</h2>{web_page.picture(figure, caption)}")
+    return web_page.page(report.title, parts)
 
 
 def _plot(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
@@ -222,10 +204,10 @@ def _plot(rows: int, columns: int, width: float, height: float) -> tuple[Any, An
     return figure, axes
 
 
-def _signals(rows: list[Row]) -> str:
+def _signals(rows: list[Row]) -> Any:
     shown = [row for row in rows if "rebuilt" in row.examples]
     if not shown:
-        return ""
+        return None
     count = len(shown[0].examples["signals"])
     figure, axes = _plot(len(shown), count, 2.6, 1.3)
     for line, row in zip(axes, shown, strict=True):
@@ -234,15 +216,15 @@ def _signals(rows: list[Row]) -> str:
             axis.plot(rebuilt, color="#c2410c", linewidth=1)
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(row.setting.title, fontsize=7, rotation=0, ha="right")
-    return _png(figure)
+    return figure
 
 
-def _channels(rows: list[Row]) -> str:
+def _channels(rows: list[Row]) -> Any:
     from hesplit_native.privacy.attacks.inversion import closest_channel_correlation
 
     shown = [row for row in rows if "channels" in row.examples]
     if not shown:
-        return ""
+        return None
     figure, axes = _plot(2, len(shown), 1.9, 1.3)
     for column, row in enumerate(shown):
         signal, maps = row.examples["signals"][:1], row.examples["channels"][0]
@@ -255,10 +237,10 @@ def _channels(rows: list[Row]) -> str:
         axes[0][column].set_title(row.setting.title, fontsize=6)
         for axis in axes[:, column]:
             axis.set(xticks=[], yticks=[])
-    return _png(figure)
+    return figure
 
 
-def _trade(rows: list[Row]) -> str:
+def _trade(rows: list[Row]) -> Any:
     """Accuracy and leakage against epsilon, for noise on activations, gradients and labels."""
     kinds = {
         "activation_epsilon": ("noise on activations", "signals"),
@@ -275,7 +257,7 @@ def _trade(rows: list[Row]) -> str:
     }  # fmt: skip
     found = {name: items for name, items in found.items() if items}
     if not found:
-        return ""
+        return None
     figure, axes = _plot(1, len(found), 4.2, 3.4)
     for axis, (name, items) in zip(axes[0], found.items(), strict=True):
         title, column = kinds[name]
@@ -288,13 +270,13 @@ def _trade(rows: list[Row]) -> str:
         axis.set(xscale="log", title=title, xlabel="epsilon (dotted: accuracy without noise)", ylim=(-0.05, 1.05))
         axis.legend(frameon=False, fontsize=7)
         axis.grid(alpha=0.25)
-    return _png(figure)
+    return figure
 
 
-def _likeness(report: Report) -> str:
+def _likeness(report: Report) -> Any:
     tables = [items for items in (report.by_depth, report.by_epsilon) if items]
     if not tables:
-        return ""
+        return None
     figure, axes = _plot(1, len(tables), 5, 3.2)
     for axis, items in zip(axes[0], tables, strict=True):
         names = [item.setting.title for item in items]
@@ -307,7 +289,7 @@ def _likeness(report: Report) -> str:
         axis.tick_params(axis="x", labelrotation=30, labelsize=7)
         axis.legend(frameon=False, fontsize=7)
         axis.grid(alpha=0.25)
-    return _png(figure)
+    return figure
 
 
 def write(report: Report, folder: Path) -> list[Path]:

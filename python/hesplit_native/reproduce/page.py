@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from pathlib import Path
 from typing import Any
 
+from hesplit_native import web_page
 from hesplit_native.files import SHARED, write_atomically
 from hesplit_native.plots import pyplot
 from hesplit_native.reproduce.tables import Row
@@ -133,8 +132,8 @@ def markdown(title: str, rows: list[Row], results: Results, *, quick: bool) -> s
     return "\n".join(lines)
 
 
-def _curves(members: list[Row], results: Results) -> str:
-    """A PNG of accuracy by epoch, as a data address; empty when there is nothing to draw."""
+def _curves(section: str, members: list[Row], results: Results) -> str:
+    """A picture of accuracy by epoch; empty when there is nothing to draw."""
     plt = pyplot()
     from matplotlib.ticker import MaxNLocator
 
@@ -149,44 +148,23 @@ def _curves(members: list[Row], results: Results) -> str:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:1em 0;font-size:13px}th,td{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right}
-th:first-child,td:first-child{text-align:left}th{background:#f4f4f4}strong{color:#b3261e}img{max-width:100%}"""
+    return web_page.picture(figure, f"{section}: by epoch")
 
 
 def page(title: str, rows: list[Row], results: Results, *, quick: bool) -> str:
     """The whole table as one HTML page that needs no other file."""
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-    ]
-    parts.append(f"<h1>{html.escape(title)}</h1>")
+    parts = []
     for line in _summary(rows, results, quick):
         pieces = html.escape(line).split("**")
         parts.append("<p>" + "".join(f"<strong>{p}</strong>" if i % 2 else p for i, p in enumerate(pieces)) + "</p>")
     for section, members in _sections(rows).items():
-        parts.append(f"<h2>{html.escape(section)}</h2><table><tr>")
-        parts += [f"<th>{html.escape(name)}</th>" for name in _HEAD]
-        parts.append("</tr>")
-        for row in members:
-            parts.append(
-                "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row, results, quick)) + "</tr>"
-            )
-        parts.append("</table>")
+        parts.append(f"<h2>{html.escape(section)}</h2>")
+        parts.append(web_page.table(_HEAD, (_cells(row, results, quick) for row in members)))
         means = _means(members, results)
         if means:
-            parts.append("<table><tr>" + "".join(f"<th>{name}</th>" for name in _MEANS_HEAD) + "</tr>")
-            parts += ["<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>" for cells in means]
-            parts.append("</table>")
-        picture = _curves(members, results)
-        if picture:
-            parts.append(f'<img alt="{html.escape(section)}: by epoch" src="{picture}">')
-    return "".join(parts) + "</html>\n"
+            parts.append(web_page.table(_MEANS_HEAD, means))
+        parts.append(_curves(section, members, results))
+    return web_page.page(title, parts)
 
 
 def write(folder: Path, name: str, title: str, rows: list[Row], results: Results, *, quick: bool) -> list[Path]:
