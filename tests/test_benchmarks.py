@@ -42,6 +42,22 @@ def first(bench):
     return [values[0] for values in params]
 
 
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning"
+)  # peft and transformers of each other
+def test_lora_between_two_processes(suite, monkeypatch, capsys):
+    pytest.importorskip("peft")
+    monkeypatch.setattr(sys, "argv", ["lora", "--width", "16", "--blocks", "1", "--steps", "3", "--peer-rows", "0"])
+    suite("benchmarks.lora").main()
+    lines = capsys.readouterr().out.splitlines()
+    ours = next(line for line in lines if line.startswith("hesplit_native, float32 ")).split()
+    clear = next(line for line in lines if line.startswith("in the clear")).split()
+    assert float(ours[-1]) == pytest.approx(float(clear[-1]), abs=2e-4)
+    rate, up, down, client, server = map(float, ours[2:7])
+    assert min(up, down, client, server) > 0
+    assert rate == pytest.approx(128 / (client + server), rel=0.01)
+
+
 @pytest.mark.parametrize("area", [area for area in AREAS if area not in ("train_step", "memory")])
 def test_every_benchmark_of_an_area_runs(suite, monkeypatch, area):
     module = suite(f"benchmarks.bench_{area}")
