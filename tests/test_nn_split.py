@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import re
+import warnings
 from functools import partial
 
 import pytest
@@ -21,7 +22,7 @@ FEATURES, CLASSES, ROWS = 12, 3, 8
 SPLIT = ["plain", "splitways", "hesplit", "sealed"]
 EVERY = ["local", *SPLIT]
 #: Of one training step from the same state: float32 sums, the error bound, and noise that floods.
-BOUND = {"local": 1e-5, "plain": 1e-5, "splitways": 2e-3, "hesplit": 2e-3, "sealed": 2e-3}
+BOUND = {"local": 1e-5, "plain": 1e-5, "splitways": 1e-2, "hesplit": 1e-2, "sealed": 1e-2}
 FLOODED = 6e-2
 
 
@@ -236,6 +237,7 @@ def test_state_dicts_resume(protocol, optimizer, tmp_path):
     resumed = fresh()
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert resumed[2].steps == 3
+    assert resumed[2].releases == 3 * {"splitways": 1, "hesplit": 2}.get(protocol, 0)
     rest = steps(resumed, 3, first=3)
     if protocol in ("local", "plain"):
         assert rest == expected[3:]
@@ -397,3 +399,23 @@ def test_the_only_layer_of_a_network_learns_and_its_optimiser_has_something_to_h
         optimizer.step()
     assert not torch.equal(layer.linear().weight, before)
     assert layer.anchor.grad is None
+
+
+@pytest.mark.parametrize("protocol", ["plain", "splitways", "sealed"])
+def test_compiled_networks_inference_mode_and_autocast(protocol):
+    layer = layer_of(protocol)
+    plain = SplitLinear(FEATURES, CLASSES, "local").linear()
+    x, _ = batch()
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), plain(x), atol=2e-2, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype is torch.bfloat16
+    y.float().mean().backward()
+    compiled = torch.compile(nn.Sequential(nn.ReLU(), layer), backend="eager")
+    compiled(x).mean().backward()
+    assert layer.steps == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(hn.ParameterError, match="cannot be exported or traced"):
+            torch.jit.trace(layer, (x,))

@@ -19,7 +19,7 @@ from hesplit_native.data import synthetic_ecg
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import initial_linear
-from hesplit_native.training import CsvLog, Defences, TensorBoardLog, metrics, run
+from hesplit_native.training import CsvLog, Defences, StopTraining, TensorBoardLog, metrics, run
 from hesplit_native.training.client import weight_seed
 from hesplit_native.transport import ClientInfo, GrpcServer, InProcessChannel
 
@@ -216,6 +216,11 @@ def test_data_in_every_form_are_the_same_data(form):
     assert torch.equal(network[0].weight, again[0].weight)
 
 
+def test_loaders_that_drop_the_last_batch():
+    loader = DataLoader(Rows(*pictures()), batch_size=BATCH, drop_last=True)
+    assert train(cnn(), loader, batch_size=None).batches == 2 * (ROWS // BATCH)
+
+
 def test_a_data_set_of_the_package_with_its_test_rows():
     data = synthetic_ecg(train=120, test=40)
     result = train(nn.Sequential(nn.Conv1d(1, 4, 7, stride=4), nn.ReLU()), data, validation=0.25)
@@ -329,6 +334,33 @@ class StopAt:
         pass
 
     on_evaluate = on_epoch = on_start
+
+
+class StopsAfter:
+    def __init__(self, batch):
+        self.batch = batch
+
+    def on_batch(self, epoch, batch, loss, accuracy):
+        if epoch == 2 and batch == self.batch:
+            raise StopTraining
+
+    def on_start(self, *_):
+        pass
+
+    on_evaluate = on_epoch = on_start
+
+
+@pytest.mark.parametrize("protocol", ["plain", "splitways"])
+def test_an_observer_may_end_a_run_and_the_best_is_kept(protocol, monkeypatch):
+    monkeypatch.setattr(run, "_REPORT_SECONDS", 0.0)
+    held_out = pictures(40, 9)
+    network = cnn()
+    result = train(
+        network, misleading(), validation=held_out, observers=[StopsAfter(3)], epochs=4, protocol=protocol, flooding="off"
+    )  # fmt: skip
+    assert (result.epochs, result.best_epoch, result.batches) == (1, 1, 5 + 3)
+    assert result.server_seconds_by_phase  # the session was ended
+    assert validation_of(network, result, *held_out) == pytest.approx(result.validation["loss"], abs=5e-3)
 
 
 @pytest.mark.parametrize("at", [(1, 3), (2, 1), (3, 5)])
@@ -515,6 +547,7 @@ def spoilt(value, at):
     ("data", "match"),
     [
         (lambda: changed(x=spoilt(np.nan, (7, 0, 1, 2))), r"1 of 90 rows hold .* not finite, the first nan in row 7, at \[0, 1, 2\]"),
+        (lambda: DataLoader(Rows(*pictures()), batch_size=None), "batch_sampler, or none, is not followed"),
         (lambda: changed(x=lambda x: x[:-1]), "x has 89 rows and y 90"),
         (lambda: changed(x=lambda x: x[:0], y=lambda y: y[:0]), "is empty"),
         (lambda: changed(x=lambda x: x.astype(str)), "expected numbers, got"),

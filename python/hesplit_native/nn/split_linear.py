@@ -108,7 +108,8 @@ class SplitLinear(nn.Module):
     RangeError
         For NaN or infinity, in x or in the gradient; nothing is sent.
     ConnectionLost, ProtocolError
-        The server went away, ended the session, or the session is over.
+        The server went away, ended the session, or the session is over. A server that was restarted says which steps it has:
+        `load_state_dict` of one of them goes on from there.
     """
 
     def __init__(
@@ -149,6 +150,8 @@ class SplitLinear(nn.Module):
         self.batch_size, self.accept_leak, self.on_overflow = batch_size, accept_leak, on_overflow
         self.steps = 0
         """Training steps so far."""
+        self.releases = 0
+        """Values computed from decryptions that were sent so far: the gradient of every training pass, in `hesplit` two."""
         self.anchor = nn.Parameter(torch.empty(0))
         self._rate = learning_rate
         terms = Terms(
@@ -188,8 +191,7 @@ class SplitLinear(nn.Module):
         self._encryption: Encryption | None = None
         self._half: RemoteLayer | None = None
         self._closed = False
-        self._before = (0, 0)  # rows clipped and steps released in earlier sessions
-        self._began = 0  # steps when this session began
+        self._clipped_before = 0  # in earlier sessions
 
     # The session
 
@@ -203,6 +205,7 @@ class SplitLinear(nn.Module):
             self._server = Server(checkpoints=self._checkpoints)
             self._opener = opener(self._server, client_id=_IN_PROCESS)
 
+    @torch.inference_mode(False)  # a trainer's first pass may be a validation, and weights are made to be trained
     def _begin(self, resume: tuple[str, int] | None) -> None:
         if self._closed:
             raise ProtocolError("this layer's session was ended by close(); make another layer")
@@ -216,7 +219,6 @@ class SplitLinear(nn.Module):
                 reconnection=reconnection,
             )  # fmt: skip
         self._half = cast(RemoteLayer, halves.client(self._setup, self._session, self._encryption))
-        self._began = self.steps
         if self._rate != self._setup.terms.learning_rate:
             self.learning_rate = self._rate
 
@@ -253,12 +255,7 @@ class SplitLinear(nn.Module):
     @property
     def clipped(self) -> int:
         """Rows that were beyond the agreed ranges so far."""
-        return self._before[0] + (self._encryption.clipped if self._encryption is not None else 0)
-
-    @property
-    def _released(self) -> int:
-        """Training steps whose decryptions were released, in all sessions."""
-        return self._before[1] + self.steps - self._began
+        return self._clipped_before + (self._encryption.clipped if self._encryption is not None else 0)
 
     @property
     def learning_rate(self) -> float:
@@ -353,7 +350,7 @@ class SplitLinear(nn.Module):
         """What `state_dict` holds of this layer (see above), uint8 [n]."""
         values: dict[str, Any] = {
             "format": _FORMAT, "terms": json.loads(self._setup.terms.to_json()), "steps": self.steps, "clipped": self.clipped,
-            "released": self._released, "rate": self._rate, "run": "",
+            "releases": self.releases, "rate": self._rate, "run": "",
         }  # fmt: skip
         tensors: dict[str, Tensor] = {}
         if self._setup.layer is not None:
@@ -386,7 +383,7 @@ class SplitLinear(nn.Module):
         elif values["run"] or self._session is not None:
             self._leave()
         self.steps, self._order = values["steps"], Order()
-        self._before, self._began = (values["clipped"], values["released"]), values["steps"]
+        self._clipped_before, self.releases = values["clipped"], values["releases"]
         if self._encryption is not None:
             self._encryption.clipped = 0
         self._rate = values["rate"]
@@ -427,6 +424,7 @@ class _Counted:
     def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
         result = self._half.backward(x, gradient)
         self._layer.steps += 1
+        self._layer.releases += PROTOCOLS[self._layer.protocol].releases
         return result
 
 
@@ -464,9 +462,9 @@ def _unpacked(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         damaged(error)
     if not isinstance(values, dict) or values.get("format") != _FORMAT or not isinstance(values.get("terms"), dict):
         damaged("its values are not there")
-    for name, kind in (("steps", int), ("clipped", int), ("released", int), ("run", str), ("rate", float)):
+    for name, kind in (("steps", int), ("clipped", int), ("releases", int), ("run", str), ("rate", float)):
         if type(values.get(name)) is not kind:
             damaged(f"expected {name} as {kind.__name__}")
-    if not 0 < values["rate"] <= 1e3 or min(values["steps"], values["clipped"], values["released"]) < 0:
+    if not 0 < values["rate"] <= 1e3 or min(values["steps"], values["clipped"], values["releases"]) < 0:
         damaged("its values are out of range")
     return tensors, values

@@ -11,7 +11,7 @@ import json
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -57,6 +57,9 @@ class _Opening:
     costs: SessionCosts
     run: str = ""
     checkpoint: int = 0
+    seconds: dict[str, float] = field(
+        default_factory=dict
+    )  # of the session that it goes on from, where that is still here
 
 
 @dataclass(eq=False)
@@ -202,7 +205,7 @@ class Server:
             if length > costs.opening:
                 raise WireError(f"a handshake of {length} bytes; under these terms none is longer than {costs.opening}")
             if opening.run:
-                self._sessions.forget_run(opening.run, connection.client.id)
+                opening.seconds = self._sessions.forget_run(opening.run, connection.client.id)
             self._sessions.resize(connection.hold, costs.held + costs.checkpoints + 2 * length)
         elif request.type in (MessageType.LAYERS, MessageType.HINT, MessageType.PRODUCT):
             raise ProtocolError(
@@ -340,7 +343,7 @@ class Server:
             if session.layer is not None:
                 session.layer.load(tensors)
                 session.layer.version += 1
-        session.steps = step
+        session.steps, session.seconds = step, opening.seconds
         return session
 
     def _resume(self, connection: _Connection, body: memoryview) -> bytes:

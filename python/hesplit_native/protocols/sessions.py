@@ -202,11 +202,15 @@ class Sessions:
         with self._lock:
             self._forget(session)
 
-    def forget_run(self, run: str, client: str) -> None:
-        """Let go of a client's sessions of a run, because it goes on from a checkpoint."""
+    def forget_run(self, run: str, client: str) -> dict[str, float]:
+        """Let go of a client's sessions of a run, because it goes on from a checkpoint; the seconds that they took, by phase."""
+        seconds: dict[str, float] = {}
         with self._lock:
             for session in [s for s in self.by_nonce.values() if s.run == run and s.client == client]:
                 self._forget(session)
+                for phase, spent in session.seconds.items():
+                    seconds[phase] = seconds.get(phase, 0.0) + spent
+        return seconds
 
     def end(self, session: SessionState) -> None:
         """Let go of a session that has come to its end, and of its checkpoints in memory; its last reply can be repeated."""

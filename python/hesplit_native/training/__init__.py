@@ -8,7 +8,7 @@ from hesplit_native.training.config import Defences, RunConfig
 
 if TYPE_CHECKING:
     from hesplit_native.training.observers import CsvLog, TensorBoardLog
-    from hesplit_native.training.result import EpochRecord, Observer, RunResult
+    from hesplit_native.training.result import EpochRecord, Observer, RunResult, StopTraining
     from hesplit_native.training.run import train, train_together
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Observer",
     "RunConfig",
     "RunResult",
+    "StopTraining",
     "TensorBoardLog",
     "train",
     "train_together",
@@ -29,6 +30,7 @@ _WITH_TORCH = {
     "EpochRecord": "result",
     "Observer": "result",
     "RunResult": "result",
+    "StopTraining": "result",
     "train": "run",
     "train_together": "run",
 }

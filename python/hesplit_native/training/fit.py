@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from hesplit_native.choices import ProtocolName
 from hesplit_native.data.dataset import Dataset
@@ -92,10 +93,11 @@ def train(
         Any module that takes a batch of x and gives [n, ...]; on `device`.
     data
         ``(x, y)``, arrays or tensors [n, ...] of equal length, x possibly a tuple or dict of several; a map-style data set of such
-        pairs or of dicts with ``labels``; a `DataLoader` of one, whose batch size, collate_fn and workers are used and whose order
-        is not; or a `data.Dataset`, whose test rows become `test`. float64 becomes float32, any integers int64.
+        pairs or of dicts with ``labels``; a `DataLoader` of one, whose batch size, collate_fn, workers and drop_last are used and
+        whose order is not; or a `data.Dataset`, whose test rows become `test`. float64 becomes float32, any integers int64.
     outputs
-        Of the server's layer; None: the number of classes (the largest label and one), of columns of y, or 1.
+        Of the server's layer; None: the number of classes (the largest label and one), of columns of y, or 1. A data set that is not
+        in memory is read once to find out.
     loss
         Of the outputs [n, outputs] and labels, the mean over rows; None: cross-entropy for classes, int [n]; binary
         cross-entropy with logits for labels 0 and 1, [n, outputs]; squared error for other floats, [n] (as [n, 1]) or [n, outputs].
@@ -131,7 +133,8 @@ def train(
     checkpoints, resume
         As in `training.train`. What data sets draw at random is the same after a resume where torch draws it in this process.
     observers
-        Told of batches and epochs (`training.Observer`), like `training.CsvLog` and `training.TensorBoardLog`.
+        Told of batches and epochs (`training.Observer`), like `training.CsvLog` and `training.TensorBoardLog`. One that raises
+        `training.StopTraining` ends the run as after its last epoch.
     progress
         Show a bar, or a line for every epoch where there is no terminal, and a table in the end.
     output
@@ -155,6 +158,8 @@ def train(
     """
     found = _data(data, validation, test, outputs=outputs, own_loss=loss is not None, seed=seed, names=classes)
     rows = batch_size or found.batch_size or _BATCH
+    if isinstance(data, DataLoader) and data.drop_last and len(found.train) > rows:
+        more = {"limit_batches": len(found.train) // rows} | more
     config = _config(more, protocol=protocol, batch_size=rows, epochs=epochs, learning_rate=learning_rate, seed=seed)
     task = _task(network, found, config, loss, _device(device), metrics=metrics)
     task = replace(

@@ -113,6 +113,10 @@ def _of_loader(loader: DataLoader[Any], name: str) -> tuple[Examples, int | None
         raise DataError(
             f"{name}: a DataLoader of an iterable data set has no rows that a run could resume at; give a map-style one"
         )
+    if loader.batch_size is None:
+        raise DataError(
+            f"{name}: a DataLoader that makes its batches by batch_sampler, or none, is not followed; give its data set"
+        )
     if type(loader.sampler) not in (RandomSampler, SequentialSampler):
         raise DataError(
             f"{name}: the order of rows is the run's, by its seed, so that it can be resumed: a "

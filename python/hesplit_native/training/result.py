@@ -96,14 +96,21 @@ class RunResult:
         return self.config.flooding if self.config.releases else "not needed"
 
 
+class StopTraining(Exception):
+    """What an observer raises to end a run, which then ends as after its last epoch."""
+
+
 class Observer(Protocol):
-    """What a progress display implements."""
+    """What watches a run: a progress display, a log, or anything that shall happen on the way.
+
+    It may raise `StopTraining`. Errors of this package, OSError and KeyboardInterrupt end the run before its time.
+    """
 
     def on_start(self, batches_per_epoch: int, epochs: int) -> None:
         """Before the first batch."""
 
     def on_batch(self, epoch: int, batch: int, loss: float, accuracy: float) -> None:
-        """From time to time: the number of batches done in this epoch, running mean loss and accuracy."""
+        """From time to time: the batches done in this epoch, running mean loss and accuracy (NaN where there is none)."""
 
     def on_evaluate(self, epoch: int) -> None:
         """Before the test set is evaluated."""

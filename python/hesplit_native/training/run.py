@@ -10,6 +10,7 @@ would between machines.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 from collections.abc import Callable, Generator
@@ -41,7 +42,7 @@ from hesplit_native.training.draws import Draws
 from hesplit_native.training.evaluation import evaluate
 from hesplit_native.training.models import Architecture
 from hesplit_native.training.recipes import paper_task
-from hesplit_native.training.result import EpochRecord, Observer, RunResult
+from hesplit_native.training.result import EpochRecord, Observer, RunResult, StopTraining
 from hesplit_native.training.task import Examples, Task
 from hesplit_native.transport.channel import Channel, ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
@@ -110,7 +111,8 @@ def run_through(run: Run, observer: Observer | None, *, resume: bool) -> RunResu
     run.begin(resume=resume)
     interrupted = None
     try:
-        _all_epochs(run, observer)
+        with contextlib.suppress(StopTraining):
+            _all_epochs(run, observer)
         run.finish()
     except (HESplitError, OSError) as error:
         interrupted = str(error)
