@@ -52,7 +52,8 @@ def gpt2(width: int, blocks: int) -> Any:
 
     torch.manual_seed(0)
     shape = GPT2Config(
-        n_layer=blocks, n_embd=width, n_head=max(1, width // 64), n_positions=LENGTH, vocab_size=256, bos_token_id=None, eos_token_id=None
+        n_layer=blocks, n_embd=width, n_head=max(1, width // 64), n_positions=LENGTH, vocab_size=256,
+        bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     return GPT2LMHeadModel(shape)
 
