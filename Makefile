@@ -90,7 +90,7 @@ fuzz:
 	cmake --build build/fuzz --target fuzzers
 	$(PYTHON) cpp/fuzz/campaign.py build/fuzz/cpp/fuzz --seconds $(FUZZ_SECONDS)
 
-load: $(VENV)/installed
+load: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.load $(if $(ATTACK),--attack $(ATTACK) --clients 16 --seconds 600)
 
 kill: $(VENV)/installed-test

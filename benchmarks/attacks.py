@@ -155,22 +155,15 @@ def pairs(open: Open) -> None:
 def garbage(open: Open) -> None:
     """Bytes that are no messages, and messages that are nearly right, before and within a session."""
     hello = messages.pack(MessageType.HELLO, 0, NO_SESSION, messages.text(terms().to_json()))
-    for message in (random.randbytes(random.randrange(1, 5000)), _mutated(hello), _mutated(hello)):
+    for message in (random.randbytes(random.randrange(1, 5000)), damaged(hello), damaged(hello)):
         channel = open()
         channel.send(message)
         channel.receive()
     channel = open()
     session = Session(channel, terms(), b"", Phases())
     kind = random.choice(list(MessageType))
-    channel.send(_mutated(messages.pack(kind, 1, session.nonce, matrix(ROWS, FEATURES))))
+    channel.send(damaged(messages.pack(kind, 1, session.nonce, matrix(ROWS, FEATURES))))
     channel.receive()
-
-
-def _mutated(message: bytes) -> bytes:
-    changed = bytearray(message)
-    for _ in range(random.randrange(1, 4)):
-        changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
-    return bytes(changed[: random.randrange(1, len(changed) + 1)] if random.random() < 0.3 else changed)
 
 
 def secret(open: Open) -> None:

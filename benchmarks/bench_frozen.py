@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 import hesplit_native as hn
-from hesplit_native.layer.frozen import FrozenClient, FrozenServer
+from benchmarks.frozen import Layer
 
 # (rows, in_features, out_features)
 SHAPES = [(1, 768, 768), (16, 768, 768), (128, 768, 768)]
@@ -19,35 +18,26 @@ class Frozen:
     def setup(self, precision, shape):
         torch.set_num_threads(1)
         hn.set_num_threads(1)
-        rows, features, outputs = shape
-        generator = np.random.default_rng(0)
-        weight = generator.normal(size=(outputs, features)).astype(np.float32)
-        self.x = generator.normal(size=(rows, features)).astype(np.float32)
-        self.server = FrozenServer(weight, precision=precision)
-        self.client = FrozenClient(features, outputs, precision=precision)
-        self.hint = self.server.hint()
-        self.client.load_hint(self.hint)
-        self.request, self.secret = self.client.encrypt(self.x)
-        self.reply = self.server.multiply(self.request)
-        self.clear = torch.from_numpy(self.x), torch.from_numpy(weight)
+        self.layer = Layer(*shape, precision)
+        self.encrypt, self.multiply, self.decrypt, self.in_the_clear = self.layer.parts()
 
     def time_encrypt(self, precision, shape):
-        self.client.encrypt(self.x)
+        self.encrypt()
 
     def time_multiply(self, precision, shape):
-        self.server.multiply(self.request)
+        self.multiply()
 
     def time_decrypt(self, precision, shape):
-        self.client.decrypt(self.reply, self.secret)
+        self.decrypt()
 
     def time_torch(self, precision, shape):
-        torch.nn.functional.linear(*self.clear)
+        self.in_the_clear()
 
     def track_bytes(self, precision, shape):
-        return len(self.request) + len(self.reply)
+        return len(self.layer.request) + len(self.layer.reply)
 
     def track_hint_bytes(self, precision, shape):
-        return len(self.hint)
+        return self.layer.server.hint_bytes
 
 
 Frozen.track_bytes.unit = Frozen.track_hint_bytes.unit = "bytes"

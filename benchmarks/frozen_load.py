@@ -9,8 +9,6 @@ this process, on the same cores. Every product is checked against float64. Ends 
 from __future__ import annotations
 
 import argparse
-import re
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,8 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 import hesplit_native as hn
-
-COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()", "serve", "--port", "0"]
+from benchmarks.server_process import memory, server_process
 
 
 def load(address: str, weight: np.ndarray, clients: int, rows: int, seconds: float) -> tuple[float, list[str]]:
@@ -64,12 +61,6 @@ def load(address: str, weight: np.ndarray, clients: int, rows: int, seconds: flo
     return done / elapsed, failures
 
 
-def memory(process: int) -> float:
-    """MiB that a process has at present."""
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text(encoding="utf-8"))
-    return int(found.group(1)) / 1024 if found else float("nan")
-
-
 def main() -> int:
     """Run every combination."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,28 +75,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         save_file({"layer.weight": weight}, path)
-        server = subprocess.Popen(
-            [*COMMAND, "--model", str(path), "--max-clients", "256"], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert server.stdout is not None
-            port = next(
-                found.group(1) for line in server.stdout if (found := re.search(r"listening on .*:(\d+)", line))
-            )
-            threading.Thread(target=server.stdout.read, daemon=True).start()
+        with server_process("--model", str(path), "--max-clients", "256") as (address, process, faults):
             print("| rows | clients | requests/s | rows/s | memory of the server, MiB |")
             print("|---:|---:|---:|---:|---:|")
             for rows in map(int, options.rows.split(",")):
                 for clients in map(int, options.clients.split(",")):
-                    rate, wrong = load(f"127.0.0.1:{port}", weight.double().numpy(), clients, rows, options.seconds)
+                    rate, wrong = load(address, weight.double().numpy(), clients, rows, options.seconds)
                     failures += wrong
-                    print(
-                        f"| {rows} | {clients} | {rate:.0f} | {rate * rows:.0f} | {memory(server.pid):.0f} |",
-                        flush=True,
-                    )
-        finally:
-            server.kill()
-            server.communicate()
+                    print(f"| {rows} | {clients} | {rate:.0f} | {rate * rows:.0f} | {memory(process)} |", flush=True)
+    failures += faults
     for failure in failures:
         print(failure, file=sys.stderr)
     return bool(failures)

@@ -15,19 +15,16 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import re
-import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
 from time import monotonic, sleep
 
 import numpy as np
 
 from benchmarks.attacks import ATTACKS, FEATURES, OUTPUTS, ROWS, matrix, terms
+from benchmarks.server_process import Serving, largest_memory, server_process
 from hesplit_native.errors import HESplitError
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.phases import Phases
@@ -36,10 +33,6 @@ from hesplit_native.transport.grpc import GrpcChannel, connect
 
 BUDGET = 1024  # MiB; an honest client takes 16
 PAUSE = 0.2  # seconds between two steps of an honest client
-FAULTS = re.compile(
-    r"internal error|Traceback|Exception ignored|\w+(Error|Exception): "
-)  # of the server, not of a client
-COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()", "serve", "--port", "0"]
 
 
 class Load:
@@ -114,37 +107,11 @@ def percentile(latencies: list[float]) -> float:
     return float(np.percentile(latencies, 99)) if latencies else float("inf")
 
 
-def resident(pid: int) -> int:
-    """Largest memory of a process so far, in MiB."""
-    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    found = re.search(r"VmHWM:\s+(\d+) kB", text)
-    assert found is not None
-    return int(found[1]) // 1024
-
-
-@contextmanager
-def serving(clients: int = 16) -> Iterator[tuple[str, int, list[str]]]:
-    """A server for so many connections in a process of its own: its address, the process, and its faults, all when it has ended."""
+def serving(clients: int = 16) -> AbstractContextManager[Serving]:
+    """A server that trains, for so many connections."""
     os.environ["GRPC_VERBOSITY"] = "NONE"  # connections that end are what this is about
     limits = {"--max-clients": clients, "--memory": BUDGET, "--memory-per-client": BUDGET // 8}
-    options = [text for name, value in limits.items() for text in (name, str(value))]
-    with subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
-        try:
-            assert server.stdout is not None
-            said = ""
-            while (found := re.search(r"listening on \S+:(\d+) ", said)) is None:
-                line = server.stdout.readline()
-                assert line, f"the server ended before it listened: {said}"
-                said += line
-            lines = server.stdout
-            faults: list[str] = []
-            reader = threading.Thread(target=lambda: faults.extend(filter(FAULTS.search, lines)), daemon=True)
-            reader.start()
-            yield f"127.0.0.1:{found[1]}", server.pid, faults
-        finally:
-            server.terminate()
-            server.wait(30)
-        reader.join(30)
+    return server_process(*(text for name, value in limits.items() for text in (name, str(value))))
 
 
 def main() -> int:
@@ -159,13 +126,13 @@ def main() -> int:
         others = [kinds[index % len(kinds)] for index in range(chosen.clients - count)]
         with multiprocessing.get_context("spawn").Pool(1) as process:
             alone, failures = process.apply(honest_clients, (address, min(60.0, chosen.seconds / 3), count))
-            before = resident(pid)
+            before = largest_memory(pid)
             load = Load(address, chosen.seconds)
             among = process.apply_async(honest_clients, (address, chosen.seconds, count))
             load.run(others)
             mixed, more = among.get(120)
             failures += more
-        after = resident(pid)
+        after = largest_memory(pid)
     ratio = percentile(mixed) / percentile(alone)
     print(f"honest alone      {len(alone):7} steps, 99th percentile {1e3 * percentile(alone):.1f} ms")
     print(

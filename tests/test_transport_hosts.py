@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hesplit_native.errors import ParameterError
-from hesplit_native.transport.grpc import parse_address
+from hesplit_native.transport.grpc import join_address, parse_address
 from hesplit_native.transport.hosts import certificate_host, normal_host
 
 
@@ -98,3 +98,8 @@ def test_addresses_are_spelled_alike(text, address):
 def test_a_url_is_no_address():
     with pytest.raises(ParameterError, match="without scheme"):
         parse_address("https://server.example:7000")
+
+
+@pytest.mark.parametrize("address", ["server.example:7000", "192.0.2.7:1", "[2001:db8::1]:65535"])
+def test_addresses_are_joined_as_they_are_parsed(address):
+    assert join_address(*parse_address(address)) == address

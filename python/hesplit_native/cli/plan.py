@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from hesplit_native.layer.planner import Plan
 
-_FROZEN_ROWS = 2048  # of one request at most
 _FROZEN_WEIGHTS = 1 << 24  # beyond this it takes more than some seconds to prepare the layer
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -82,7 +81,9 @@ def plan_command(
         f"Parameters.from_bytes(bytes.fromhex({best.parameters.to_bytes().hex()!r}))", highlight=False, soft_wrap=True
     )
     if in_features * out_features <= _FROZEN_WEIGHTS:
-        _print_frozen(console, in_features, out_features, min(batch_size, _FROZEN_ROWS), speed)
+        from hesplit_native.layer.frozen import MAX_ROWS
+
+        _print_frozen(console, in_features, out_features, min(batch_size, MAX_ROWS), speed)
 
 
 def _print_frozen(console: Console, in_features: int, out_features: int, rows: int, link: float) -> None:

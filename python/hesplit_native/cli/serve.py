@@ -15,6 +15,7 @@ from hesplit_native.cli.options import set_threads
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hesplit_native.protocols.budget import Budget
     from hesplit_native.protocols.metrics import Metrics
     from hesplit_native.protocols.serving import ModelServer
 
@@ -163,7 +164,7 @@ def _serve_training(
     from hesplit_native.layer.weights import weights_of
     from hesplit_native.protocols.budget import default_memory, mebibytes
     from hesplit_native.protocols.server import Server, prepare
-    from hesplit_native.transport import GrpcServer, Limits, ServerTls
+    from hesplit_native.transport import GrpcServer, Limits, ServerTls, join_address
 
     certificates = ServerTls.load(tls) if tls is not None else None
     for folder in (output, checkpoints):
@@ -183,7 +184,7 @@ def _serve_training(
     )
     prepare()
     transport = GrpcServer(
-        f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        join_address(host, port),
         server.converse,
         tls=certificates,
         insecure=insecure,
@@ -193,8 +194,7 @@ def _serve_training(
     if counters is not None:
         counters.show("hesplit_sessions", "Sessions that go on.", lambda: len(server.sessions))
         counters.show("hesplit_sessions_ended", "Sessions that came to their end.", lambda: server.ended)
-        counters.show("hesplit_memory_held_bytes", "Memory that clients take.", lambda: server.budget.held)
-        counters.show("hesplit_memory_limit_bytes", "What they may take.", lambda: server.budget.total)
+        _show_budget(counters, server.budget)
     with transport as bound:
         for layer in start:
             outputs, inputs = layer.weight.shape
@@ -261,17 +261,24 @@ def _say_where(console: Console, host: str, port: int, *, secure: bool) -> None:
 
 def _show_memory(counters: Metrics, server: ModelServer) -> None:
     service = server.service
-    counters.show("hesplit_memory_held_bytes", "Memory that clients take.", lambda: service.budget.held)
-    counters.show("hesplit_memory_limit_bytes", "What they may take.", lambda: service.budget.total)
+    _show_budget(counters, service.budget)
     counters.show("hesplit_hint_memory_bytes", "Hints that are kept.", lambda: service.hints.held)
     counters.show("hesplit_model_memory_bytes", "The prepared matrices.", lambda: service.resident_bytes)
+
+
+def _show_budget(counters: Metrics, budget: Budget) -> None:
+    counters.show("hesplit_memory_held_bytes", "Memory that clients take.", lambda: budget.held)
+    counters.show("hesplit_memory_limit_bytes", "What they may take.", lambda: budget.total)
 
 
 def _wait_forever() -> None:
     from time import sleep
 
+    from hesplit_native.protocols.budget import give_back_memory
+
     while True:
-        sleep(3600)
+        sleep(_TIDY_SECONDS)
+        give_back_memory()
 
 
 def _mebibytes(value: float | None) -> int | None:

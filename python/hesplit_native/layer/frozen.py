@@ -82,7 +82,7 @@ class FrozenServer:
         precision: Precision = "float32",
         epoch: str = "",
     ) -> None:
-        matrix = _matrix(weight, "weight").astype(np.float64)
+        matrix = _matrix(weight, "weight").astype(np.float64, copy=False)
         self.out_features, self.in_features = matrix.shape
         self.has_bias = bias is not None
         if bias is not None:

@@ -224,18 +224,17 @@ class Connection:
             matrix = self._matrices.get((layer, direction))
             if matrix is None:
                 matrix = self._matrices[layer, direction] = _Matrix(_client(self.describe(layer), direction))
+            self._matrices.move_to_end((layer, direction))
         if not matrix.client.has_hint:
             with matrix.lock:
                 if not matrix.client.has_hint:  # or another thread has fetched it
                     matrix.client.load_hint(self._fetch_hint(matrix.client, layer, direction))
-        self._forget_hints((layer, direction))
+                    self._forget_hints()
         return matrix
 
-    def _forget_hints(self, used: tuple[str, Direction]) -> None:
+    def _forget_hints(self) -> None:
         """Let go of hints that were not used for longest, as far as all of them take too much."""
         with self._lock:
-            if used in self._matrices:
-                self._matrices.move_to_end(used)
             held = sum(matrix.client.resident_bytes for matrix in self._matrices.values())
             while held > self._hint_memory and len(self._matrices) > 1:
                 _, oldest = self._matrices.popitem(last=False)

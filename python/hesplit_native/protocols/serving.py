@@ -15,7 +15,7 @@ from hesplit_native.layer.weights import Weights, weights_of
 from hesplit_native.protocols.budget import default_memory, mebibytes
 from hesplit_native.protocols.frozen import Answered, FrozenLayer, FrozenService
 from hesplit_native.protocols.frozen_messages import Description
-from hesplit_native.transport import ClientInfo, GrpcServer, Limits, ServerTls
+from hesplit_native.transport import ClientInfo, GrpcServer, Limits, ServerTls, join_address
 from hesplit_native.transport.in_process import Conversation
 
 Source = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
@@ -37,7 +37,7 @@ class ModelServer:
     @property
     def address(self) -> str:
         """What `connect` takes, on this machine or wherever `host` is known."""
-        return f"{_bracketed(self._host)}:{self.port}"
+        return join_address(self._host, self.port)
 
     @property
     def layers(self) -> Mapping[str, Description]:
@@ -129,7 +129,7 @@ def serve(
         prepared, memory=memory, memory_per_client=memory_per_client, on_event=on_event, on_request=on_request
     )
     transport = GrpcServer(
-        f"{_bracketed(host)}:{port}",
+        join_address(host, port),
         service.converse,
         tls=certificates,
         insecure=insecure,
@@ -178,7 +178,3 @@ def _prepare(weights: Weights, precision: Precision, epoch: str, backward: bool)
         FrozenServer(weights.weight, weights.bias, precision=precision, epoch=epoch),
         FrozenServer(weights.weight.T, precision=precision, epoch=epoch) if backward else None,
     )
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hesplit_native.transport.authority import make_authority, make_client, make_server
 from hesplit_native.transport.certificates import ClientTls, ServerTls
 from hesplit_native.transport.channel import Channel, ClientInfo
-from hesplit_native.transport.grpc import GrpcChannel, GrpcServer, Limits, connect
+from hesplit_native.transport.grpc import GrpcChannel, GrpcServer, Limits, connect, join_address
 from hesplit_native.transport.in_process import InProcessChannel
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Limits",
     "ServerTls",
     "connect",
+    "join_address",
     "make_authority",
     "make_client",
     "make_server",

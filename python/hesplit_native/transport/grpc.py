@@ -71,6 +71,11 @@ def parse_address(address: str) -> tuple[str, int]:
     return normal_host(host), int(port)
 
 
+def join_address(host: str, port: int) -> str:
+    """The inverse of `parse_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -204,7 +209,7 @@ def connect(
     host, port = parse_address(address)
     check_client_id(client_id)
     _check_security(host, tls, insecure)
-    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    target = join_address(host, port)
     if tls is None:
         channel = grpc.insecure_channel(target, options=_options(max_message, max_message))
     else:
@@ -384,7 +389,7 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(service, methods) for service, methods in handlers.items())
         )
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        target = join_address(host, port)
         try:
             if tls is None:
                 self.port: int = self._server.add_insecure_port(target)
