@@ -9,4 +9,5 @@ PYBIND11_MODULE(_testing, module) {
     hesplit::register_errors(module);
     hesplit::register_testing(module);
     hesplit::register_measuring(module);
+    hesplit::register_seal(module);
 }

@@ -6,5 +6,6 @@ namespace hesplit {
 
 void register_testing(pybind11::module_& module);
 void register_measuring(pybind11::module_& module);
+void register_seal(pybind11::module_& module);
 
 }  // namespace hesplit
