@@ -16,8 +16,9 @@ from hesplit_native.protocols.server import Server
 from hesplit_native.training.client import Client
 from hesplit_native.training.config import Defences, RunConfig
 from hesplit_native.training.defences import Defender, distance_correlation
-from hesplit_native.training.models import architecture
-from hesplit_native.training.run import epoch_batches, in_process, train, train_together
+from hesplit_native.training.division import epoch_batches
+from hesplit_native.training.recipes import paper_task
+from hesplit_native.training.run import in_process, train, train_together
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,7 @@ def data():
 def still(config, data):
     """A client whose convolutions do not learn, and its server's layer."""
     server = Server()
-    _, channels, samples = data.train_x.shape
-    network = architecture(config.model, channels, samples, len(data.classes))
-    client = Client(config, network, batches=0, connect=in_process(server))
+    client = Client(config, paper_task(config, data), batches=0, connect=in_process(server))
     client.begin()
     for group in client.optimizer.param_groups:
         group["lr"] = 0.0

@@ -19,7 +19,8 @@ from hesplit_native.protocols.sealed import SealedProtocolClient, SealedProtocol
 from hesplit_native.protocols.server import Server
 from hesplit_native.training.client import Client
 from hesplit_native.training.config import RunConfig as Config
-from hesplit_native.training.run import dataset_architecture, train
+from hesplit_native.training.recipes import paper_task
+from hesplit_native.training.run import train
 from hesplit_native.transport import ClientInfo, InProcessChannel
 
 RunConfig = partial(Config, batch_size=4, accept_leak=True)  # the papers' setting
@@ -149,7 +150,7 @@ def open_client(data, log, change=lambda message: message, protocol="sealed", fl
     config = RunConfig(protocol=protocol, flooding=flooding, epochs=1)
     client = Client(
         config,
-        dataset_architecture(config, data),
+        paper_task(config, data),
         batches=0,
         connect=lambda: Tap(InProcessChannel(server.converse(ClientInfo("hospital"))), log, change),
     )
@@ -215,7 +216,7 @@ def test_a_reply_out_of_range_destroys_the_key(data, protocol):
     # A random phase is at the edge of the range with probability 1/1000 for each of the 20 logits.
     def many():
         for _ in range(3000):
-            client.correct(x, torch.zeros(4))
+            client.outputs([x])
 
     with pytest.raises(hn.ProtocolError, match=r"edge of its range.*the key was destroyed"):
         many()

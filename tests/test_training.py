@@ -11,7 +11,7 @@ import hesplit_native as hn
 from hesplit_native.data import synthetic_ecg, synthetic_ptbxl
 from hesplit_native.protocols import phases
 from hesplit_native.protocols.server import Server
-from hesplit_native.training import run
+from hesplit_native.training import run, tally
 from hesplit_native.training.config import RunConfig as Config
 from hesplit_native.training.run import train
 from hesplit_native.transport import GrpcServer, connect
@@ -73,7 +73,7 @@ def test_local_and_plain_are_the_same_run(data):
 def test_every_protocol_starts_like_the_plain_one(data, options, monkeypatch):
     # Time that does not depend on what else the machine does: every look at the clock takes a second.
     ticks = itertools.count()
-    for module in (phases, run):
+    for module in (phases, run, tally):
         monkeypatch.setattr(module, "perf_counter", lambda: float(next(ticks)))
     optimizer = options.get("server_optimizer")
     plain = train(RunConfig(protocol="plain", epochs=1, limit_batches=20, server_optimizer=optimizer), data)

@@ -1,4 +1,4 @@
-"""How training rows are divided among participants."""
+"""How training rows are divided among participants, and into batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy.typing as npt
 from hesplit_native.choices import Division
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import ParameterError
+from hesplit_native.protocols.guards import leaks
+from hesplit_native.training.config import RunConfig
 
 
 def divide(dataset: Dataset, participants: int, division: Division, seed: int) -> list[npt.NDArray[np.int64]]:
@@ -30,3 +32,19 @@ def divide(dataset: Dataset, participants: int, division: Division, seed: int) -
         shares[least].append(int(patients[index]))
         sizes[least] += counts[index]
     return [np.flatnonzero(np.isin(dataset.train_patient, share)) for share in shares]
+
+
+def epoch_batches(config: RunConfig, rows: int, outputs: int) -> int:
+    """Batches of an epoch over so many rows.
+
+    A short last one is left out where the server would recover its activations; with `accumulate` there are only whole sums.
+    """
+    whole = -(-rows // config.batch_size)
+    rest = rows % config.batch_size
+    together = rest + (config.accumulate - 1) * config.batch_size
+    if rest and whole > 1 and not config.accept_leak and leaks(config.protocol, together, outputs):
+        whole -= 1
+    count = min(whole, config.limit_batches or whole) // config.accumulate * config.accumulate
+    if count == 0:
+        raise ParameterError(f"{rows} rows do not make the {config.accumulate} batches that accumulate takes together")
+    return count

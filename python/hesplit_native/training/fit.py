@@ -19,11 +19,12 @@ from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import DataError, ParameterError
 from hesplit_native.training import own_data, report
 from hesplit_native.training.config import RunConfig
+from hesplit_native.training.division import epoch_batches
 from hesplit_native.training.metrics import check_torchmetrics, has_torchmetrics, measure
 from hesplit_native.training.observers import CsvLog, Observers
 from hesplit_native.training.own_network import check_last_batch, check_loss, own_network
 from hesplit_native.training.result import Observer, RunResult
-from hesplit_native.training.run import Run, epoch_batches, run_through
+from hesplit_native.training.run import Run, run_through
 from hesplit_native.training.task import Examples, Loss, Task, TensorExamples, right_labels, right_shares
 from hesplit_native.transport.opening import ServerAddress, Tls, opener
 

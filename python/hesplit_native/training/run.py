@@ -28,7 +28,7 @@ from torch import Tensor
 
 from hesplit_native.choices import Division, Mode
 from hesplit_native.data.dataset import Dataset
-from hesplit_native.errors import DataError, HESplitError, ParameterError, RangeError
+from hesplit_native.errors import DataError, HESplitError
 from hesplit_native.layer.keys import SecretKey
 from hesplit_native.protocols.guards import leaks
 from hesplit_native.protocols.server import Server
@@ -37,12 +37,13 @@ from hesplit_native.training.account import PrivacyAccount
 from hesplit_native.training.checkpoints import ClientCheckpoints, Progress, Snapshot
 from hesplit_native.training.client import Client, choose_parameters
 from hesplit_native.training.config import RunConfig
-from hesplit_native.training.division import divide
+from hesplit_native.training.division import divide, epoch_batches
 from hesplit_native.training.draws import Draws
 from hesplit_native.training.evaluation import evaluate
 from hesplit_native.training.models import Architecture
 from hesplit_native.training.recipes import paper_task
 from hesplit_native.training.result import EpochRecord, Observer, RunResult, StopTraining
+from hesplit_native.training.tally import Tally
 from hesplit_native.training.task import Examples, Task
 from hesplit_native.transport.channel import Channel, ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
@@ -201,7 +202,7 @@ class Run:
         if config.defences.label_epsilon is not None:
             self.labels = self.account.labels(task.train.labels(), task.network.classes)
         self.progress = Progress(steps=[0] * len(shares), stored=[0] * len(shares))
-        self._tally = _Tally(self)
+        self._tally = Tally(self)
         self.server_seconds: dict[str, float] = {}
         self.tested: dict[str, Any] = {}
         self._best: Snapshot | None = None  # where there is no folder for it
@@ -274,7 +275,7 @@ class Run:
                 self.account.ahead(np.arange(0))  # nothing is sent before there is a file to resume from
             for participant in self.participants:
                 participant.client.begin(reconnect=self._reconnects)
-            self._count("setup", (0, 0))
+            self.count("setup", (0, 0))
             self._tally.restart()
             self._checkpoint(self.participants)
             for participant in self.participants:
@@ -320,7 +321,7 @@ class Run:
             client.clipped = snapshot.values["clipped"][index]
             client.phases.seconds.clear()
             client.phases.seconds.update(snapshot.values["phases"][index])
-        self._count("setup", before)
+        self.count("setup", before)
 
     def _load(self, snapshot: Snapshot) -> None:
         tensors, values = snapshot.tensors, snapshot.values
@@ -340,7 +341,7 @@ class Run:
                 self.labels = tensors["labels"]
             if self._draws is not None:
                 self._draws.load(tensors)
-            self._tally = _Tally(self)
+            self._tally = Tally(self)
         except (KeyError, TypeError, IndexError) as error:
             raise DataError(f"the checkpoint is damaged or of another version: {error}") from error
 
@@ -383,7 +384,7 @@ class Run:
             if participant.client.session is not None and (self.checkpoints is not None or at_server):
                 step = self.progress.steps[self.participants.index(participant)]
                 participant.session.checkpoint(step, keep=keep and at_server)
-        self._count("setup", before)
+        self.count("setup", before)
         if self.checkpoints is not None:
             self.checkpoints.prune(keep=self.progress.best_number)
         for participant, phase in zip(changed, back, strict=True):
@@ -494,7 +495,7 @@ class Run:
         progress.epoch, progress.turn, progress.batch = progress.epoch + 1, 0, 0
         progress.done, progress.seen, progress.correct = 0, 0, 0
         progress.loss = progress.seconds = 0.0
-        self._tally = _Tally(self)
+        self._tally = Tally(self)
 
     def evaluate(self) -> float:
         """Accuracy on what is held out."""
@@ -513,10 +514,11 @@ class Run:
         self.account.ahead(rows, gradients=False)
         self.account.add(rows, gradients=False)
         scores = evaluate(self.participants[-1].client, examples)
-        self._count("evaluation", before)
+        self.count("evaluation", before)
         return scores
 
-    def _count(self, what: str, before: tuple[int, int]) -> None:
+    def count(self, what: str, before: tuple[int, int]) -> None:
+        """Add the bytes since `before` to those of that name; empty: of training."""
         up, down = self.bytes
         prefix = f"{what}_" if what else ""
         self.progress.add(**{f"{prefix}bytes_up": up - before[0], f"{prefix}bytes_down": down - before[1]})
@@ -584,7 +586,7 @@ class Run:
                 else:
                     stored = snapshot.sessions[index], snapshot.progress.stored[index]
                     client.begin(resume=stored, reconnect=self._reconnects)
-        self._count("setup", before)
+        self.count("setup", before)
 
     def result(self, interrupted: str | None) -> RunResult:
         """What was learnt and measured so far."""
@@ -626,53 +628,6 @@ class Run:
         )
 
 
-class _Tally:
-    """Sums of the batches since it was last read: losses and hits stay tensors, which are only read when somebody asks."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._loss = torch.tensor(run.progress.loss, dtype=torch.float64)
-        self._correct = torch.tensor(run.progress.correct, dtype=torch.float64)
-        self._batches = 0
-        self.restart()
-
-    def restart(self) -> None:
-        """Time and bytes count from here."""
-        self._since, self._before = perf_counter(), self._run.bytes
-
-    def add(self, loss: Tensor, correct: Tensor | None, rows: int) -> None:
-        """One batch more."""
-        self._loss += loss
-        if correct is not None:
-            self._correct += correct
-        self._run.progress.seen += rows
-        self._run.progress.done += 1
-        self._batches += 1
-
-    def read(self) -> None:
-        """Bring losses and hits of the progress up to date."""
-        self._run.progress.loss, self._run.progress.correct = self._loss.item(), self._correct.item()
-
-    def add_up(self) -> None:
-        """Bring the progress up to date, and begin anew."""
-        progress, now = self._run.progress, perf_counter()
-        self.read()
-        progress.seconds += now - self._since
-        progress.add(train_seconds=now - self._since, batches=self._batches)
-        self._run._count("", self._before)
-        self._batches = 0
-        self.restart()
-
-    def check(self) -> None:
-        """RangeError when training has diverged."""
-        self.read()
-        progress = self._run.progress
-        if not math.isfinite(progress.loss):
-            raise RangeError(
-                f"the loss is {progress.loss} in epoch {progress.epoch}: training has diverged; lower the learning rate"
-            )
-
-
 def _opener(connect: Callable[[int], Channel] | None, index: int) -> Callable[[], Channel] | None:
     return (lambda: connect(index)) if connect is not None else None
 
@@ -684,22 +639,6 @@ def _participants_of(server: Server) -> Callable[[int], Channel]:
 def in_process(server: Server, client: str = "in-process") -> Callable[[], Channel]:
     """Connections to a server in this process."""
     return lambda: InProcessChannel(server.converse(ClientInfo(client)))
-
-
-def epoch_batches(config: RunConfig, rows: int, outputs: int) -> int:
-    """Batches of an epoch over so many rows.
-
-    A short last one is left out where the server would recover its activations; with `accumulate` there are only whole sums.
-    """
-    whole = -(-rows // config.batch_size)
-    rest = rows % config.batch_size
-    together = rest + (config.accumulate - 1) * config.batch_size
-    if rest and whole > 1 and not config.accept_leak and leaks(config.protocol, together, outputs):
-        whole -= 1
-    count = min(whole, config.limit_batches or whole) // config.accumulate * config.accumulate
-    if count == 0:
-        raise ParameterError(f"{rows} rows do not make the {config.accumulate} batches that accumulate takes together")
-    return count
 
 
 def client_state(client: Client) -> dict[str, Tensor]:
