@@ -206,10 +206,8 @@ def layouts(open: Open) -> None:
 
 def rotations(open: Open) -> None:
     """Weight gradients on slots of more samples than there are rotation keys for."""
-    features, rows = (
-        16,
-        random.choice([9, 64, 256]),
-    )  # few features: samples of one group are more than the keys are for
+    features = 16  # few: samples of one group are more than the keys are for
+    rows = random.choice([9, 64, 256])
     client, public = laid(SLOTS, features, OUTPUTS)
     agreed = terms(features, protocol="hesplit", batch_size=rows, parameter_hash=SLOTS.hash)
     session = Session(open(), agreed, public, Phases())

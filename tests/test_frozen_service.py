@@ -537,6 +537,32 @@ def test_other_weights_make_the_client_fetch_the_hint_again():
         connection.close()
 
 
+def test_longer_hints_of_a_server_that_came_back_count_as_well():
+    x = np.ones((2, 14))
+    half, single = FrozenClient(14, 9, precision="bfloat16"), FrozenClient(14, 9)
+    half.load_hint(FrozenServer(weights(), precision="bfloat16").hint())
+    single.load_hint(FrozenServer(weights()).hint())
+    first, second = (
+        service(
+            *(
+                FrozenLayer(name, FrozenServer(weights(seed), precision=precision), None)
+                for seed, name in enumerate("ab")
+            )
+        )
+        for precision in ("bfloat16", "float32")
+    )
+    log = []
+    tap = Tap(InProcessChannel(first.converse(ClientInfo("test"))), log)
+    room = half.resident_bytes + single.resident_bytes  # both layers of the first server, one of the second
+    connection = Connection([("tap", lambda: tap)], 1.0, hint_memory=room - 1)
+    connection.multiply("a", x), connection.multiply("b", x)
+    tap.channel = InProcessChannel(second.converse(ClientInfo("test")))
+    for seed, name in ((0, "a"), (1, "b"), (0, "a")):
+        log.clear()
+        np.testing.assert_allclose(connection.multiply(name, x), x @ weights(seed).T, atol=1e-3)
+        assert any(up and message.type is MessageType.HINT for up, message in log), name
+
+
 def test_replicas_of_different_weights_are_an_error():
     one, two = service(layer(seed=0)), service(layer(seed=1))
     turn = iter(range(1000))

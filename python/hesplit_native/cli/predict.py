@@ -42,7 +42,6 @@ def predict_command(
 
     from hesplit_native.cli.paths import output_file
     from hesplit_native.errors import DataError
-    from hesplit_native.protocols.frozen_client import connect
     from hesplit_native.training.model_file import activations, load_model
 
     set_threads(threads)
@@ -63,6 +62,8 @@ def predict_command(
     with torch.no_grad():
         features = activations(trained, x)
         if server:
+            from hesplit_native.protocols.frozen_client import connect
+
             with connect(server, tls=tls, client_id=client_id, insecure=insecure) as connection:
                 found = torch.from_numpy(connection.multiply(_layer(connection, trained, layer), features.numpy()))
         else:

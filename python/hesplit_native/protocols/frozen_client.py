@@ -254,6 +254,7 @@ class Connection:
             fresh.client.load_hint(self._fetch_hint(fresh.client, layer, direction))
             with self._lock:
                 self._matrices[layer, direction] = fresh
+            self._forget_hints()
 
     def _fetch_layers(self, patience: float) -> None:
         self._layers = take_offer(self._replicas.exchange(MessageType.LAYERS, MessageType.OFFER, patience=patience))
