@@ -150,6 +150,29 @@ def test_new_weights_of_layers_that_are_asked_together():
             np.testing.assert_allclose(y, x @ w.T, atol=1e-4)
 
 
+def test_a_hint_that_was_dropped_while_its_request_was_under_way(monkeypatch):
+    weight = weights()
+    old = service(layer("a"))
+    new = service(FrozenLayer("a", FrozenServer(weight, precision="bfloat16"), None))
+    present = [old]
+    connection = Connection([("here", lambda: InProcessChannel(present[0].converse(ClientInfo("test"))))], patience=0.0)
+    x = np.ones((3, 14))
+    connection.multiply("a", x)
+    present[0] = new
+    connection._replicas._replicas[0].idle.clear()
+    exchange, dropped = connection._replicas.exchange, []
+
+    def dropping(kind, *arguments, **options):
+        if kind is MessageType.PRODUCT and not dropped:
+            dropped.append(kind)
+            connection._matrices.clear()  # as another thread does that needs the memory
+        return exchange(kind, *arguments, **options)
+
+    monkeypatch.setattr(connection._replicas, "exchange", dropping)
+    np.testing.assert_allclose(connection.multiply("a", x), x @ weight.T, atol=1e-1)
+    assert connection.layers["a"].precision == "bfloat16"
+
+
 def test_what_a_server_has(tmp_path):
     connection = hn.connect(service(layer("a"), layer("b", out=3, inner=5, backward=False)))
     assert {name: (d.in_features, d.out_features, d.bias, d.backward) for name, d in connection.layers.items()} == {

@@ -244,8 +244,8 @@ class Connection:
         """The server has other weights than those that the hint is of: ask for what it has now."""
         before = self.describe(layer)
         with old.lock:
-            if self._matrices.get((layer, direction)) is not old:
-                return  # another thread has seen to it
+            if self._matrices.get((layer, direction), old) is not old:
+                return  # another thread has seen to it; one that only made room for its own hint has not
             self._fetch_layers(patience=self._patience)
             now = self.describe(layer)
             if now.shape != before.shape:
