@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -90,6 +91,28 @@ def test_the_command_writes_table_page_and_numbers(tmp_path):
     text = (tmp_path / "audit.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") >= 2
     assert 'src="http' not in text
+
+
+def test_what_was_found_before_an_interruption_is_kept(tmp_path, monkeypatch):
+    from hesplit_native.privacy import audit
+
+    whole, rows = audit.audit, []
+
+    def interrupted(*arguments, **options):
+        if rows:
+            raise KeyboardInterrupt
+        rows.append(whole(*arguments, **options))
+        return rows[0]
+
+    monkeypatch.setattr(audit, "audit", interrupted)
+    done = CliRunner().invoke(
+        app, ["audit", "--quick", "--steps", "40", "--rows", "vanilla,sealed", "--output", str(tmp_path)]
+    )
+    assert done.exit_code == 130
+    assert re.search(r"^vanilla: accuracy .* %, activations 1\.00 \(.*\), labels 1\.00", done.output, re.MULTILINE)
+    values = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
+    assert [row["title"] for row in values["rows"]] == ["vanilla"]
+    assert "after 1 of 2 rows" in (tmp_path / "audit.md").read_text(encoding="utf-8")
 
 
 def test_rows_can_be_listed_and_must_exist(tmp_path):

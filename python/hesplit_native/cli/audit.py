@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from hesplit_native.data.dataset import Dataset
     from hesplit_native.privacy.attacks.features import Table
-    from hesplit_native.privacy.audit import Finding, Observer, Setting
+    from hesplit_native.privacy.audit import Finding, Observer, Row, Setting
     from hesplit_native.privacy.page import Report
 
 
@@ -64,19 +64,22 @@ def audit_command(
         f"{data.name} ({data.split}), {len(data.train_y)} rows to train on, {count} steps of every row, seed 0, "
         f"{torch.get_num_threads()} thread, kernels {_core.kernels()}.",
     )
-    _run(
-        console,
-        report,
-        chosen,
-        data,
-        table,
-        count=count,
-        quick=quick,
-        whole=rows is None,
-        transcript=transcript,
-        save=save,
-    )
+    try:
+        _run(
+            console, report, chosen, data, table, count=count, quick=quick, whole=rows is None, transcript=transcript, save=save,
+        )  # fmt: skip
+    except BaseException:  # what was found in minutes is not lost
+        if report.rows:
+            report.notes.append(f"This audit ended before its time, after {len(report.rows)} of {len(chosen)} rows.")
+            _write(console, report, output)
+        raise
     _print(console, report)
+    _write(console, report, output)
+
+
+def _write(console: Console, report: Report, output: Path) -> None:
+    from hesplit_native.privacy import page
+
     written = page.write(report, output)
     console.print(f"Written: {', '.join(map(str, written))}", highlight=False)
 
@@ -139,6 +142,7 @@ def _run(
                 kept.save(save / (setting.title.replace(" ", "-").replace(",", "").replace("/", "") + ".safetensors"))
             report.rows.append(audit.audit(setting, data, steps=count, observer=observer, recording=kept))
             bar.advance(all_rows)
+            bar.console.print(_line(report.rows[-1]), highlight=False, markup=False, soft_wrap=True)
         if whole:
             report.hijacked = audit.hijacked(data, steps=600 if quick else 3000)
             bar.advance(all_rows)
@@ -157,6 +161,7 @@ def _run(
 
 
 _WIDE = 170  # characters
+_MATTERS_MOST = ("activations", "labels", "key")
 
 
 def _short(finding: Finding | None) -> str:
@@ -164,6 +169,12 @@ def _short(finding: Finding | None) -> str:
     if finding is None or finding.value is None:
         return finding.text if finding is not None else ""
     return f"{finding.value:.2f} ({finding.chance:.2f})" if finding.chance is not None else f"{finding.value:.2f}"
+
+
+def _line(row: Row) -> str:
+    """A row as soon as it is there."""
+    said = [f"{name} {text}" for name in _MATTERS_MOST if (text := _short(row.findings.get(name)))]
+    return f"{row.setting.title}: accuracy {100 * row.accuracy:.1f} %, {', '.join(said)}"
 
 
 def _print(console: Console, report: Report) -> None:
@@ -175,7 +186,7 @@ def _print(console: Console, report: Report) -> None:
     table.add_column("", min_width=16)
     table.add_column("accuracy", justify="right", no_wrap=True)
     # A narrow terminal has room for what matters most; the report has all.
-    shown = list(COLUMNS) if console.width >= _WIDE else ["activations", "labels", "key"]
+    shown = list(COLUMNS) if console.width >= _WIDE else list(_MATTERS_MOST)
     for name in shown:
         table.add_column(name, justify="right", no_wrap=name != "key")
     for row in report.rows:
