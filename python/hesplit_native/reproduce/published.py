@@ -75,17 +75,14 @@ def _comparable(protocol: str) -> list[Published]:
 
 
 def published_table(values: dict[str, Any]) -> Table | None:
-    """Ours beside what the papers published for this protocol; None when there is nothing to lay beside."""
+    """Ours beside what the papers published for this protocol; None when there is nothing of the same task to lay beside."""
     from rich.table import Table
 
     rows: list[Published] = _comparable(values["protocol"])
-    if not rows or not values["history"]:
-        return None
     same = (values["dataset"], values["split"], values["config"]["batch_size"]) == ("mitbih", "paper", 4)
-    title = "Beside Split Ways, table 1" + (
-        "" if same else "\n(MIT-BIH, paper split, batch size 4: another task than this run)"
-    )
-    table = Table(title=title, title_justify="left")
+    if not same or not rows or not values["history"]:
+        return None
+    table = Table(title="Beside Split Ways, table 1", title_justify="left")
     for name in ("", "seconds per epoch", "test accuracy", "sent per epoch"):
         table.add_column(name, justify="right" if name else "left", no_wrap=not name)
     epochs = max(values["batches"] / batches_per_epoch(values), 1e-9)
