@@ -142,7 +142,7 @@ def _run(
                 kept.save(save / (setting.title.replace(" ", "-").replace(",", "").replace("/", "") + ".safetensors"))
             report.rows.append(audit.audit(setting, data, steps=count, observer=observer, recording=kept))
             bar.advance(all_rows)
-            bar.console.print(_line(report.rows[-1]), highlight=False, markup=False, soft_wrap=True)
+            bar.console.print(_line(report.rows[-1]), highlight=False, markup=False)
         if whole:
             report.hijacked = audit.hijacked(data, steps=600 if quick else 3000)
             bar.advance(all_rows)
