@@ -206,9 +206,9 @@ def test_restores_with_other_values(talk, changes, inner, text, session):
 
 
 @fuzz
-@given(st.sampled_from([MessageType.CHECKPOINT, MessageType.MERGE]), JSON)
+@given(st.sampled_from([MessageType.CHECKPOINT, MessageType.MERGE, MessageType.ADOPT]), JSON)
 def test_requests_with_other_values(talk, kind, value):
-    body = messages.text(json.dumps({"step": value, "weight": value}))
+    body = messages.text(json.dumps({"step": value, "weight": value, "of": value}))
     talk.replay(1, lambda message: message[:6] + struct.pack("<H", kind) + message[8:HEADER] + body)
 
 

@@ -437,6 +437,117 @@ def test_groups_share_one_layer_or_average_theirs(make_terms):
         torch.testing.assert_close(talk.state.layer.linear.weight, 0.25 * weights[0] + 0.75 * weights[1])
 
 
+def adopt(talk, of, **more):
+    return talk.ask(MessageType.ADOPT, messages.text(json.dumps({"of": of} | more)))
+
+
+def trained_alone(server, terms, clients):
+    """A member each, which has trained one step of its own and stored it: conversations and the names of their checkpoints."""
+    talks, names = [], []
+    for number, client in enumerate(clients, start=1):
+        talk = Conversation(server, ClientInfo(client))
+        talk.hello(terms)
+        if terms.protocol == "vanilla":
+            talk.ask(MessageType.LEARN, matrix(4, 6, number) + matrix(4, 1))
+        else:
+            talk.ask(MessageType.FORWARD, matrix(4, 6, number))
+            talk.ask(MessageType.BACKWARD, matrix(4, 3, number))
+        assert talk.ask(MessageType.CHECKPOINT, messages.text('{"step": 1}')).type is MessageType.DONE
+        talks.append(talk)
+        names.append((talk.state.run, 1))
+    return talks, names
+
+
+def moments_of(layer):
+    return {name: value.clone() for name, value in layer.tensors().items() if name.startswith("optimizer.")}
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("protocol", ["plain", "vanilla"])
+def test_an_average_names_its_members_whoever_else_is_there(make_terms, tmp_path, in_memory, protocol):
+    server = Server(checkpoints=None if in_memory else tmp_path)
+    terms = make_terms(group="h" * 16, members=1, protocol=protocol, classes=3)
+    talks, names = trained_alone(server, terms, ["one", "two", "straggler"])
+    weights = [talk.state.layer.linear.weight.detach().clone() for talk in talks]
+    late = Conversation(server, ClientInfo("late"))
+    late.hello(terms)
+    for talk in (*talks, late):
+        moments = moments_of(talk.state.layer)
+        version, steps = talk.state.layer.version, talk.state.steps
+        assert adopt(talk, [[*names[0], 1.0], [*names[1], 3.0]]).type is MessageType.DONE
+        torch.testing.assert_close(talk.state.layer.linear.weight, 0.25 * weights[0] + 0.75 * weights[1])
+        assert talk.state.layer.version > version  # the encrypted layer must not keep the weights before
+        assert talk.state.steps == steps + 1
+        assert len(moments) == (0 if talk is late else 6)
+        assert all(torch.equal(value, moments[name]) for name, value in moments_of(talk.state.layer).items())
+
+
+def test_a_checkpoint_is_taken_whole_with_its_moments(make_terms):
+    server = Server()
+    (first,), (name,) = trained_alone(server, make_terms(group="h" * 16, members=1), ["one"])
+    next_one = Conversation(server, ClientInfo("two"))
+    next_one.hello(make_terms(group="h" * 16, members=1))
+    assert adopt(next_one, [[*name, 1.0]], whole=True).type is MessageType.DONE
+    ours, theirs = next_one.state.layer.tensors(), first.state.layer.tensors()
+    assert any(key.startswith("optimizer.") for key in theirs)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_averages_outlive_the_server(make_terms, tmp_path):
+    terms = make_terms(group="h" * 16, members=1)
+    talks, names = trained_alone(Server(checkpoints=tmp_path), terms, ["one", "two"])
+    weights = [talk.state.layer.linear.weight.detach() for talk in talks]
+    again = Conversation(Server(checkpoints=tmp_path), ClientInfo("one"))
+    again.hello(terms)
+    assert adopt(again, [[*name, 2.0] for name in names]).type is MessageType.DONE
+    torch.testing.assert_close(again.state.layer.linear.weight, 0.5 * weights[0] + 0.5 * weights[1])
+
+
+@pytest.mark.parametrize("changes", [{"group": "i" * 16}, {"group": "h" * 16, "weight_seed": 8}])
+def test_no_one_takes_a_layer_of_a_group_that_is_not_its_own(make_terms, tmp_path, changes):
+    _, (name,) = trained_alone(Server(checkpoints=tmp_path), make_terms(group="h" * 16, members=1), ["one"])
+    stranger = Conversation(Server(checkpoints=tmp_path), ClientInfo("stranger"))
+    stranger.hello(make_terms(members=1, **changes))
+    before = stranger.state.layer.linear.weight.detach().clone()
+    layer = stranger.state.layer
+    reply = adopt(stranger, [[*name, 1.0]])
+    expected = (
+        "agreed on another weight_seed" if "weight_seed" in changes else "no member of the group has a checkpoint"
+    )
+    assert_refused(stranger, reply, expected)
+    assert torch.equal(layer.linear.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("body", "match"),
+    [
+        ({"of": []}, "expected 1 to"),
+        ({"of": "x"}, "expected 1 to"),
+        ({}, "expected 1 to"),
+        ({"of": [["0" * 32, 1, 1.0]], "whole": 1}, "whole as bool"),
+        ({"of": [["0" * 32, 1]]}, "a run, a step and a weight"),
+        ({"of": [["0" * 32, True, 1.0]]}, "a run, a step and a weight"),
+        ({"of": [[5, 1, 1.0]]}, "a run, a step and a weight"),
+        ({"of": [["0" * 32, -1, 1.0]]}, "count from 0"),
+        ({"of": [["0" * 32, 1, 0.0]]}, "weights are positive"),
+        ({"of": [["0" * 32, 1, float("nan")]]}, "weights are positive"),
+        ({"of": [["0" * 32, 1, 1.0], ["0" * 32, 2, 1.0]]}, "counts once"),
+        ({"of": [["0" * 32, 1, 1.0], ["1" * 32, 1, 1.0]], "whole": True}, "only one checkpoint"),
+        ({"of": [["0" * 32, 1, 1.0]]}, "no member of the group has a checkpoint of step 1 of run 00000000"),
+        ({"of": [["../../secret", 1, 1.0]]}, "no member of the group"),
+    ],
+)
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_averages_that_cannot_be(make_terms, tmp_path, in_memory, body, match):
+    talk = Conversation(Server(checkpoints=None if in_memory else tmp_path))
+    talk.hello(make_terms(group="h" * 16, members=1))
+    layer = talk.state.layer
+    before = layer.linear.weight.detach().clone()
+    assert_refused(talk, talk.ask(MessageType.ADOPT, messages.text(json.dumps(body))), match)
+    assert torch.equal(layer.linear.weight, before)
+
+
 def test_one_client_cannot_crowd_out_the_others(make_terms):
     server = Server()
     good = Conversation(server, ClientInfo("good"))

@@ -63,7 +63,7 @@ class MessageType(IntEnum):
     RESUMED = 19  # text: how it goes on
     RESTORE = 20  # text (terms, run and step), blob (public material)
     MERGE = 21  # text: this participant's weight in the average
-    ADOPT = 22  # empty: take the average of all participants
+    ADOPT = 22  # empty: take the average of all participants; text: that of these checkpoints of theirs
     JOIN = 23  # triad: empty
     NONCE = 24  # triad: the session's shared nonce
     SUBMIT = 25  # triad: sanitised rows and labels

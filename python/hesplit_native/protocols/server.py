@@ -31,9 +31,9 @@ from hesplit_native.protocols.budget import Budget, Hold, default_memory, give_b
 from hesplit_native.protocols.costs import SessionCosts, session_costs
 from hesplit_native.protocols.frozen_messages import unknown_layer
 from hesplit_native.protocols.messages import Message, MessageType
-from hesplit_native.protocols.sessions import Group, Sessions, SessionState
+from hesplit_native.protocols.sessions import Group, Sessions, SessionState, check_same_group
 from hesplit_native.protocols.storage import KEEP_DAYS, CheckpointStore
-from hesplit_native.protocols.terms import Terms, make_optimizer, set_rate
+from hesplit_native.protocols.terms import MAX_MEMBERS, Terms, make_optimizer, set_rate
 from hesplit_native.transport.channel import SHORT_MESSAGE, Allowance, ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
@@ -438,6 +438,9 @@ class Server:
         """Parallel participants: weighted average of their layers, an epoch at a time."""
         if session.layer is None or not session.terms.members:
             raise ProtocolError("only layers in the clear of a group with members can be averaged")
+        if request.type is MessageType.ADOPT and len(request.body):
+            self._adopt_stored(session, session.layer, request.body)
+            return
         group = session.group
         assert group is not None
         with group.lock:
@@ -448,11 +451,7 @@ class Server:
                 group.offers[session.run] = weight, _weights(session.layer)
                 if len(group.offers) == session.terms.members:
                     total = sum(weight for weight, _ in group.offers.values())
-                    offers = list(group.offers.values())
-                    group.average = {
-                        name: sum((weight / total * state[name] for weight, state in offers), torch.zeros(()))
-                        for name in offers[0][1]
-                    }
+                    group.average = _weighted_sum((weight / total, state) for weight, state in group.offers.values())
                     group.offers.clear()
                 return
             messages.take_nothing(request.body, "adopt")
@@ -461,6 +460,37 @@ class Server:
             session.layer.module.load_state_dict(group.average)
             session.steps += 1  # a state of its own, which a checkpoint can name
             session.layer.version += 1
+
+    def _adopt_stored(self, session: SessionState, layer: ServerLayer, body: memoryview) -> None:
+        """Take the average of checkpoints of the group, whoever else is there; of a single one with `whole` all that it holds."""
+        shares, whole = _take_shares(body)
+        self._sessions.resize(session.hold, session.taken(2 * len(body) + session.costs.layer))
+        if whole:
+            layer.load(self._stored_of_group(session, shares[0].run, shares[0].step))
+        else:
+            total = sum(share.weight for share in shares)
+            layer.module.load_state_dict(
+                _weighted_sum((share.weight / total, self._stored_weights(session, share)) for share in shares)
+            )
+        session.steps += 1
+        layer.version += 1
+
+    def _stored_weights(self, session: SessionState, share: _Share) -> dict[str, Tensor]:
+        other = PROTOCOLS[session.terms.protocol].halves.layer(session.terms)
+        assert other is not None
+        other.load(self._stored_of_group(session, share.run, share.step))
+        return other.module.state_dict()
+
+    def _stored_of_group(self, session: SessionState, run: str, step: int) -> dict[str, Tensor]:
+        """A checkpoint of a member of this session's group. Of others it does not say whether they are there."""
+        try:
+            _, terms, tensors = self._store.load(run, step)
+        except ProtocolError:
+            terms = None
+        if terms is None or terms.group != session.terms.group:
+            raise ProtocolError(f"no member of the group has a checkpoint of step {step} of run {run[:8]} here")
+        check_same_group(terms, session.terms)
+        return tensors
 
     def _finish(self, session: SessionState) -> None:
         ending = f"done, run {session.run[:8]}, {session.steps} steps"
@@ -484,6 +514,41 @@ def prepare() -> None:
     weight.grad = torch.zeros(1)
     for name in get_args(ServerOptimizer):
         make_optimizer(name, [weight], 0.1).step()
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A checkpoint and its weight in an average."""
+
+    run: str
+    step: int
+    weight: float
+
+
+def _take_shares(body: memoryview) -> tuple[list[_Share], bool]:
+    """The checkpoints that an average is of, and whether the only one of them is to be taken whole."""
+    values, rest = messages.take_json(body, "adopt")
+    messages.take_nothing(rest, "adopt")
+    rows, whole = values.get("of"), values.get("whole", False)
+    if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_MEMBERS or type(whole) is not bool:
+        raise WireError(f"adopt: expected 1 to {MAX_MEMBERS} checkpoints, and whole as bool if at all")
+    for row in rows:
+        if not isinstance(row, list) or [type(value) for value in row] != [str, int, float]:
+            raise WireError("adopt: expected a run, a step and a weight of each checkpoint")
+        if not 0 <= row[1] <= 2**62 or not 0 < row[2] <= 1e9:
+            raise WireError("adopt: steps count from 0, and weights are positive")
+    if len({run for run, _, _ in rows}) != len(rows) or (whole and len(rows) > 1):
+        raise WireError("adopt: a run counts once, and only one checkpoint can be taken whole")
+    return [_Share(*row) for row in rows], whole
+
+
+def _weighted_sum(states: Iterable[tuple[float, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """Of states with weights that add up to one; they may be made one after the other."""
+    found: dict[str, Tensor] = {}
+    for weight, state in states:
+        for name, value in state.items():
+            found[name] = found[name] + weight * value if name in found else weight * value
+    return found
 
 
 def _weights(layer: ServerLayer) -> dict[str, Tensor]:

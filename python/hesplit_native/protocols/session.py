@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,9 +181,15 @@ class Session:
         body = messages.text(json.dumps({"weight": weight}))
         messages.take_nothing(self.exchange(MessageType.MERGE, MessageType.DONE, body).body, "done")
 
-    def adopt(self) -> None:
-        """Continue with the average of all members' layers, each of which has called `merge`."""
-        messages.take_nothing(self.exchange(MessageType.ADOPT, MessageType.DONE).body, "done")
+    def adopt(self, of: Sequence[tuple[str, int, float]] = (), *, whole: bool = False) -> None:
+        """Continue with the average of all members' layers, each of which has called `merge`.
+
+        With `of` the average is of these checkpoints of members of the group instead: run, step and weight. A single one can be
+        taken `whole`, with the moments of its optimiser.
+        """
+        text = json.dumps({"of": [[run, step, float(weight)] for run, step, weight in of], "whole": whole})
+        body = (messages.text(text),) if of else ()
+        messages.take_nothing(self.exchange(MessageType.ADOPT, MessageType.DONE, *body).body, "done")
 
     def end(self) -> dict[str, float]:
         """End the session; returns the server's seconds by phase."""

@@ -64,6 +64,13 @@ class Group:
         return any(change > mark for other, change in self.updates.items() if other != run)
 
 
+def check_same_group(ours: Terms, theirs: Terms) -> None:
+    """ProtocolError naming the first of the terms that all members share on which two differ."""
+    for name in ("protocol", "in_features", "out_features", "classes", "hidden", "weight_seed", "layer", "members"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ProtocolError(f"handshake: the group agreed on another {name}")
+
+
 @dataclass(eq=False)
 class SessionState:
     """One session: what was agreed on, the layer, what the next message must be, and what it takes."""
@@ -272,9 +279,7 @@ class Sessions:
             if group is None:
                 group = self._groups[terms.group] = self._new_group(client, terms, make, size)
             group.seen = monotonic()
-        for name in ("protocol", "in_features", "out_features", "classes", "hidden", "weight_seed", "layer", "members"):
-            if getattr(group.terms, name) != getattr(terms, name):
-                raise ProtocolError(f"handshake: the group agreed on another {name}")
+        check_same_group(group.terms, terms)
         return group
 
     def rejoin(

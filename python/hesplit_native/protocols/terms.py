@@ -31,8 +31,8 @@ class Terms:
     without encryption. `weight_seed`, `learning_rate` and `server_optimizer` are 0 and ``"client"`` in `sealed`, whose server
     is told nothing about W. `classes` and `double_softmax` matter where the labels are at the server (`vanilla`), which then
     also holds the second layer of a model that has one (`hidden`). Sessions of the same `group` train one layer in turns;
-    `members` is how many average theirs. `layer` names the layer of the server's model that training starts from; empty: one that
-    is drawn under `weight_seed`.
+    `members` is how many average theirs, 1 where every average names whose. `layer` names the layer of the server's model that
+    training starts from; empty: one that is drawn under `weight_seed`.
     """
 
     protocol: str
