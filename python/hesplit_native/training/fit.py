@@ -40,7 +40,7 @@ _SMALLER_IS_BETTER = ("loss", "mae")
 
 
 @dataclass(frozen=True)
-class _Data:
+class PreparedData:
     """Examples by what they are for, and what their labels are."""
 
     train: Examples
@@ -157,12 +157,10 @@ def train(
     ParameterError
         A network or loss that does not fit the data; choices that cannot be, or need a package that is missing.
     """
-    found = _data(data, validation, test, outputs=outputs, own_loss=loss is not None, seed=seed, names=classes)
-    rows = batch_size or found.batch_size or _BATCH
-    if isinstance(data, DataLoader) and data.drop_last and len(found.train) > rows:
-        more = {"limit_batches": len(found.train) // rows} | more
-    config = _config(more, protocol=protocol, batch_size=rows, epochs=epochs, learning_rate=learning_rate, seed=seed)
-    task = _task(network, found, config, loss, _device(device), metrics=metrics)
+    found, config, task = prepare(
+        network, data, validation, test, outputs=outputs, loss=loss, classes=classes, metrics=metrics, epochs=epochs,
+        batch_size=batch_size, learning_rate=learning_rate, protocol=protocol, seed=seed, device=device, more=more,
+    )  # fmt: skip
     task = replace(
         task,
         optimizer=optimizer,
@@ -191,9 +189,36 @@ def train(
     return result
 
 
+def prepare(
+    network: nn.Module,
+    data: Any,
+    validation: Any,
+    test: Any,
+    *,
+    outputs: int | None,
+    loss: Loss | None,
+    classes: Sequence[str] | None,
+    metrics: bool | None,
+    epochs: int,
+    batch_size: int | None,
+    learning_rate: float,
+    protocol: ProtocolName,
+    seed: int,
+    device: torch.device | str,
+    more: dict[str, Any],
+) -> tuple[PreparedData, RunConfig, Task]:
+    """Data, configuration and task of a run with `train`'s arguments, all of them checked; errors as there."""
+    found = _data(data, validation, test, outputs=outputs, own_loss=loss is not None, seed=seed, names=classes)
+    rows = batch_size or found.batch_size or _BATCH
+    if isinstance(data, DataLoader) and data.drop_last and len(found.train) > rows:
+        more = {"limit_batches": len(found.train) // rows} | more
+    config = _config(more, protocol=protocol, batch_size=rows, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    return found, config, _task(network, found, config, loss, _device(device), metrics=metrics)
+
+
 def _data(
     data: Any, validation: Any, test: Any, *, outputs: int | None, own_loss: bool, seed: int, names: Sequence[str] | None
-) -> _Data:  # fmt: skip
+) -> PreparedData:  # fmt: skip
     if isinstance(data, Dataset):
         own, tested = own_data.of_dataset(data)
         names = data.classes if names is None else names
@@ -224,7 +249,7 @@ def _data(
     named = tuple(names) if names is not None else tuple(str(index) for index in range(labels.outputs))
     if len(named) != labels.outputs or len(set(named)) != len(named):
         raise ParameterError(f"classes: expected {labels.outputs} different names, got {list(named)}")
-    return _Data(train, held_out, tests, labels, batch_size, named)
+    return PreparedData(train, held_out, tests, labels, batch_size, named)
 
 
 def _first(examples: Examples) -> tuple[Any, Tensor]:
@@ -243,7 +268,7 @@ def _config(more: dict[str, Any], **given: Any) -> RunConfig:
 
 
 def _task(
-    network: nn.Module, data: _Data, config: RunConfig, loss: Loss | None, device: torch.device, *, metrics: bool | None
+    network: nn.Module, data: PreparedData, config: RunConfig, loss: Loss | None, device: torch.device, *, metrics: bool | None
 ) -> Task:  # fmt: skip
     kind, outputs = data.labels.kind, data.labels.outputs
     if kind != "classes" or loss is not None:
@@ -308,7 +333,7 @@ def _checked_schedule(schedule: Callable[[int], float] | None, epochs: int) -> C
     return schedule
 
 
-def _monitor(monitor: str, task: Task, data: _Data) -> str:
+def _monitor(monitor: str, task: Task, data: PreparedData) -> str:
     if monitor in _NEEDS_MORE and data.labels.kind in ("classes", "labels"):
         check_torchmetrics(f"monitor={monitor!r}")
     # What there is to be seen, of an output that is right.
@@ -320,7 +345,7 @@ def _monitor(monitor: str, task: Task, data: _Data) -> str:
     return monitor
 
 
-def _patience(patience: int | None, data: _Data) -> int | None:
+def _patience(patience: int | None, data: PreparedData) -> int | None:
     if patience is not None and patience < 1:
         raise ParameterError(f"patience must be at least 1, got {patience}")
     if patience is not None and data.validation is None:
@@ -339,7 +364,7 @@ def _watched(run: Run, observers: list[Observer], *, resume: bool, progress: boo
         return run_through(run, Observers([*observers, bar]), resume=resume)
 
 
-def _report(result: RunResult, data: _Data, folder: Path | None, *, progress: bool) -> None:
+def _report(result: RunResult, data: PreparedData, folder: Path | None, *, progress: bool) -> None:
     rows = [len(part) if part is not None else 0 for part in (data.train, data.validation, data.test)]
     values = report.own_metrics(result, *rows)
     if folder is not None:

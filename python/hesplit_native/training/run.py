@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -166,7 +166,8 @@ class Participant:
 class Run:
     """Data, participants, the server if it is in this process, and progress.
 
-    `epoch` is the only loop over training batches: whoever trains, records or measures a run iterates over it.
+    `epoch` is the only loop over training batches: whoever trains, records or measures a run iterates over it. With `group` this
+    run is one participant of a group whose others are elsewhere, and goes on from theirs by `adopt`.
     """
 
     def __init__(
@@ -178,6 +179,7 @@ class Run:
         mode: Mode = "turns",
         connect: Callable[[int], Channel] | None = None,
         checkpoints: Path | None = None,
+        group: str = "",
     ) -> None:
         self.config = config
         self.task = task
@@ -190,7 +192,8 @@ class Run:
             self.server = Server(checkpoints=checkpoints / "server" if checkpoints else None)
             connect = _participants_of(self.server)
         self._connect = connect
-        self.group = secrets.token_hex(16) if len(shares) > 1 else ""
+        self._alone = not group
+        self.group = group or (secrets.token_hex(16) if len(shares) > 1 else "")
         self.participants = self._make_participants(shares, checkpoints)
         self.account = PrivacyAccount(
             self.participants[0].client.defender,
@@ -222,7 +225,7 @@ class Run:
                 batches=batches,
                 connect=_opener(self._connect, index),
                 group=self.group,
-                members=len(shares) if self._averages_at_server(len(shares)) else 0,
+                members=self._members(len(shares)),
                 key=key,
                 ledgers=ledgers,
             )
@@ -231,6 +234,12 @@ class Run:
             order = torch.Generator().manual_seed(config.seed + 7919 * index)
             found.append(Participant(client, rows, batches, order, order.get_state()))
         return found
+
+    def _members(self, participants: int) -> int:
+        """As in `Terms`: of a group whose others are elsewhere nobody here knows how many there are."""
+        if not self._alone:
+            return 0 if self.config.traits.client_holds_layer else 1
+        return participants if self._averages_at_server(participants) else 0
 
     def _averages_at_server(self, participants: int) -> bool:
         return participants > 1 and self.mode == "parallel" and not self.config.traits.client_holds_layer
@@ -261,14 +270,14 @@ class Run:
 
     # Beginning, and going on
 
-    def begin(self, *, resume: bool = False) -> None:
-        """Connect; with `resume` go on from the last checkpoint that client and server both have."""
+    def begin(self, *, resume: bool = False, at: int | None = None) -> None:
+        """Connect; with `resume` go on from the last checkpoint that client and server both have, or from that of number `at`."""
         if resume:
             if self.checkpoints is None or not self.checkpoints.numbers():
                 folder = self.checkpoints.folder if self.checkpoints is not None else None
                 raise DataError(f"there is no checkpoint in {folder} to resume from; start without --resume")
             self.account.resume()
-            self._restore(self._last_in_common())
+            self._go_back(at)
         else:
             if self.checkpoints is not None:
                 self.checkpoints.clear()
@@ -281,11 +290,15 @@ class Run:
             for participant in self.participants:
                 participant.client.phases.seconds.clear()  # the handshake is not training
 
-    def roll_back(self) -> None:
-        """The server was restarted: go back with it to the last checkpoint that both have."""
+    def roll_back(self, *, at: int | None = None) -> None:
+        """The server was restarted: go back with it to the last checkpoint that both have, or to that of number `at`."""
         if self.checkpoints is None:
             raise DataError("the server lost this run, and there are no checkpoints to go back to")
-        self._restore(self._last_in_common())
+        self._go_back(at)
+
+    def _go_back(self, at: int | None) -> None:
+        assert self.checkpoints is not None
+        self._restore(self.checkpoints.load(at) if at is not None else self._last_in_common())
 
     def _last_in_common(self) -> Snapshot:
         """The newest snapshot of which the server has its part for every participant."""
@@ -556,7 +569,21 @@ class Run:
             participant.session.adopt()
             self.progress.steps[index] += 1
 
+    def adopt(self, of: Sequence[tuple[str, int, float]], *, whole: bool = False) -> None:
+        """Let the layer at the server go on from checkpoints of the group's members, as `Session.adopt`."""
+        self.participants[0].session.adopt(of, whole=whole)
+        self.progress.steps[0] += 1
+
     # The end
+
+    def store(self) -> None:
+        """Let both ends keep this state."""
+        self._checkpoint(self.participants)
+
+    def close(self) -> None:
+        """Close all connections; the sessions stay at the server for a while, and their checkpoints."""
+        for participant in self.participants:
+            participant.client.close()
 
     def finish(self) -> None:
         """Go back to the best epoch, test it, end all sessions and take the server's account of its time."""
