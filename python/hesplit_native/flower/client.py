@@ -91,15 +91,20 @@ class _Recipe:
     make_validation: Callable[[Context], Any] | None
     site: Callable[[Context], Site]
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None
+    metrics: bool | None
     prepared: dict[str, Any]
 
-    def run(self, plan: Plan, context: Context) -> Run:
-        """The run of this site, not yet begun."""
+    def run(self, plan: Plan, context: Context, *, measures: bool = False) -> Run:
+        """The run of this site, not yet begun.
+
+        Without `measures` nothing but the loss and hits are known of it: what computes the others takes seconds to load, in every
+        process.
+        """
         site = self.site(context)
         validation = self.make_validation(context) if self.make_validation is not None else None
         found, config, task = prepare(
             self.make_network(), self.make_data(context), validation, None, classes=None,
-            epochs=plan.rounds * plan.epochs, **self.prepared,
+            metrics=self.metrics if measures else False, epochs=plan.rounds * plan.epochs, **self.prepared,
         )  # fmt: skip
         if config.traits.is_split and site.server is None:
             raise ParameterError(
@@ -165,8 +170,9 @@ def client_app(
         make_validation,
         site,
         optimizer,
+        metrics,
         {
-            "outputs": outputs, "loss": loss, "metrics": metrics, "batch_size": batch_size, "learning_rate": learning_rate,
+            "outputs": outputs, "loss": loss, "batch_size": batch_size, "learning_rate": learning_rate,
             "protocol": protocol, "seed": seed, "device": device, "more": more,
         },
     )  # fmt: skip
@@ -195,7 +201,7 @@ def _train(recipe: _Recipe, message: Message, context: Context) -> Message:
 
 def _evaluate(recipe: _Recipe, message: Message, context: Context) -> Message:
     plan = Plan.of(message.content.config_records[CONFIG])
-    run = recipe.run(plan, context)
+    run = recipe.run(plan, context, measures=True)
     held_out = run.task.held_out
     if held_out is None:
         raise ParameterError(
