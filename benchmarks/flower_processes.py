@@ -169,11 +169,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mitdb", default="")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1, help="of a site in a round")
     parser.add_argument("--kill", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, federation(Path(name), mitdb=options.mitdb) as running:
         start = time.monotonic()
-        process = running.run(**{"num-server-rounds": options.rounds})
+        process = running.run(**{"num-server-rounds": options.rounds, "local-epochs": options.epochs})
         if options.kill:
             wait_for(lambda: rounds(running.said("run")), 600, "the first round")
             seen = running.said(SITES[1]).count("Start `flwr-clientapp`")
@@ -183,12 +184,23 @@ def main() -> None:
             time.sleep(5)
             running.start_node(SITES[1], options.mitdb)
             print(f"{time.monotonic() - start:6.1f} s: {SITES[1]} is back", flush=True)
-        process.wait()
+        begun: list[float] = []
+        ended: list[float] = []
+        while process.poll() is None:
+            log = running.said("run")
+            for moments, what in ((begun, "configure_train: Sampled"), (ended, "aggregate_train: Received")):
+                moments += [time.monotonic()] * (log.count(what) - len(moments))
+            time.sleep(0.1)
         log = running.said("run")
         print(log if process.returncode or not scores(log) else "", end="")
-        for number, (found, accuracy) in enumerate(zip(rounds(log), scores(log), strict=False), start=1):
-            print(f"round {number}: {found[0]} results, {found[1]} failures, accuracy {accuracy:.4f}")
-        print(f"{time.monotonic() - start:.1f} s")
+        at_work = [float(value) for value in re.findall(r"aggregate_train:.*\n.*'seconds': ([\d.e+-]+)", log)]
+        for number, row in enumerate(zip(rounds(log), scores(log), begun, ended, at_work, strict=False), start=1):
+            (results, failures), accuracy, first, last, seconds = row
+            print(
+                f"round {number}: {results} results, {failures} failures, accuracy {accuracy:.4f}, {last - first:.1f} s, of which the "
+                f"sites trained {seconds:.1f} s"
+            )
+        print(f"{time.monotonic() - start:.1f} s in all")
 
 
 if __name__ == "__main__":

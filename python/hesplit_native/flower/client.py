@@ -161,8 +161,9 @@ def client_app(
     Returns
     -------
     ClientApp
-        Its replies weigh ``num-examples``, the training rows; `hesplit_native.errors` become error replies, which strategies leave
-        out.
+        Its replies to training have ``loss``, ``accuracy`` where something is right or wrong, and ``seconds`` of training, those to
+        evaluations what `metrics` says; both weigh ``num-examples``, the rows. `hesplit_native.errors` become error replies, which
+        strategies leave out.
     """
     recipe = _Recipe(
         make_network,
@@ -187,8 +188,8 @@ def _train(recipe: _Recipe, message: Message, context: Context) -> Message:
     plan = Plan.of(message.content.config_records[CONFIG])
 
     def work(run: Run) -> RecordDict:
-        loss, accuracy = _epochs(run, plan.epochs)
-        metrics: dict[str, Any] = {EXAMPLES: len(run.task.train), "loss": loss}
+        loss, accuracy, seconds = _epochs(run, plan.epochs)
+        metrics: dict[str, Any] = {EXAMPLES: len(run.task.train), "loss": loss, "seconds": seconds}
         if run.task.hits is not None:
             metrics["accuracy"] = accuracy
         stored = ConfigRecord({"run": _run_at_server(run), "step": run.progress.steps[0]})
@@ -309,16 +310,18 @@ def _take(run: Run, plan: Plan, arrays: ArrayRecord) -> None:
         run.adopt(plan.shares, whole=plan.whole)
 
 
-def _epochs(run: Run, epochs: int) -> tuple[float, float]:
-    """Train so many epochs and store the state; mean loss and accuracy of the last one."""
+def _epochs(run: Run, epochs: int) -> tuple[float, float, float]:
+    """Train so many epochs and store the state; mean loss and accuracy of the last one, and seconds of training."""
+    seconds = 0.0
     for _ in range(epochs):
         with closing(run.epoch()) as batches:
             for _ in batches:
                 pass
-        means = run.means()
+        loss, accuracy = run.means()
+        seconds += run.progress.seconds
         run.next_epoch()
     run.store()
-    return means
+    return loss, accuracy, seconds
 
 
 def _weights(run: Run, *, whole: bool) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def server_app(
     rounds
         Unless the run's configuration has ``num-server-rounds``. In turns a round is one site's.
     epochs
-        Of a site in a round.
+        Of a site in a round, unless the run's configuration has ``local-epochs``.
     mode
         ``"parallel"``: every site has a copy of the server's layer, and after a round all are averaged. ``"turns"``: there is one,
         which one site after the other trains.
@@ -101,8 +101,7 @@ def server_app(
     ParameterError
         Fewer than one round or epoch; an unknown mode.
     """
-    if rounds < 1 or epochs < 1:
-        raise ParameterError(f"rounds and epochs must be at least 1, got {rounds} and {epochs}")
+    _check_counts(rounds, epochs)
     if mode not in ("parallel", "turns"):
         raise ParameterError(f"mode must be parallel or turns, got {mode!r}")
     app = ServerApp()
@@ -110,7 +109,9 @@ def server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         count = int(context.run_config.get("num-server-rounds", rounds))
-        plan = Plan(secrets.token_hex(16), count, epochs, whole=mode == "turns")
+        local = int(context.run_config.get("local-epochs", epochs))
+        _check_counts(count, local)
+        plan = Plan(secrets.token_hex(16), count, local, whole=mode == "turns")
         chosen = WithLayer(strategy if strategy is not None else FedAvg(), plan)
         first = ArrayRecord(make_network().state_dict())
         result = chosen.start(grid, first, num_rounds=count, timeout=timeout)
@@ -119,6 +120,11 @@ def server_app(
             finished(result)
 
     return app
+
+
+def _check_counts(rounds: int, epochs: int) -> None:
+    if rounds < 1 or epochs < 1:
+        raise ParameterError(f"rounds and epochs must be at least 1, got {rounds} and {epochs}")
 
 
 def _end(grid: Grid, plan: Plan, arrays: ArrayRecord, timeout: float) -> None:
