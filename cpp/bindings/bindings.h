@@ -20,6 +20,7 @@ void register_costs(pybind11::module_& module);
 void register_linear(pybind11::module_& module);
 void register_sealed(pybind11::module_& module);
 void register_frozen(pybind11::module_& module);
+void register_tensor(pybind11::module_& module);
 void register_inspection(pybind11::module_& module);
 void register_privacy(pybind11::module_& module);
 

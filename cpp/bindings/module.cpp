@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, module) {
     hesplit::register_linear(module);
     hesplit::register_sealed(module);
     hesplit::register_frozen(module);
+    hesplit::register_tensor(module);
     hesplit::register_inspection(module);
     hesplit::register_privacy(module);
 }

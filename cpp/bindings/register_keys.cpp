@@ -1,6 +1,7 @@
 #include <memory>
 
 #include "bindings/bindings.h"
+#include "rlwe/public_key.h"
 #include "rlwe/secret_key.h"
 
 namespace py = pybind11;
@@ -44,10 +45,31 @@ void register_keys(py::module_& module) {
                     [](const py::buffer& bytes) {
                         return std::const_pointer_cast<SecretKey>(SecretKey::parse(Bytes(bytes).view()));
                     })
+        .def("public_key",
+             [](const SecretKey& key) {
+                 py::gil_scoped_release release;
+                 return std::const_pointer_cast<PublicKey>(PublicKey::of(key));
+             })
         .def("destroy", &SecretKey::destroy)
         .def("__reduce_ex__", &refuse)
         .def("__copy__", &refuse)
         .def("__deepcopy__", &refuse);
+
+    py::class_<PublicKey, std::shared_ptr<PublicKey>>(module, "PublicKey")
+        .def_property_readonly("parameters", &PublicKey::parameters)
+        .def_property_readonly("id",
+                               [](const PublicKey& key) {
+                                   return py::bytes(reinterpret_cast<const char*>(key.id().data()), key.id().size());
+                               })
+        .def("to_bytes", [](const PublicKey& key) { return py::bytes(key.bytes()); })
+        .def_static(
+            "from_bytes",
+            [](const py::buffer& object) {
+                const Bytes bytes(object);
+                py::gil_scoped_release release;
+                return std::const_pointer_cast<PublicKey>(PublicKey::parse(bytes.view()));
+            },
+            py::arg("data"));
 }
 
 }  // namespace hesplit

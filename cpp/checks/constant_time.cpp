@@ -21,7 +21,9 @@
 #include "linear/precision.h"
 #include "rlwe/decryption.h"
 #include "rlwe/encryption.h"
+#include "rlwe/public_key.h"
 #include "rlwe/secret_key.h"
+#include "tensor/polynomials.h"
 #include "wire/codec.h"
 
 using namespace hesplit;
@@ -92,6 +94,43 @@ void check_frozen_decryption(Precision precision) {
     reveal(y);
 }
 
+// Tensors: encryption of a hidden message under either key, and decryption. The public key's own randomness is drawn
+// inside, so what is watched there is the message.
+void check_tensors(const SecretKey& key) {
+    const auto ring = std::make_shared<const TensorRing>(key.parameters());
+    const std::size_t n = ring->ring().degree();
+    std::string bytes = PublicKey::of(key)->bytes();
+    reveal(bytes);
+    const auto view = [](const std::string& text) {
+        return View<const std::uint8_t>{reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
+    };
+    const std::shared_ptr<const PublicKey> public_key = PublicKey::parse(view(bytes));
+    std::vector<std::int64_t> message(n, 12345);
+    hide(message);
+    const View<const std::int64_t> values{message.data(), n};
+    std::string seeded = encrypt_polynomials(*ring, key, values),
+                whole = encrypt_polynomials(*ring, *public_key, values);
+    for (std::string* text : {&seeded, &whole}) {
+        reveal(*text);
+        const EncryptedPolynomials polynomials(ring, view(*text));
+        std::vector<double> out(n);
+        polynomials.decrypt(key, out.data());
+        reveal(out);
+    }
+    std::vector<std::int64_t> weights(n);
+    weights[0] = 3;
+    std::vector<std::uint32_t> positions(200);
+    std::iota(positions.begin(), positions.end(), 0U);
+    const std::vector<double> constants(positions.size(), 0.0);
+    const EncryptedPolynomials polynomials(ring, view(seeded));
+    const std::string product =
+        multiply_polynomials(*ring, {{&polynomials, {weights.data(), n}}},
+                             {{{positions.data(), positions.size()}, {constants.data(), constants.size()}}}, 50, 1);
+    std::vector<double> out(positions.size());
+    decrypt_products(*ring, key, view(product), out.data());
+    reveal(out);
+}
+
 // A branch on a secret, which must be reported: else nothing that follows means anything.
 bool valgrind_sees_a_branch() {
     const auto before = VALGRIND_COUNT_ERRORS;
@@ -136,6 +175,12 @@ int main() {
     }
     check_frozen_decryption(Precision::single);
     check_frozen_decryption(Precision::half);
+    choice.ring_degree = 4096;
+    choice.modulus_bits = {45, 45};
+    const std::shared_ptr<const SecretKey> tensor_key = SecretKey::generate(Parameters(choice));
+    tensor_key->use_coefficients(
+        [](View<const std::int8_t> secret) { VALGRIND_MAKE_MEM_UNDEFINED(secret.data, secret.size); });
+    check_tensors(*tensor_key);
     Buffer<std::uint8_t> stream_key(32);
     hide(stream_key);
     ChaCha20 stream(stream_key.data(), Domain::secret, 0, 0);

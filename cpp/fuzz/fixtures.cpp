@@ -125,4 +125,34 @@ const std::vector<std::unique_ptr<Frozen>>& frozen_layers() {
     return layers;
 }
 
+Tensors::Tensors() {
+    const Parameters parameters(choice({40, 40}, 20, 1));
+    ring = std::make_shared<const TensorRing>(parameters);
+    key = SecretKey::generate(parameters);
+    public_key = PublicKey::of(*key);
+    coefficients.resize(2 * parameters.ring_degree());
+    for (std::size_t i = 0; i < coefficients.size(); ++i) {
+        coefficients[i] = static_cast<std::int64_t>(i) * 1000003;
+    }
+    const View<const std::int64_t> values{coefficients.data(), coefficients.size()};
+    messages = {encrypt_polynomials(*ring, *key, values), encrypt_polynomials(*ring, *public_key, values)};
+}
+
+std::string Tensors::multiplied(const EncryptedPolynomials& polynomials) const {
+    const std::size_t n = ring->ring().degree();
+    std::vector<std::int64_t> weights(polynomials.count() * n);
+    for (std::size_t j = 0; j < polynomials.count(); ++j) {
+        weights[j * n] = 12345;
+    }
+    const std::vector<std::uint32_t> positions{0, 1, 5, static_cast<std::uint32_t>(n - 1)};
+    const std::vector<double> constants{0, 1e6, -1e6, 0.0};
+    return multiply_polynomials(*ring, {{&polynomials, {weights.data(), weights.size()}}},
+                                {{{positions.data(), positions.size()}, {constants.data(), constants.size()}}}, 40, 1);
+}
+
+const Tensors& tensors() {
+    static const Tensors made;
+    return made;
+}
+
 }  // namespace hesplit::fuzz

@@ -12,6 +12,7 @@
 #include "linear/sealed/client.h"
 #include "linear/sealed/server.h"
 #include "linear/server.h"
+#include "tensor/polynomials.h"
 
 namespace hesplit::fuzz {
 
@@ -61,6 +62,21 @@ struct Frozen {
 
 // Of either precision. Their rings are not smaller than those in use.
 const std::vector<std::unique_ptr<Frozen>>& frozen_layers();
+
+// A small ring for tensors, a key, and messages of two polynomials: seeded, and whole under the public key.
+struct Tensors {
+    std::shared_ptr<const TensorRing> ring;
+    std::shared_ptr<const SecretKey> key;
+    std::shared_ptr<const PublicKey> public_key;
+    std::vector<std::int64_t> coefficients;
+    std::vector<std::string> messages;
+
+    Tensors();
+    // The polynomials of a message times constants, at four coefficients.
+    std::string multiplied(const EncryptedPolynomials& polynomials) const;
+};
+
+const Tensors& tensors();
 
 // The layer with the parameters that the bytes name, or the first.
 template <class Layer>

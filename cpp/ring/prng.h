@@ -24,7 +24,15 @@ Seed random_seed();
 Id random_id();
 
 // Separates the streams that are expanded from one seed.
-enum class Domain : std::uint32_t { uniform = 1, noise = 2, secret = 3, flood = 4, mask = 5, privacy = 6 };
+enum class Domain : std::uint32_t {
+    uniform = 1,
+    noise = 2,
+    secret = 3,
+    flood = 4,
+    mask = 5,
+    privacy = 6,
+    ephemeral = 7
+};
 
 // The ChaCha20 key stream of RFC 8439 section 2.4 (block counter from 0) under the nonce (domain, index, row), little
 // endian.

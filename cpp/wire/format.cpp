@@ -66,6 +66,12 @@ std::string name(MessageType type) {
             return "frozen reply";
         case MessageType::frozen_hint:
             return "frozen hint";
+        case MessageType::public_key:
+            return "public key";
+        case MessageType::polynomials:
+            return "encrypted polynomials";
+        case MessageType::products:
+            return "products of polynomials";
     }
     return "message of unknown type";
 }

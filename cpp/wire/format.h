@@ -37,6 +37,9 @@ enum class MessageType : std::uint8_t {
     frozen_request = 12,  // encrypted rows for weights that do not change
     frozen_reply = 13,    // their products, without what the hint says
     frozen_hint = 14,     // what all replies of one layer have in common
+    public_key = 15,      // what anybody can encrypt with
+    polynomials = 16,     // encrypted, for any linear map
+    products = 17,        // what such a map made of them
 };
 
 inline constexpr std::uint8_t kWireVersion = 3;

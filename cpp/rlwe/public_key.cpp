@@ -1,0 +1,86 @@
+#include "rlwe/public_key.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "rlwe/encryption.h"
+#include "wire/codec.h"
+#include "wire/format.h"
+
+namespace hesplit {
+
+PublicKey::PublicKey(Parameters parameters, const Id& id, const Seed& seed)
+    : parameters_(std::move(parameters)),
+      id_(id),
+      seed_(seed),
+      ring_(parameters_.ring_degree(), parameters_.data_primes()),
+      a_(ring_.size()),
+      b_(ring_.size()) {
+    expand_uniform(ring_, seed_, 0, a_.data());
+}
+
+std::shared_ptr<const PublicKey> PublicKey::of(const SecretKey& key) {
+    const EncryptionRandomness randomness = EncryptionRandomness::fresh();
+    std::shared_ptr<PublicKey> made(new PublicKey(key.parameters(), key.id(), randomness.seed));
+    hesplit::encrypt_zero(made->ring_, secret_in_ring(key, made->ring_), randomness, 0, made->b_.data());
+    made->ring_.to_ntt(made->b_.data());
+    return made;
+}
+
+void PublicKey::encrypt_zero(std::uint64_t* c0, std::uint64_t* c1) const {
+    const std::size_t n = ring_.degree();
+    SecretBuffer<std::uint8_t> stream_key(32);
+    os_random(stream_key.data(), stream_key.size());
+    SecretBuffer<std::int8_t> small(n);
+    SecretBuffer<std::uint64_t> u(ring_.size());
+    ChaCha20 ternary(stream_key.data(), Domain::ephemeral, 0, 0);
+    sample_ternary(ternary, small.data(), n);
+    ring_.lift(View<const std::int8_t>{small.data(), n}, u.data());
+    ring_.to_ntt(u.data());
+    std::uint32_t row = 0;
+    for (const auto& [key, out] : {std::pair{&b_, c0}, std::pair{&a_, c1}}) {
+        ring_.multiply(key->data(), u.data(), out);
+        ring_.to_coefficients(out);
+        ChaCha20 noise(stream_key.data(), Domain::noise, 0, row++);
+        sample_noise(noise, small.data(), n);
+        ring_.add_small({small.data(), n}, out);
+    }
+}
+
+std::string PublicKey::bytes() const {
+    const PolynomialCodec codec(ring_, 0);
+    Buffer<std::uint64_t> b = b_, scratch;
+    ring_.to_coefficients(b.data());
+    WireWriter writer({MessageType::public_key, parameters_.hash(), id_, Id{}},
+                      parameter_bytes(parameters_) + sizeof(Seed) + codec.bytes());
+    write_parameters(writer, parameters_);
+    writer.seed(seed_);
+    codec.pack(b.data(), writer.reserve(codec.bytes()), scratch);
+    return writer.finish();
+}
+
+std::shared_ptr<const PublicKey> PublicKey::parse(View<const std::uint8_t> bytes) {
+    WireReader reader(bytes, MessageType::public_key);
+    Parameters parameters = read_parameters(reader);
+    const Seed seed = reader.seed();
+    std::shared_ptr<PublicKey> read(new PublicKey(std::move(parameters), reader.header().key, seed));
+    const PolynomialCodec codec(read->ring_, 0);
+    reader.require_remaining(codec.bytes());
+    codec.unpack(reader.raw(codec.bytes()).data, read->b_.data());
+    read->ring_.to_ntt(read->b_.data());
+    return read;
+}
+
+double public_noise_bound(std::size_t ring_degree) {
+    return kNoiseBound * (1 + 2 * static_cast<double>(ring_degree));
+}
+
+double public_noise_deviation(std::size_t ring_degree) {
+    const auto n = static_cast<double>(ring_degree);
+    // e and u, and e1 and s: at most so many coefficients of a ternary polynomial are not zero.
+    const double nonzero = 2 * n / 3 + 6 * std::sqrt(2 * n / 9);
+    return std::sqrt(kNoiseVariance * (1 + 2 * nonzero));
+}
+
+}  // namespace hesplit

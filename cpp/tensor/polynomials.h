@@ -1,0 +1,117 @@
+// Encrypted polynomials that any linear map may be applied to: what stands behind tensors of ciphertexts
+// (hesplit_native.tenseal).
+//
+// Where the layers of linear/ agree beforehand on a layout for one matrix, here somebody encrypts coefficients without
+// knowing what will be done with them, and somebody else chooses polynomials w and wants certain coefficients of
+//   sum_j m_j * w_j.
+// A product is computed once, at the end, whatever linear operations it stands for. Only the coefficients that are
+// wanted are sent, with the modulus switched to a power of two.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/buffer.h"
+#include "ring/ring.h"
+#include "rlwe/parameters.h"
+#include "rlwe/public_key.h"
+#include "rlwe/secret_key.h"
+#include "wire/format.h"
+
+namespace hesplit {
+
+// Parameters and the rings that they need, which all tensors of a context share.
+class TensorRing {
+  public:
+    // Throws ParameterError unless they are for blocks, with a modulus of at least kLeastTensorBits bits.
+    explicit TensorRing(Parameters parameters);
+
+    const Parameters& parameters() const { return parameters_; }
+    const Ring& ring() const { return ring_; }
+    const Ring& auxiliary() const { return auxiliary_; }
+
+  private:
+    Parameters parameters_;
+    Ring ring_;
+    Ring auxiliary_;
+};
+
+// Coefficients are integers of up to this absolute value; so many tensors may be added up before they are decrypted.
+inline constexpr std::int64_t kMostCoefficient = std::int64_t{1} << 60;
+inline constexpr int kMostSummands = 32;
+inline constexpr int kLeastTensorBits = 80;
+// Polynomials or products of one message.
+inline constexpr std::size_t kMostPolynomials = 65536;
+// Bits of a number of a product.
+inline constexpr int kLeastProductBits = 16, kMostProductBits = 60;
+
+// Polynomials under one key. Safe to use from several threads.
+class EncryptedPolynomials {
+  public:
+    // Throws WireError or KeyMismatchError.
+    EncryptedPolynomials(std::shared_ptr<const TensorRing> ring, View<const std::uint8_t> message);
+
+    const TensorRing& ring() const { return *ring_; }
+    const Id& key() const { return key_; }
+    std::size_t count() const { return c0_.size() / ring_->ring().size(); }
+
+    // In NTT form.
+    const std::uint64_t* c0(std::size_t j) const { return c0_.data() + j * ring_->ring().size(); }
+    const std::uint64_t* c1(std::size_t j) const { return c1_.data() + j * ring_->ring().size(); }
+
+    // All coefficients, [count(), N]. Throws KeyMismatchError.
+    void decrypt(const SecretKey& key, double* out) const;
+
+  private:
+    std::shared_ptr<const TensorRing> ring_;
+    Id key_{};
+    Buffer<std::uint64_t> c0_, c1_;
+};
+
+// The message that holds these coefficients, [count, N]. Throws RangeError for one above kMostCoefficient,
+// KeyMismatchError for a key of other parameters. With the secret key it is half as long.
+std::string encrypt_polynomials(const TensorRing& ring, const SecretKey& key, View<const std::int64_t> coefficients);
+std::string encrypt_polynomials(const TensorRing& ring, const PublicKey& key, View<const std::int64_t> coefficients);
+
+// The same message with coefficients added, [count, N]; the sums have to fit, which nobody checks here.
+std::string add_to_polynomials(const TensorRing& ring, View<const std::uint8_t> message,
+                               View<const std::int64_t> coefficients);
+
+// The sum of polynomials under one key, as many of each. Throws ParameterError or KeyMismatchError.
+std::string sum_polynomials(const std::vector<const EncryptedPolynomials*>& terms);
+
+// What a product adds up: encrypted polynomials, each times a polynomial of weights.
+struct Operand {
+    const EncryptedPolynomials* polynomials = nullptr;
+    View<const std::int64_t> weights;  // [products, polynomials.count(), N]
+};
+
+// The wanted coefficients of one product and what is added to them, an integer each.
+struct Wanted {
+    View<const std::uint32_t> positions;
+    View<const double> constants;
+};
+
+// A message with the coefficients of the products; decrypt_products() gives them in this order, divided by `unit`, with
+// numbers of `bits` bits. All operands are under one key. Nobody checks here that sums stay below q/2 - that is what
+// whoever chooses the weights knows. Throws ParameterError.
+std::string multiply_polynomials(const TensorRing& ring, const std::vector<Operand>& operands,
+                                 const std::vector<Wanted>& products, int bits, double unit);
+
+// How many values a message of products holds. Throws WireError or KeyMismatchError.
+std::size_t count_products(const TensorRing& ring, View<const std::uint8_t> message);
+// `key` of that message, whose values `out` receives. Throws WireError or KeyMismatchError.
+void decrypt_products(const TensorRing& ring, const SecretKey& key, View<const std::uint8_t> message, double* out);
+
+// The same message with a constant added to each of its values; the sums have to fit, which nobody checks here.
+std::string add_to_products(const TensorRing& ring, View<const std::uint8_t> message, View<const double> constants);
+
+// What the switch to that many bits adds to a value before the division by `unit`, as an integer modulo q: a bound on
+// its standard deviation.
+double product_rounding_deviation(const TensorRing& ring, int bits);
+
+}  // namespace hesplit
