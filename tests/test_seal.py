@@ -124,3 +124,26 @@ def test_keys_there_and_back(options):
     stock = _testing.seal_ciphertext(layer.seal, whole(first, layer.primes, layer.degree), first["c1"], seen["scale"])
     values = centred(_testing.seal_decrypt(layer.seal, other, stock), layer.primes) / seen["scale"]
     assert np.abs(values).max() > 1e3
+
+
+@settings(max_examples=8, deadline=None)
+@given(count=st.integers(1, 3), seed=st.integers(0, 1000))
+def test_seal_decrypts_what_a_public_key_encrypted(count, seed):
+    from hesplit_native.tenseal import sums
+
+    secret = _core.SecretKey.generate(sums.PARAMETERS._native)
+    key = _core.PublicKey.from_bytes(secret.public_key().to_bytes())
+    primes, degree, scale = list(sums.PARAMETERS._native.primes), 4096, 2.0**30
+    values = np.random.default_rng(seed).integers(-(2**40), 2**40, size=(count, degree))
+    message = _core.encrypt_polynomials(sums.ring(), key, values)
+    # Behind header, kind and count: c0 and c1 of each, a run of 45 bits a prime.
+    run = degree * 45 // 8
+    parts = [message[at : at + run] for at in range(64 + 5, len(message) - 8, run)]
+    rows = np.array([_testing.unpack_bits(part, degree, 45, 1 << 45) for part in parts]).reshape(count, 2, 2, degree)
+    context = _testing.seal_parameters(degree, primes)
+    packed = bytes(secret.to_bytearray())[-8 - degree // 4 : -8]
+    ternary = _testing.unpack_bits(packed, degree, 2, 3).astype(np.int8) - 1
+    seal_key = _testing.seal_secret_key(context, ternary)
+    for (c0, c1), exact in zip(rows, values, strict=True):
+        stock = _testing.seal_ciphertext(context, np.ascontiguousarray(c0), np.ascontiguousarray(c1), scale)
+        assert np.abs(centred(_testing.seal_decrypt(context, seal_key, stock), primes) - exact).max() < 8 * 250

@@ -1,0 +1,117 @@
+"""Tensors of any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hesplit_native.tenseal.enc_context import SecretKey
+from hesplit_native.tenseal.sums import Sum
+from hesplit_native.tenseal.tensors.encrypted import Encrypted
+from hesplit_native.tenseal.tensors.plaintensor import PlainTensor, as_array
+
+
+class CKKSTensor(Encrypted):
+    """A tensor of ciphertexts.
+
+    Parameters
+    ----------
+    context
+        Whose key it is encrypted under.
+    tensor
+        A list, array, torch tensor or PlainTensor of numbers between -65536 and 65536.
+    scale
+        Instead of the context's global scale.
+    batch
+        Whether its first axis is that of a batch: then `shape` has it not, operations are done to each of the batch, and
+        `decrypt` gives it back as the first.
+
+    Raises
+    ------
+    RangeError
+        For NaN, infinities and numbers beyond 65536.
+    """
+
+    _kind = "tensor"
+
+    def __init__(
+        self, context: Any = None, tensor: Any = None, scale: float | None = None, batch: bool = False
+    ) -> None:
+        super().__init__(context, as_array(tensor), scale, batch)
+
+    def decrypt(self, secret_key: SecretKey | None = None) -> PlainTensor:
+        """The numbers."""
+        return PlainTensor(self._decrypted(secret_key))
+
+    def mm(self, other: Any) -> CKKSTensor:
+        """A matrix ``[p, q]`` of ciphertexts times a plain one ``[q, c]``."""
+        return self._new(self._product(other))
+
+    def mm_(self, other: Any) -> CKKSTensor:
+        """The product in place."""
+        return self._set(self._product(other))
+
+    __matmul__ = mm
+    __imatmul__ = mm_
+
+    def _product(self, other: Any) -> Sum:
+        if isinstance(other, Encrypted):
+            raise NotImplementedError(
+                "a product of two tensors of ciphertexts is not here; one of them has to be plain"
+            )
+        return self._sum.matmul(self._plain(other))
+
+    def dot(self, other: Any) -> CKKSTensor:
+        """With a vector the sum of products, with a matrix `mm`."""
+        values = self._plain(other) if not isinstance(other, Encrypted) else None
+        if values is not None and values.ndim == 1 and len(self.shape) == 1:
+            return self._new(self._multiplied(values).summed(0))
+        return self.mm(other)
+
+    def dot_(self, other: Any) -> CKKSTensor:
+        """`dot` in place."""
+        return self._set(self.dot(other)._sum)
+
+    def sum_batch(self) -> CKKSTensor:
+        """The sum over the batch."""
+        return self._new(self._sum.summed_batch())
+
+    def sum_batch_(self) -> CKKSTensor:
+        """The sum over the batch in place."""
+        return self._set(self._sum.summed_batch())
+
+    def reshape(self, shape: Sequence[int]) -> CKKSTensor:
+        """The same numbers in another shape."""
+        return self._new(self._sum.reshaped(shape))
+
+    def reshape_(self, shape: Sequence[int]) -> CKKSTensor:
+        """Reshape in place."""
+        return self._set(self._sum.reshaped(shape))
+
+    def broadcast(self, shape: Sequence[int]) -> CKKSTensor:
+        """Repeated to a larger shape."""
+        return self._new(self._sum.broadcast(tuple(int(n) for n in shape)))
+
+    def broadcast_(self, shape: Sequence[int]) -> CKKSTensor:
+        """Broadcast in place."""
+        return self._set(self.broadcast(shape)._sum)
+
+    def transpose(self) -> CKKSTensor:
+        """With the axes in the opposite order."""
+        index = np.arange(self._sum.size).reshape(self._sum.shape)
+        return self._new(self._sum.taken(np.ascontiguousarray(index.T), "a transposition"))
+
+    def transpose_(self) -> CKKSTensor:
+        """Transpose in place."""
+        return self._set(self.transpose()._sum)
+
+    def __getitem__(self, item: Any) -> CKKSTensor:
+        index = np.arange(self._sum.size).reshape(self._sum.shape)
+        # As in TenSEAL an index keeps its axis, with one number.
+        items = item if isinstance(item, tuple) else (item,)
+        chosen = index[tuple(slice(n, n + 1 or None) if isinstance(n, int) else n for n in items)]
+        if chosen.size == 0:
+            raise IndexError(f"no number of a tensor of shape {self.shape} is at {item}")
+        return self._new(self._sum.taken(np.ascontiguousarray(chosen), "a slice"))
