@@ -640,6 +640,81 @@ def test_networks_that_do_not_fit(network, match):
         train(network, pictures())
 
 
+SITES = [list(range(40)), np.arange(40, 70), np.arange(70, 80)]
+
+
+@pytest.mark.parametrize("mode", ["turns", "parallel"])
+@pytest.mark.parametrize("protocol", ["splitways", "sealed", "local", "vanilla"])
+def test_participants_learn_what_they_do_in_the_clear(mode, protocol):
+    data = pictures(80)
+    plain = train(cnn(), data, participants=SITES, mode=mode)
+    network = cnn()
+    result = train(
+        network, data, participants=SITES, mode=mode, protocol=protocol, flooding="off", test=pictures(40, seed=3)
+    )
+    assert losses_of(result) == pytest.approx(losses_of(plain), abs=5e-3)
+    assert result.participants == 3
+    if result.linear is None:
+        return
+    # What comes out is what was tested: network and layer of the last participant, or of their average.
+    x, y = pictures(40, seed=3)
+    network.eval()
+    with torch.no_grad():
+        outputs = result.linear(network(torch.from_numpy(x).float()).flatten(1))
+    assert functional.cross_entropy(outputs, torch.from_numpy(y)).item() == pytest.approx(result.test["loss"], abs=1e-2)
+
+
+def test_in_turns_participants_are_one_loop_over_their_rows():
+    x, y = pictures(80)
+    ours, theirs = cnn(), cnn()
+    result = train(ours, (x, y), participants=SITES, epochs=1)
+    optimizers = []  # each has moments of its own; the server's are everybody's
+    whole = nn.Sequential(theirs, nn.Flatten(), initial_linear(type("Shape", (), {
+        "weight_seed": weight_seed(0), "in_features": 54, "out_features": 3})))  # fmt: skip
+    server = torch.optim.Adam(whole[2].parameters(), lr=5e-3)
+    for index, site in enumerate(SITES):
+        optimizers = [torch.optim.Adam(theirs.parameters(), lr=5e-3), server]
+        order = torch.Generator().manual_seed(7919 * index)
+        rows_of_site = torch.as_tensor(site)
+        for rows in torch.randperm(len(site), generator=order).split(BATCH):
+            at = rows_of_site[rows]
+            loss = functional.cross_entropy(whole(torch.from_numpy(x).float()[at]), torch.from_numpy(y)[at])
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    same_network(result, ours, whole)
+
+
+@pytest.mark.parametrize("mode", ["turns", "parallel"])
+def test_participants_resume(mode, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_REPORT_SECONDS", 0.0)
+    data = pictures(80)
+    options = {"participants": 3, "mode": mode, "protocol": "plain"}
+    undisturbed = cnn(0.3)
+    whole = train(undisturbed, data, epochs=3, **options)
+    stopped = hn.train(
+        cnn(0.3), data, epochs=3, checkpoints=tmp_path, observers=[StopAt(2, 3)], checkpoint_every=2, batch_size=BATCH,
+        learning_rate=5e-3, progress=False, **options,
+    )  # fmt: skip
+    assert stopped.interrupted == "interrupted by the user"
+    network = cnn(0.3)
+    resumed = train(network, data, epochs=3, checkpoints=tmp_path, resume=True, checkpoint_every=2, **options)
+    assert losses_of(resumed) == losses_of(whole)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, undisturbed.state_dict()[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "participants",
+    [0, 91, [], [[]], [[0, 1], [1, 2]], [[-1, 2]], [[90]], [[0.5]], [[[1]]]],
+)
+def test_participants_that_cannot_be(participants):
+    with pytest.raises(hn.ParameterError, match="participants"):
+        train(cnn(), pictures(), participants=participants)
+
+
 def test_in_vanilla_the_server_has_the_loss():
     for data, options in ((multi_label(), {}), (pictures(), {"loss": nn.CrossEntropyLoss()})):
         with pytest.raises(hn.ParameterError, match="the server computes the loss"):

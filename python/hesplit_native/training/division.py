@@ -14,12 +14,9 @@ from hesplit_native.training.config import RunConfig
 
 def divide(dataset: Dataset, participants: int, division: Division, seed: int) -> list[npt.NDArray[np.int64]]:
     """The training rows of each participant: at random in equal parts, or whole patients, the largest first to whoever has least."""
-    rows = len(dataset.train_y)
-    if not 1 <= participants <= rows:
-        raise ParameterError(f"participants must be between 1 and the {rows} training rows, got {participants}")
+    even = even_shares(len(dataset.train_y), participants, seed)
     if division == "even":
-        order = np.random.default_rng(seed).permutation(rows)
-        return [np.sort(part) for part in np.array_split(order, participants)]
+        return even
     if dataset.train_patient is None:
         raise ParameterError(f"the data set {dataset.name} does not say which patient a row is of; divide it evenly")
     patients, counts = np.unique(dataset.train_patient, return_counts=True)
@@ -32,6 +29,14 @@ def divide(dataset: Dataset, participants: int, division: Division, seed: int) -
         shares[least].append(int(patients[index]))
         sizes[least] += counts[index]
     return [np.flatnonzero(np.isin(dataset.train_patient, share)) for share in shares]
+
+
+def even_shares(rows: int, participants: int, seed: int) -> list[npt.NDArray[np.int64]]:
+    """Rows divided at random in equal parts."""
+    if not 1 <= participants <= rows:
+        raise ParameterError(f"participants must be between 1 and the {rows} training rows, got {participants}")
+    order = np.random.default_rng(seed).permutation(rows)
+    return [np.sort(part) for part in np.array_split(order, participants)]
 
 
 def epoch_batches(config: RunConfig, rows: int, outputs: int) -> int:

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from hesplit_native.choices import ProtocolName
+from hesplit_native.choices import Mode, ProtocolName
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import DataError, ParameterError
 from hesplit_native.training import own_data, report
 from hesplit_native.training.config import RunConfig
-from hesplit_native.training.division import epoch_batches
+from hesplit_native.training.division import epoch_batches, even_shares
 from hesplit_native.training.metrics import check_torchmetrics, has_torchmetrics, measure
 from hesplit_native.training.observers import CsvLog, Observers
-from hesplit_native.training.own_network import check_last_batch, check_loss, own_network
+from hesplit_native.training.own_network import OwnNetwork, check_last_batch, check_loss, own_network
 from hesplit_native.training.result import Observer, RunResult
 from hesplit_native.training.run import Run, run_through
 from hesplit_native.training.task import Examples, Loss, Task, TensorExamples, right_labels, right_shares
@@ -73,6 +74,8 @@ def train(
     tls: Tls | None = None,
     client_id: str = "client",
     insecure: bool = False,
+    participants: int | Sequence[Sequence[int] | npt.NDArray[np.int64]] = 1,
+    mode: Mode = "turns",
     seed: int = 0,
     device: torch.device | str = "cpu",
     checkpoints: str | os.PathLike[str] | None = None,
@@ -129,6 +132,10 @@ def train(
         that `network` came with.
     server, tls, client_id, insecure
         None: a server in this process; otherwise as in `nn.SplitLinear`.
+    participants, mode
+        Several clients in this process, as where hospitals divide the data: a number, among whom rows are divided evenly at random,
+        or the rows of each, by index. In ``"turns"`` one goes on from the other, ``"parallel"`` averages all after every epoch. Each
+        has a copy of `network`, which in the end is what the last of them has.
     device
         Where `network` is computed; what is sent comes from the CPU.
     checkpoints, resume
@@ -161,6 +168,9 @@ def train(
         network, data, validation, test, outputs=outputs, loss=loss, classes=classes, metrics=metrics, epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, protocol=protocol, seed=seed, device=device, more=more,
     )  # fmt: skip
+    shares = _shares(participants, len(found.train), seed)
+    if len(shares) > 1:
+        task = replace(task, network=replace(cast(OwnNetwork, task.network), copied=True))
     task = replace(
         task,
         optimizer=optimizer,
@@ -177,13 +187,16 @@ def train(
     run = Run(
         config,
         task,
-        [np.arange(len(found.train))],
+        shares,
+        mode=mode,
         connect=(lambda index: opened.open()) if opened is not None else None,
         checkpoints=Path(checkpoints) if checkpoints is not None else None,
     )
     folder = Path(output) if output is not None else None
     watching = [*observers, *([CsvLog(folder / "log.csv")] if folder is not None else [])]
     result = _watched(run, watching, resume=resume, progress=progress)
+    if len(shares) > 1:
+        network.load_state_dict(run.latest.model.state_dict())
     if folder is not None or progress:
         _report(result, found, folder, progress=progress)
     return result
@@ -321,6 +334,22 @@ def _device(device: torch.device | str) -> torch.device:
     if found.type == "meta":
         raise ParameterError("device 'meta' computes nothing")
     return found
+
+
+def _shares(
+    participants: int | Sequence[Sequence[int] | npt.NDArray[np.int64]], rows: int, seed: int
+) -> list[npt.NDArray[np.int64]]:
+    """The rows of each participant, all of them someone's and nobody's twice."""
+    if isinstance(participants, int):
+        return even_shares(rows, participants, seed) if participants != 1 else [np.arange(rows)]
+    shares = [np.asarray(share) for share in participants]
+    for share in shares:
+        if share.ndim != 1 or not len(share) or share.dtype.kind not in "iu":
+            raise ParameterError("participants: expected a number, or for each participant the indices of its rows")
+    every = np.concatenate(shares) if shares else np.zeros(0, np.int64)
+    if len(every) == 0 or every.min() < 0 or every.max() >= rows or len(np.unique(every)) < len(every):
+        raise ParameterError(f"participants: expected different rows between 0 and {rows - 1}, each of one participant")
+    return [share.astype(np.int64) for share in shares]
 
 
 def _checked_schedule(schedule: Callable[[int], float] | None, epochs: int) -> Callable[[int], float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from hesplit_native.training.task import Inputs, Loss, call, each
 
 @dataclass(frozen=True)
 class OwnNetwork:
-    """A module, which is trained in place, before a server's layer."""
+    """A module before a server's layer: trained in place, or `copied` for each of several participants."""
 
     module: nn.Module
     activations: int
     outputs: int
+    copied: bool = False
 
     @property
     def classes(self) -> int:
@@ -39,8 +41,8 @@ class OwnNetwork:
         return True
 
     def body(self, seed: int) -> nn.Module:
-        """The module itself, as it is."""
-        return self.module
+        """The module itself, as it is, or a copy."""
+        return copy.deepcopy(self.module) if self.copied else self.module
 
     def head(self, seed: int) -> nn.Module:
         """Nothing."""

@@ -245,6 +245,11 @@ class Run:
         return participants > 1 and self.mode == "parallel" and not self.config.traits.client_holds_layer
 
     @property
+    def latest(self) -> Client:
+        """The client that trained last: it has what all have learnt."""
+        return self.participants[self.progress.latest].client
+
+    @property
     def batches_per_epoch(self) -> int:
         """Batches of all participants in an epoch."""
         return sum(participant.batches for participant in self.participants)
@@ -618,7 +623,7 @@ class Run:
     def result(self, interrupted: str | None) -> RunResult:
         """What was learnt and measured so far."""
         clients = [participant.client for participant in self.participants]
-        last = clients[self.progress.latest]
+        last = self.latest
         layer = last.own_layer.linear if last.own_layer is not None else None
         if layer is None and self.server is not None:
             layer = self.server.last_linear()
