@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal, Protocol, get_args
 
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from hesplit_native.errors import ParameterError, ProtocolError, WireError
 from hesplit_native.seeding import seeded
+from hesplit_native.training.fit import prepare
+from hesplit_native.training.run import Run
 from hesplit_native.transport.channel import Channel, ClientInfo
 from hesplit_native.transport.in_process import InProcessChannel
 from hesplit_native.triad.cifar10 import Images
@@ -325,40 +327,25 @@ def _train_server(
         network = server_network(config.layer, tuple(x.shape[1:]), classes or 1)
     # The server standardises the target for training; losses and predictions are in its own unit again.
     center, unit = (0.0, 1.0) if classes else (y.mean().item(), max(y.std().item(), 1e-6))
-    target = y if classes else ((y - center) / unit)[:, None]
-    criterion: nn.Module = nn.CrossEntropyLoss() if classes else nn.MSELoss()
-    optimizer = torch.optim.Adam(network.parameters(), _LEARNING_RATE)
-    order = torch.Generator().manual_seed(_seed(f"order {config.seed}"))
-    for epoch in range(1, config.epochs + 1):
-        start = perf_counter()
-        network.train()
-        total = 0.0
-        for rows in torch.split(torch.randperm(len(x), generator=order), config.batch_size):
-            optimizer.zero_grad()
-            loss = criterion(network(x[rows]), target[rows])
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(rows)
-        seconds = perf_counter() - start
-        outputs = _outputs(network, test[0]) * unit + center
-        validation_loss = criterion(outputs, test[1] if classes else test[1][:, None]).item()
-        metric = _metric(outputs, test[1], classes)
-        record = TriadEpoch(epoch, total / len(x) * unit**2, validation_loss, metric, seconds)
+    target, truth = (part if classes else ((part - center) / unit)[:, None] for part in (y, test[1]))
+    # Nothing is split any more: the network is a client's that holds its own last layer.
+    _, run_config, task = prepare(
+        network[:-1], (x, target), (test[0], truth), None, outputs=classes or 1, loss=None, classes=None, metrics=False,
+        epochs=config.epochs, batch_size=config.batch_size, learning_rate=_LEARNING_RATE, protocol="local",
+        seed=_seed(f"order {config.seed}"), device="cpu", more={},
+    )  # fmt: skip
+    training = Run(run_config, replace(task, monitor="loss", minimise=True), [np.arange(len(x))])
+    training.begin()
+    while not training.is_over:
+        for _ in training.epoch():
+            pass
+        done = training.close_epoch()
+        loss, scores = done.train_loss * unit**2, done.validation
+        metric = scores["accuracy"] if classes else scores["mae"] * unit
+        record = TriadEpoch(done.epoch, loss, scores["loss"] * unit**2, metric, done.seconds)
         if observer:
             observer.on_epoch(record)
         yield record
-
-
-@torch.no_grad()
-def _outputs(network: nn.Module, x: Tensor) -> Tensor:
-    network.eval()
-    return torch.cat([network(rows) for rows in torch.split(x, _EVALUATION_ROWS)])
-
-
-def _metric(outputs: Tensor, y: Tensor, classes: int | None) -> float:
-    if classes:
-        return (outputs.argmax(1) == y).double().mean().item()
-    return (outputs[:, 0] - y).abs().double().mean().item()
 
 
 def _baseline(train_y: Tensor, test_y: Tensor, classes: int | None) -> float:
