@@ -189,6 +189,16 @@ def test_no_sum_wraps_around() -> None:
     assert np.abs(decrypted(sent(sent(few).mm(w))) / (3 * sums.BOUND * 5e6) - 1).max() < 1e-6
 
 
+def test_a_batch_of_vectors_needs_no_reshaping() -> None:
+    rng = np.random.default_rng(8)
+    x, w, g = rng.normal(size=(4, 256)), rng.normal(size=(256, 5)), rng.normal(size=(4, 5))
+    y = ts.ckks_tensor(CONTEXT, x.tolist(), batch=True).mm(w.tolist())
+    assert y.shape == [5]
+    assert np.abs(decrypted(sent(y)) - x @ w).max() <= bound(x, w)
+    update = ts.ckks_tensor(CONTEXT, x.T.tolist(), batch=True).mm(g.tolist())
+    assert np.abs(decrypted(sent(update)) - x.T @ g).max() <= bound(x.T, g)
+
+
 def test_sum_of_a_batch() -> None:
     x = np.random.default_rng(5).normal(size=(6, 3))
     total = (ts.ckks_tensor(CONTEXT, x, batch=True) * [1, 2, 3] + 1).sum_batch()
@@ -304,7 +314,9 @@ def test_shapes_that_do_not_fit() -> None:
     batch = ts.ckks_tensor(CONTEXT, np.ones((2, 3)), batch=True)
     for attempt in (
         lambda: tensor.mm(np.ones((2, 3))),
-        lambda: batch.mm(np.ones((3, 2))),
+        lambda: batch.mm(np.ones((2, 2))),
+        lambda: batch.mm(np.ones(3)),
+        lambda: ts.ckks_tensor(CONTEXT, np.ones((2, 3, 4))).mm(np.ones((4, 2))),
         lambda: tensor + np.ones((4, 4)),
         lambda: tensor + ts.ckks_tensor(CONTEXT, np.ones((3, 2))),
         lambda: batch + ts.ckks_tensor(CONTEXT, np.ones(3)),

@@ -46,7 +46,7 @@ class CKKSTensor(Encrypted):
         return PlainTensor(self._decrypted(secret_key))
 
     def mm(self, other: Any) -> CKKSTensor:
-        """A matrix ``[p, q]`` of ciphertexts times a plain one ``[q, c]``."""
+        """A matrix ``[p, q]`` of ciphertexts, or a vector ``[q]`` (in TenSEAL an error), times a plain matrix ``[q, c]``."""
         return self._new(self._product(other))
 
     def mm_(self, other: Any) -> CKKSTensor:
@@ -61,7 +61,10 @@ class CKKSTensor(Encrypted):
             raise NotImplementedError(
                 "a product of two tensors of ciphertexts is not here; one of them has to be plain"
             )
-        return self._sum.matmul(self._plain(other))
+        if len(self.shape) != 1:
+            return self._sum.matmul(self._plain(other))
+        values = self._plain(other)
+        return self._sum.reshaped((1, self._sum.size)).matmul(values).reshaped(values.shape[1:])
 
     def dot(self, other: Any) -> CKKSTensor:
         """With a vector the sum of products, with a matrix `mm`."""
