@@ -105,8 +105,9 @@ OPERATIONS: dict[str, tuple[Any, Any]] = {
     "+ itself": (lambda t, v: t + t * v, lambda x, v: x + x * v),
     "- itself": (lambda t, v: t - t, lambda x, v: x - x),
     "neg": (lambda t, v: -t, lambda x, v: -x),
-    "sum 0": (lambda t, v: t.sum(), lambda x, v: x.sum(-2)),
-    "sum 1": (lambda t, v: t.sum(axis=1), lambda x, v: x.sum(-1)),
+    "sum 0": (lambda t, v: t.sum(), lambda x, v: x.sum(0)),  # as in TenSEAL the batch's axis counts
+    "sum 1": (lambda t, v: t.sum(axis=1), lambda x, v: x.sum(1)),
+    "sum last": (lambda t, v: t.sum_(len(t.decrypt(CONTEXT.secret_key()).shape) - 1), lambda x, v: x.sum(-1)),
     "transpose": (lambda t, v: t.transpose() * 2, lambda x, v: np.swapaxes(x, -1, -2) * 2),
     "slice": (lambda t, v: t[0:2, 1:3], lambda x, v: x[..., 0:2, 1:3]),
     "index": (lambda t, v: t[-1], lambda x, v: x[..., -1:, :]),
@@ -199,6 +200,38 @@ def test_a_batch_of_vectors_needs_no_reshaping() -> None:
     assert np.abs(decrypted(sent(update)) - x.T @ g).max() <= bound(x.T, g)
 
 
+def test_plain_operands_that_change_later() -> None:
+    """Products are computed in the end, with the numbers that an operand had when it was used."""
+    rng = np.random.default_rng(8)
+    for as_operand in (np.array, torch.tensor, torch.nn.Parameter, ts.plain_tensor):
+        for operate in (
+            lambda t, w: t.mm(w),
+            lambda t, w: t @ w,
+            lambda t, w: t.mm_(w),
+            lambda t, w: t.dot(w),
+            lambda t, w: t + w,
+            lambda t, w: w - t if not isinstance(w, ts.PlainTensor) else t - w,
+            lambda t, w: t * w,
+        ):
+            w = rng.normal(size=(3, 3))
+            given = torch.tensor(w) if as_operand is torch.nn.Parameter else w.copy()
+            operand = as_operand(given)
+            result = operate(ts.ckks_tensor(CONTEXT, np.ones((3, 3))), operand)
+            before = decrypted(result)
+            if isinstance(operand, ts.PlainTensor):
+                operand.reshape_([9]).reshape_([3, 3])
+                operand._values *= 100
+            elif isinstance(operand, torch.Tensor):
+                operand.detach().mul_(100)
+            else:
+                operand *= 100
+            assert np.abs(decrypted(result) - before).max() < 1e-5
+    vector, w = ts.ckks_vector(CONTEXT, [1.0, 2.0, 3.0]), np.ones((3, 2))
+    product = vector.mm(w)
+    w *= 100
+    assert np.abs(np.array(product.decrypt()) - 6).max() < 1e-5
+
+
 def test_sum_of_a_batch() -> None:
     x = np.random.default_rng(5).normal(size=(6, 3))
     total = (ts.ckks_tensor(CONTEXT, x, batch=True) * [1, 2, 3] + 1).sum_batch()
@@ -240,6 +273,73 @@ def test_vectors(size: int, outputs: int, seed: int) -> None:
         assert np.abs(np.array(received) - exact).max() < 1e-5 * max(1, np.abs(exact).max()) + 1e-6
 
 
+def test_vectors_meet_vectors_of_their_size() -> None:
+    """Vectors never become something else by broadcasting."""
+    vector, single = ts.ckks_vector(CONTEXT, [1.0, 2.0, 3.0]), ts.ckks_vector(CONTEXT, [2.0])
+    for operand in ([1.0], [1.0, 2.0], [[1.0, 2.0, 3.0]], [[1.0], [2.0]], np.ones((3, 3)), ts.plain_tensor([1.0])):
+        for operate in (
+            lambda t, o: t + o,
+            lambda t, o: t - o,
+            lambda t, o: o - t if not isinstance(o, ts.PlainTensor) else t - o,
+            lambda t, o: t * o,
+            lambda t, o: t.add_(o),
+            lambda t, o: t.dot(o),
+        ):
+            with pytest.raises(ValueError, match="vector"):
+                operate(vector, operand)
+    for operand in ([1.0, 2.0, 3.0], np.ones((1, 1))):
+        with pytest.raises(ValueError, match="vector"):
+            single + operand
+    for operand in (2, 2.0, np.float32(2), np.int64(2), torch.tensor(2.0)):
+        assert np.abs(np.array((vector * operand).decrypt()) - [2, 4, 6]).max() < 1e-5
+    with pytest.raises(ValueError, match="vector"):
+        vector.dot(2.0)
+    with pytest.raises(ValueError, match="vector"):
+        ts.ckks_vector(CONTEXT, 1.0)
+    for attempt in (
+        lambda: vector + ts.ckks_tensor(CONTEXT, [1.0, 2.0, 3.0]),
+        lambda: ts.ckks_tensor(CONTEXT, [1.0, 2.0, 3.0]) - vector,
+    ):
+        with pytest.raises(TypeError, match="can't operate"):
+            attempt()
+    assert np.abs(np.array(sent(vector - single).decrypt()) - [-1, 0, 1]).max() < 1e-5
+    assert np.abs(np.array(sent(single - vector).decrypt()) - [1, 0, -1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("batch", [None, 1, 5])
+def test_tensors_of_ciphertexts_are_broadcast(batch: int | None) -> None:
+    """An encrypted bias, for example."""
+    rng = np.random.default_rng(9)
+    lead = () if batch is None else (batch,)
+    x, w = rng.normal(size=(*lead, 4, 6)), rng.normal(size=(6, 3))
+    y = ts.ckks_tensor(CONTEXT, x, batch=batch is not None).mm(w)
+    for shape in ((3,), (1,), (1, 3), (4, 1), (4, 3)):
+        b = rng.normal(size=(*lead, *shape))
+        bias = ts.ckks_tensor(PUBLIC, b, batch=batch is not None)
+        wide = b.reshape(*lead, *(1,) * (2 - len(shape)), *shape)
+        for result, exact in ((y + bias, x @ w + wide), (bias - y, wide - x @ w)):
+            assert result.shape == [4, 3]
+            assert np.abs(decrypted(sent(result)) - exact).max() < 1e-5
+
+
+def test_a_sum_of_everything_has_no_axes() -> None:
+    total = ts.ckks_tensor(CONTEXT, [1.0, 2.0]).sum()
+    for tensor in (total, total.transpose(), total.transpose()[...], total.reshape([]), sent(total + 0)):
+        assert tensor.shape == []
+        assert tensor.decrypt().tolist() == pytest.approx(3, abs=1e-5)
+
+
+def test_a_matrix_times_a_vector() -> None:
+    rng = np.random.default_rng(10)
+    x, v = rng.normal(size=(4, 6)), rng.normal(size=6)
+    result = ts.ckks_tensor(CONTEXT, x).dot(v)
+    assert result.shape == [4]
+    assert np.abs(decrypted(sent(result)) - x @ v).max() < 1e-5
+    for wrong in (v[:5], [v[0]]):
+        with pytest.raises(ValueError, match="multiply"):
+            ts.ckks_tensor(CONTEXT, x).dot(wrong)
+
+
 def test_precision_follows_the_scale() -> None:
     rng = np.random.default_rng(7)
     x, w = rng.normal(size=(4, 256)), rng.normal(size=(256, 5)) / 16
@@ -262,6 +362,7 @@ def test_plain_tensors() -> None:
     assert plain.reshape([3, 2]).transpose().tolist() == values.reshape(3, 2).T.tolist()
     assert ts.plain_tensor([1.7, -1.7], dtype="int").tolist() == [1, -1]
     assert ts.plain_tensor([1, 2, 3, 4], [2, 2]).at([1, 0]) == 3
+    assert (len(plain), plain.size(), len(ts.plain_tensor(1.0))) == (2, 2, 0)
     with pytest.raises(TypeError, match="well structured"):
         ts.plain_tensor([[1, 2], [3]])
     parameter = torch.nn.Parameter(torch.ones(3, 2))
@@ -286,6 +387,41 @@ def test_numbers_that_cannot_be_encrypted() -> None:
     for empty in ([], [[]]):
         with pytest.raises(ValueError, match="empty"):
             ts.ckks_tensor(CONTEXT, empty)
+
+
+def test_constants_that_a_received_result_has_no_room_for() -> None:
+    """Each fits, and all of them do not: an error, and no sum that wrapped around."""
+    x, w = np.ones((1, 4)), np.full((4, 2), 1e-3)
+    result = sent(ts.ckks_tensor(CONTEXT, x).mm(w))
+    added = 0.0
+    with pytest.raises(RangeError, match="constant"):  # noqa: PT012 (at whichever step)
+        for _ in range(40):
+            result = sent(result + 90.0)
+            added += 90
+            assert np.abs(decrypted(result) - (4e-3 + added)).max() < 1e-3
+    assert added >= 180
+    whatever = ts.ckks_tensor(CONTEXT, x).mm(w) + 1e9  # there is room for any before
+    assert np.abs(decrypted(sent(whatever)) / 1e9 - 1).max() < 1e-9
+
+
+def test_factors_beyond_what_can_be_written() -> None:
+    tensor = ts.ckks_tensor(CONTEXT, [[1.0, 2.0]])
+    for factor in (1e200, -1e200):
+        assert np.abs(decrypted(sent(tensor * factor)) / factor / [[1, 2]] - 1).max() < 1e-7
+        with pytest.raises(RangeError, match="too large"):
+            tensor * factor * factor
+        with pytest.raises(RangeError, match="too large"):
+            sent(tensor.mm([[1.0], [1.0]])) * factor * factor
+    with pytest.raises(RangeError, match="too large"):
+        tensor.mul_(1e308)
+
+
+def test_sums_of_too_many_results_are_refused_where_they_are_sent() -> None:
+    results = [sent(ts.ckks_tensor(CONTEXT, [[1.0, 2.0]]).mm([[1.0], [1.0]])) for _ in range(65)]
+    total = sum(results[1:64], results[0])
+    assert np.abs(decrypted(sent(total)) - 3 * 64).max() < 1e-4
+    with pytest.raises(NotImplementedError, match="sum of so many"):
+        (total + results[64]).serialize()
 
 
 def test_what_is_not_here_says_so() -> None:
@@ -322,6 +458,8 @@ def test_shapes_that_do_not_fit() -> None:
         lambda: batch + ts.ckks_tensor(CONTEXT, np.ones(3)),
         lambda: tensor.reshape_([5]),
         lambda: tensor.sum(2),
+        lambda: batch.sum(2),
+        lambda: tensor.polyval([]),
         lambda: tensor.sum_batch(),
     ):
         with pytest.raises(ValueError):  # noqa: PT011 (numpy's own messages among them)
@@ -466,6 +604,7 @@ def test_damage_is_a_typed_error(which: int) -> None:
         ("terms", [{"factor": 1.0, "messages": 1, "fresh": [2, 3, 2, 3], "summands": 10**6}]),
         ("terms", [{"factor": "1", "messages": 1, "fresh": [2, 3, 2, 3], "summands": 1}]),
         ("terms", [{"factor": 1.0, "messages": 1, "product": [2, 3, 2, 3]}]),
+        ("terms", [{"factor": 1.0, "messages": 1, "product": [2, 3, 2, 3], "room": 1.0}]),
         ("terms", [{"factor": 1.0, "messages": 10**9, "fresh": [2, 3, 2, 3], "summands": 1}]),
         ("kind", "vector"), ("kind", "context"),
     ],
@@ -476,6 +615,23 @@ def test_headers_that_lie(field: str, value: Any) -> None:
     fields, blobs = wire.read(ts.ckks_tensor(CONTEXT, np.ones((2, 3))).serialize(), "tensor")
     with pytest.raises(WireError):
         ts.CKKSTensor.load(CONTEXT, wire.write({**fields._values, field: value}, blobs))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"product": [1024, 64, 1, 1]}, {"product": [1, 65536, 1, 1]}, {"product": [64, 1024, 64, 1]}, {"room": -1.0}, {"room": None},
+    ],
+)  # fmt: skip
+def test_products_in_an_order_that_their_messages_cannot_have(head: dict[str, Any]) -> None:
+    """A step for each of millions of products that are not there would keep the receiver busy."""
+    from hesplit_native.tenseal import wire
+
+    data = ts.ckks_tensor(CONTEXT, np.ones((1024, 2))).mm(np.ones((2, 64))).serialize()
+    fields, blobs = wire.read(data, "tensor")
+    (term,) = fields._values["terms"]
+    with pytest.raises(WireError):
+        ts.CKKSTensor.load(CONTEXT, wire.write({**fields._values, "terms": [{**term, **head}]}, blobs))
 
 
 def test_messages_of_another_kind() -> None:

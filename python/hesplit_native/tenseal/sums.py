@@ -40,6 +40,8 @@ MAX_MAP = 1 << 25
 # Numbers of weight polynomials that are made at a time.
 _CHUNK = 1 << 22
 _LEAST_BITS = 24
+# Larger factors than this cannot be written, and smaller ones of a sum would vanish beside them.
+_LARGEST_FACTOR = 2.0**1000
 
 Key = _core.SecretKey | _core.PublicKey
 
@@ -103,9 +105,13 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Product:
-    """Values ``[rows, outputs]`` that a product left, one message or more for each group of rows."""
+    """Values ``[rows, outputs]`` that a product left, one message or more for each group of rows.
+
+    Constants that are added later may add up to `room`: beyond that sums would wrap around.
+    """
 
     order: Order
+    room: float
     messages: tuple[bytes, ...]
 
     def decrypt(self, key: _core.SecretKey) -> Floats:
@@ -114,14 +120,14 @@ class Product:
         return self.order.scatter(values)
 
     def plus(self, constant: Floats) -> Product:
-        """With ``[rows, outputs]`` added."""
+        """With ``[rows, outputs]`` of up to `room` added."""
         flat = np.concatenate([part for group in self.order.gather(constant) for part in group])
         messages, at = [], 0
         for message in self.messages:
             count = _core.count_products(ring(), message)
             messages.append(_core.add_to_products(ring(), message, flat[at : at + count]))
             at += count
-        return replace(self, messages=tuple(messages))
+        return replace(self, room=self.room - float(np.abs(constant).max()), messages=tuple(messages))
 
 
 @dataclass(frozen=True)
@@ -227,7 +233,7 @@ class Sum:
         first = float(factors[0])
         constant = wide.constant * factors
         if np.all(factors == first):
-            terms = [replace(term, factor=term.factor * first) for term in wide.terms]
+            terms = [replace(term, factor=_factor(term.factor * first)) for term in wide.terms]
             return replace(wide, terms=tuple(terms), constant=constant)
         return replace(wide, terms=tuple(wide._times(term, factors) for term in wide.terms), constant=constant)
 
@@ -267,9 +273,12 @@ class Sum:
         return Term(term.source, 1.0, (matrix.reshape(*lead, p, q) @ right).reshape(*lead, -1))
 
     def summed(self, axis: int) -> Sum:
-        """Summed over one axis."""
+        """Summed over one axis, of which that of a batch, if there is one, is the first."""
+        if self.batch is not None and axis == 0:
+            return self.summed_batch()
+        axis -= self.batch is not None
         if not 0 <= axis < len(self.shape):
-            raise ValueError(f"a tensor of shape {list(self.shape)} has no axis {axis}")
+            raise ValueError(f"a tensor of shape {_named(self)} has no such axis")
         shape = self.shape[:axis] + self.shape[axis + 1 :]
         terms = []
         for term in self.terms:
@@ -293,14 +302,19 @@ class Sum:
         return replace(self, batch=None, terms=tuple(terms), constant=self.constant * self.batch)
 
     def plus_sum(self, other: Sum) -> Sum:
-        """Two tensors of ciphertexts of one shape added."""
-        if other.shape != self.shape or other.batch != self.batch:
-            raise ValueError(f"can't add tensors of shapes {_named(self)} and {_named(other)}")
+        """Two tensors of ciphertexts added, both broadcast; a batch only to one of as many."""
+        try:
+            if other.batch != self.batch:
+                raise ValueError
+            shape = np.broadcast_shapes(self.shape, other.shape)
+        except ValueError:
+            raise ValueError(f"can't add tensors of shapes {_named(self)} and {_named(other)}") from None
+        left, right = self.broadcast(shape), other.broadcast(shape)
         return replace(
-            self,
-            precision=max(self.precision, other.precision),
-            terms=_collected(self.terms + other.terms),
-            constant=self.constant + other.constant,
+            left,
+            precision=max(left.precision, right.precision),
+            terms=_collected(left.terms + right.terms),
+            constant=left.constant + right.constant,
         )
 
     def decrypt(self, key: _core.SecretKey) -> Floats:
@@ -333,7 +347,7 @@ class Sum:
             return replace(done, terms=(*products, Term(_multiplied(self, fresh, constant))))
         if not np.any(constant):
             return self
-        return replace(done, terms=(_plus(products[0], constant), *products[1:]))
+        return replace(done, terms=_plus(products, constant))
 
 
 def _added(terms: tuple[Term, ...], constant: Floats) -> Term | None:
@@ -355,11 +369,24 @@ def _added(terms: tuple[Term, ...], constant: Floats) -> Term | None:
     return replace(first, source=source)
 
 
-def _plus(term: Term, constant: Floats) -> Term:
-    """A product with constants added."""
-    if term.factor == 0 or not isinstance(term.source, Product):
-        raise NotImplementedError("a constant added to the result of a product that was multiplied by zero")
-    return replace(term, source=term.source.plus(constant.reshape(term.source.order.shape) / term.factor))
+def _plus(terms: tuple[Term, ...], constant: Floats) -> tuple[Term, ...]:
+    """Products with constants added to one that has room for them."""
+    largest = float(np.abs(constant).max())
+    for index, term in enumerate(terms):
+        source = term.source
+        if isinstance(source, Product) and largest < source.room * abs(term.factor):
+            held = replace(term, source=source.plus(constant.reshape(source.order.shape) / term.factor))
+            return (*terms[:index], held, *terms[index + 1 :])
+    raise RangeError(
+        f"there is no room for a constant of {largest:.3g} in a result that was serialized before; add it before that, or to what "
+        "is decrypted"
+    )
+
+
+def _factor(factor: float) -> float:
+    if not abs(factor) <= _LARGEST_FACTOR:
+        raise RangeError("the product of a tensor's plain factors is too large")
+    return factor
 
 
 def _named(tensor: Sum) -> str:
@@ -421,7 +448,8 @@ def _multiplied(tensor: Sum, terms: list[Term], constant: Floats) -> Product:
                     part = matrix[row : row + source.layout.group, :, chosen]
                     operands.append((polynomials, all_weights(source.layout, part, spacing, per_product)))
             messages.append(_core.multiply_polynomials(ring(), operands, wanted, bits, SCALE * scale))
-    return Product(order, tuple(messages))
+    # The products take a quarter of the modulus at most, and half of it is there; 1 % is for the noise.
+    return Product(order, 0.99 * ring().modulus / 4 / (SCALE * scale), tuple(messages))
 
 
 def _matrix(term: Term, layout: Layout) -> Floats:

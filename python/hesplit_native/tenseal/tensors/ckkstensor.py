@@ -26,7 +26,7 @@ class CKKSTensor(Encrypted):
         Instead of the context's global scale.
     batch
         Whether its first axis is that of a batch: then `shape` has it not, operations are done to each of the batch, and
-        `decrypt` gives it back as the first.
+        `decrypt` gives it back as the first. `sum` counts it, as in TenSEAL: axis 0 is the batch.
 
     Raises
     ------
@@ -67,10 +67,13 @@ class CKKSTensor(Encrypted):
         return self._sum.reshaped((1, self._sum.size)).matmul(values).reshaped(values.shape[1:])
 
     def dot(self, other: Any) -> CKKSTensor:
-        """With a vector the sum of products, with a matrix `mm`."""
+        """Of two vectors the sum of products, of a matrix and a vector the products of its rows, of two matrices `mm`."""
         values = self._plain(other) if not isinstance(other, Encrypted) else None
-        if values is not None and values.ndim == 1 and len(self.shape) == 1:
-            return self._new(self._multiplied(values).summed(0))
+        if values is not None and values.ndim == 1:
+            if len(self.shape) == 1:
+                return self._new(self._multiplied(values).summed(0))
+            if len(self.shape) == 2 and self._sum.batch is None:
+                return self._new(self._sum.matmul(values[:, None]).reshaped(self.shape[:1]))
         return self.mm(other)
 
     def dot_(self, other: Any) -> CKKSTensor:
@@ -104,7 +107,7 @@ class CKKSTensor(Encrypted):
     def transpose(self) -> CKKSTensor:
         """With the axes in the opposite order."""
         index = np.arange(self._sum.size).reshape(self._sum.shape)
-        return self._new(self._sum.taken(np.ascontiguousarray(index.T), "a transposition"))
+        return self._new(self._sum.taken(index.T, "a transposition"))
 
     def transpose_(self) -> CKKSTensor:
         """Transpose in place."""
@@ -117,4 +120,4 @@ class CKKSTensor(Encrypted):
         chosen = index[tuple(slice(n, n + 1 or None) if isinstance(n, int) else n for n in items)]
         if chosen.size == 0:
             raise IndexError(f"no number of a tensor of shape {self.shape} is at {item}")
-        return self._new(self._sum.taken(np.ascontiguousarray(chosen), "a slice"))
+        return self._new(self._sum.taken(np.asarray(chosen), "a slice"))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-import numpy as np
-
 from hesplit_native.tenseal.enc_context import SecretKey
+from hesplit_native.tenseal.layout import Floats
 from hesplit_native.tenseal.sums import Sum
 from hesplit_native.tenseal.tensors.encrypted import Encrypted
 from hesplit_native.tenseal.tensors.plaintensor import as_array
@@ -28,10 +27,18 @@ class CKKSVector(Encrypted):
     _kind = "vector"
 
     def __init__(self, context: Any = None, vector: Any = None, scale: float | None = None) -> None:
-        values = np.atleast_1d(as_array(vector))
+        values = as_array(vector)
         if values.ndim != 1:
             raise ValueError("can only encrypt a vector")
         super().__init__(context, values, scale, batch=False)
+
+    def _operand(self, other: Any) -> Floats:
+        values = self._plain(other)
+        if values.ndim and values.shape != self._sum.shape:
+            raise ValueError(
+                f"can only operate with a vector of this one's size, {self.size()}, or a number; not with shape {list(values.shape)}"
+            )
+        return values
 
     def size(self) -> int:
         """How many numbers it has."""
@@ -50,7 +57,9 @@ class CKKSVector(Encrypted):
         return self._set(self.sum(axis)._sum)
 
     def dot(self, other: Any) -> CKKSVector:
-        """The sum of products with plain numbers, as a vector of one."""
+        """The sum of products with a plain vector, as a vector of one."""
+        if not isinstance(other, Encrypted) and self._plain(other).ndim != 1:
+            raise ValueError("can only operate with a vector")
         return self._new(self._multiplied(other)).sum()
 
     def dot_(self, other: Any) -> CKKSVector:

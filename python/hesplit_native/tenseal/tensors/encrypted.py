@@ -10,7 +10,7 @@ import numpy as np
 
 from hesplit_native import _core
 from hesplit_native.errors import RangeError, WireError
-from hesplit_native.tenseal import wire
+from hesplit_native.tenseal import sums, wire
 from hesplit_native.tenseal.enc_context import Context, SecretKey, checked_scale
 from hesplit_native.tenseal.layout import Floats, Layout, Order
 from hesplit_native.tenseal.sums import Fresh, Product, Sum, Term, ring
@@ -22,6 +22,7 @@ T = TypeVar("T", bound="Encrypted")
 _MAX_NUMBERS = 1 << 26
 _MAX_AXES = 16
 _MAX_TERMS = 64
+_LEAST_PRODUCT_BYTES = sums.PARAMETERS.ring_degree * 2  # of c1, with 16 bits a number
 
 
 class Encrypted:
@@ -91,28 +92,35 @@ class Encrypted:
     # Arithmetic.
 
     def _plain(self, other: Any) -> Floats:
+        """Plain numbers in an array of their own: the caller may change theirs before a result is computed."""
         try:
-            values = np.asarray(float(other)) if isinstance(other, numbers.Real) else as_array(other)
+            values = np.asarray(float(other)) if isinstance(other, numbers.Real) else np.array(as_array(other))
         except TypeError:
             raise TypeError(f"can't operate with object of type {type(other)}") from None
         if not np.all(np.isfinite(values)):
             raise RangeError("a plain operand contains NaN or Inf")
         return values
 
+    def _operand(self, other: Any) -> Floats:
+        """What is added to every number, or multiplies it."""
+        return self._plain(other)
+
     def _added(self, other: Any, sign: float) -> Sum:
         if isinstance(other, Encrypted):
+            if type(other) is not type(self):
+                raise TypeError(f"can't operate with object of type {type(other)}")
             return self._sum.plus_sum(other._sum.times(np.asarray(sign)))
-        return self._sum.plus(sign * self._plain(other))
+        return self._sum.plus(sign * self._operand(other))
 
     def _multiplied(self, other: Any) -> Sum:
         if isinstance(other, Encrypted):
             raise NotImplementedError(
                 "a product of two tensors of ciphertexts is not here; one of them has to be plain"
             )
-        return self._sum.times(self._plain(other))
+        return self._sum.times(self._operand(other))
 
     def add(self: T, other: Any) -> T:
-        """Add plain numbers, broadcast, or a tensor of ciphertexts of the same shape."""
+        """Add plain numbers or a tensor of ciphertexts, broadcast."""
         return self._new(self._added(other, 1.0))
 
     def add_(self: T, other: Any) -> T:
@@ -120,7 +128,7 @@ class Encrypted:
         return self._set(self._added(other, 1.0))
 
     def sub(self: T, other: Any) -> T:
-        """Subtract plain numbers, broadcast, or a tensor of ciphertexts of the same shape."""
+        """Subtract plain numbers or a tensor of ciphertexts, broadcast."""
         return self._new(self._added(other, -1.0))
 
     def sub_(self: T, other: Any) -> T:
@@ -155,7 +163,7 @@ class Encrypted:
         return self.neg().add_(other)
 
     def sum(self: T, axis: int = 0) -> T:
-        """Summed over an axis."""
+        """Summed over an axis; that of a batch counts."""
         return self._new(self._sum.summed(axis))
 
     def sum_(self: T, axis: int = 0) -> T:
@@ -164,7 +172,10 @@ class Encrypted:
 
     def polyval(self: T, coefficients: Any) -> T:
         """``coefficients[0] + coefficients[1] * self``; higher degrees are not here."""
-        values = np.trim_zeros(self._plain(coefficients).ravel(), "b")
+        values = self._plain(coefficients).ravel()
+        if not len(values):
+            raise ValueError("the coefficients vector need to have at least one element")
+        values = np.trim_zeros(values, "b")
         if len(values) > 2:
             raise NotImplementedError(
                 f"a polynomial of degree {len(values) - 1} of a tensor of ciphertexts is not here; degree 1 is"
@@ -201,6 +212,11 @@ class Encrypted:
     def serialize(self) -> bytes:
         """As bytes, all operations done."""
         held = self._sum.evaluated()
+        if len(held.terms) > _MAX_TERMS:
+            raise NotImplementedError(
+                f"a tensor that is the sum of so many results that were serialized before ({len(held.terms)}, of which {_MAX_TERMS} "
+                "are supported) cannot be serialized"
+            )
         terms: list[dict[str, Any]] = []
         blobs: list[bytes] = []
         for term in held.terms:
@@ -213,6 +229,7 @@ class Encrypted:
             else:
                 order = source.order
                 head["product"] = [order.rows, order.outputs, order.group, order.per_product]
+                head["room"] = source.room
             terms.append(head)
             blobs += source.messages
         header = {"kind": self._kind, "shape": held.shape, "batch": held.batch, "scale": held.precision, "terms": terms}
@@ -294,6 +311,12 @@ def _read_source(part: wire.Fields, messages: list[bytes], size: int, batch: int
     order = Order(*numbers)
     if order.rows * order.outputs != rows * size or order.group > order.rows or order.per_product > degree:
         raise WireError("a product with an impossible layout")
+    # A product takes its c1 at least: no more of them than there are bytes for, before anything is done for each.
+    if order.groups * order.products * _LEAST_PRODUCT_BYTES > sum(map(len, messages)):
+        raise WireError("a product with another number of values than its layout has")
     if sum(_core.count_products(ring(), message) for message in messages) != rows * size:
         raise WireError("a product with another number of values than its layout has")
-    return Product(order, tuple(messages))
+    room = part.number("room")
+    if room < 0:
+        raise WireError("a product with an impossible room for constants")
+    return Product(order, room, tuple(messages))

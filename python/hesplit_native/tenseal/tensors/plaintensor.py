@@ -74,10 +74,10 @@ class PlainTensor:
 
     def size(self) -> int:
         """shape[0]."""
-        return len(self._values)
+        return len(self._values) if self._values.ndim else 0
 
     def __len__(self) -> int:
-        return int(self._values.size)
+        return self.size()
 
     def empty(self) -> bool:
         """Whether there is no number in it."""
