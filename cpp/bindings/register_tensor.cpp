@@ -21,7 +21,10 @@ View<const T> run(const Matrix<T>& values) {
 template <class Key>
 py::bytes encrypt(const TensorRing& ring, const std::shared_ptr<Key>& key, const Matrix<std::int64_t>& coefficients) {
     const View<const std::int64_t> values = run(coefficients);
-    return released([&] { return encrypt_polynomials(ring, *key, values); });
+    return released([&] {
+        check_coefficients(values);
+        return encrypt_polynomials(ring, *key, values);
+    });
 }
 
 Matrix<double> decrypt(const EncryptedPolynomials& polynomials, const std::shared_ptr<SecretKey>& key) {
@@ -88,7 +91,11 @@ void register_tensor(py::module_& module) {
         "add_to_polynomials",
         [](const TensorRing& ring, const py::buffer& object, const Matrix<std::int64_t>& coefficients) {
             const Bytes message(object);
-            return released([&] { return add_to_polynomials(ring, message.view(), run(coefficients)); });
+            const View<const std::int64_t> values = run(coefficients);
+            return released([&] {
+                check_coefficients(values);
+                return add_to_polynomials(ring, message.view(), values);
+            });
         },
         py::arg("ring"), py::arg("message"), py::arg("coefficients").noconvert());
     module.def(

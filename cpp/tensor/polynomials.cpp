@@ -31,13 +31,6 @@ std::size_t count_of(const TensorRing& ring, View<const std::int64_t> coefficien
         throw ParameterError("expected 1 to " + std::to_string(kMostPolynomials) + " polynomials of " +
                              std::to_string(ring.ring().degree()) + " coefficients");
     }
-    std::uint64_t outside = 0;
-    for (const std::int64_t value : coefficients) {
-        outside |= static_cast<std::uint64_t>((value > kMostCoefficient) | (value < -kMostCoefficient));
-    }
-    if (outside != 0) {
-        throw RangeError("a coefficient is beyond 2^60");
-    }
     return count;
 }
 
@@ -68,6 +61,14 @@ TensorRing::TensorRing(Parameters parameters)
     if (parameters_.packing() != Packing::blocks || parameters_.total_bits() < kLeastTensorBits) {
         throw ParameterError("tensors need packing=\"blocks\" and a modulus of at least " +
                              std::to_string(kLeastTensorBits) + " bits");
+    }
+}
+
+void check_coefficients(View<const std::int64_t> coefficients) {
+    for (const std::int64_t value : coefficients) {
+        if (value > kMostCoefficient || value < -kMostCoefficient) {
+            throw RangeError("a coefficient is beyond 2^60");
+        }
     }
 }
 

@@ -72,8 +72,11 @@ class EncryptedPolynomials {
     Buffer<std::uint64_t> c0_, c1_;
 };
 
-// The message that holds these coefficients, [count, N]. Throws RangeError for one above kMostCoefficient,
-// KeyMismatchError for a key of other parameters. With the secret key it is half as long.
+// Throws RangeError for a coefficient beyond kMostCoefficient. Apart from encryption, which looks at no coefficient.
+void check_coefficients(View<const std::int64_t> coefficients);
+
+// The message that holds these coefficients, [count, N], that were checked. Throws KeyMismatchError for a key of other
+// parameters. With the secret key it is half as long.
 std::string encrypt_polynomials(const TensorRing& ring, const SecretKey& key, View<const std::int64_t> coefficients);
 std::string encrypt_polynomials(const TensorRing& ring, const PublicKey& key, View<const std::int64_t> coefficients);
 
