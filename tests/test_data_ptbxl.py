@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import hesplit_native as hn
-from hesplit_native.data import load_ptbxl, synthetic_ptbxl
+from hesplit_native.data import check_dataset, load_ptbxl, synthetic_ptbxl
 from hesplit_native.data.ptbxl import CLASSES, LEADS
 from hesplit_native.training.models import architecture
 
@@ -231,3 +231,56 @@ def test_synthetic_recordings_are_learnable_and_the_same_for_the_same_seed():
     with torch.no_grad():
         right = (network(torch.from_numpy(data.test_x)).argmax(1).numpy() == data.test_y).mean()
     assert right > 0.45
+
+
+def test_several_labels_are_all_superclasses_of_a_recording(tmp_path):
+    codes = [
+        "{'SR': 0.0, 'NORM': 100.0}",
+        "{'IMI': 50.0, 'LVH': 0.0, 'IMI ': 1.0}",
+        "{'SR': 0.0}",
+        "{'LVH': 9.0, 'NDT': 9.0}",
+    ]
+    write(tmp_path / "ptbxl", codes, folds=[1, 2, 3, 10])
+    data = load_ptbxl(tmp_path / "ptbxl", labels="multi", cache_dir=tmp_path / "cache")
+    assert data.labels == "multi"
+    assert data.train_y.dtype == np.int64
+    assert data.train_y.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 1]]  # NORM, MI, STTC, CD, HYP
+    assert data.test_y.tolist() == [[0, 0, 1, 0, 1]]
+    check_dataset(data)
+    single = load_ptbxl(tmp_path / "ptbxl", cache_dir=tmp_path / "cache")
+    assert single.labels == "single"
+    assert [CLASSES[i] for i in (*single.train_y, *single.test_y)] == ["NORM", "MI", "HYP"]
+    np.testing.assert_array_equal(single.train_x, data.train_x)
+
+
+def test_several_labels_without_recordings_that_are_invalid(tmp_path):
+    write(tmp_path / "ptbxl", ["{'NORM': 1.0}", "{'IMI': 1.0, 'LVH': 1.0}", "{'NDT': 1.0}"], folds=[1, 2, 10])
+    path = tmp_path / "ptbxl" / "records100" / "00000" / "00001_lr.dat"
+    path.write_bytes(np.full(12, -32768, "<i2").tobytes() + path.read_bytes()[24:])
+    with pytest.warns(UserWarning, match="1 of 3 recordings are left out"):
+        data = load_ptbxl(tmp_path / "ptbxl", labels="multi", cache_dir=tmp_path / "cache")
+    assert data.train_y.tolist() == [[0, 1, 0, 0, 1]]
+
+
+def test_several_labels_of_the_subset_follow_its_own_order_of_classes(tmp_path):
+    several = np.eye(5, dtype=np.int8)[[0, 1, 2, 3, 4, 1]]  # NORM, CD, MI, HYP, STTC
+    several[5, 4] = 1
+    data = load_ptbxl(subset(tmp_path / "s.npz", label_multi=several, label=None), labels="multi")
+    names = [[name for name, applies in zip(CLASSES, row, strict=True) if applies] for row in data.train_y]
+    assert names == [["NORM"], ["CD"], ["MI"], ["HYP"], ["STTC"]]
+    assert data.test_y.tolist() == [[0, 0, 1, 1, 0]]
+    for bad in (None, several[:, :4], several.astype(float), 2 * several, several[:5]):
+        with pytest.raises(hn.DataError, match=r"s\.npz"):
+            load_ptbxl(subset(tmp_path / "s.npz", label_multi=bad), labels="multi")
+    with pytest.raises(hn.DataError, match="single or multi"):
+        load_ptbxl(tmp_path / "s.npz", labels="all")
+
+
+def test_the_real_several_labels_agree_in_both_forms(real, tmp_path):
+    folder = load_ptbxl(real[0], labels="multi", cache_dir=tmp_path)
+    single = load_ptbxl(real[1], labels="multi")
+    count = len(folder.test_y)
+    np.testing.assert_array_equal(folder.test_y, single.test_y[:count])
+    assert folder.train_y.sum(1).max() > 1
+    first = load_ptbxl(real[0], cache_dir=tmp_path).train_y
+    assert folder.train_y[np.arange(len(first)), first].all()

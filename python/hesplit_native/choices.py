@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 DatasetName = Literal["synthetic", "mitbih", "synthetic12", "ptbxl"]
+#: Of a recording of PTB-XL: the class of its first diagnostic statement, or all its classes.
+Labels = Literal["single", "multi"]
 #: Divisions of MIT-BIH.
 Split = Literal["paper", "unique", "patients"]
 

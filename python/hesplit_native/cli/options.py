@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from hesplit_native.choices import DatasetName, Split
+from hesplit_native.choices import DatasetName, Labels, Split
 
 if TYPE_CHECKING:
     from hesplit_native.data.dataset import Dataset
@@ -27,19 +27,24 @@ def with_words(text: str, rows: Sequence[Row], name: Callable[[Row], str], has: 
     return chosen
 
 
-def load_dataset(name: DatasetName, data_dir: Path | None, split: Split) -> Dataset:
+def load_dataset(name: DatasetName, data_dir: Path | None, split: Split, labels: Labels = "single") -> Dataset:
     """The named data set, with a progress bar while records are read for the first time."""
     from rich.progress import track
 
     from hesplit_native.data import load_mitbih, load_ptbxl, synthetic_ecg, synthetic_ptbxl
+    from hesplit_native.errors import ParameterError
 
+    if labels == "multi" and name != "ptbxl":
+        raise ParameterError(f"every row of {name} has one label; several are those of --dataset ptbxl")
     if name == "synthetic":
         return synthetic_ecg()
     if name == "synthetic12":
         return synthetic_ptbxl()
     if name == "ptbxl":
         return load_ptbxl(
-            data_dir, progress=lambda items: track(items, description="Reading recordings", transient=True)
+            data_dir,
+            labels=labels,
+            progress=lambda items: track(items, description="Reading recordings", transient=True),
         )
     return load_mitbih(
         data_dir, split=split, progress=lambda names: track(names, description="Reading records", transient=True)

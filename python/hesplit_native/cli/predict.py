@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +42,7 @@ def predict_command(
     from hesplit_native.cli.paths import output_file
     from hesplit_native.errors import DataError
     from hesplit_native.training.model_file import activations, load_model
+    from hesplit_native.training.predictions import Predictions, accuracy, prediction_table, write_predictions
 
     set_threads(threads)
     if output is not None:
@@ -53,11 +53,10 @@ def predict_command(
             f"{model} holds the convolutions only: the linear layer stayed with the server it was trained with. Let that serve it "
             "(hesplit-native serve --model), and name it with --server"
         )
-    samples: list[int] | None = None
     if record is not None:
-        x, y, samples = _record(record)
+        x, y, _ = _record(record)
     else:
-        data = load_dataset(dataset, data_dir, split)
+        data = load_dataset(dataset, data_dir, split, trained.labels)
         x, y = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
     with torch.no_grad():
         features = activations(trained, x)
@@ -69,17 +68,14 @@ def predict_command(
         else:
             found = _logits(trained, features, packing if encrypted else None)
         logits = trained.head(found.float())
-    predicted = logits.argmax(1)
-    _print(Console(), trained.classes, predicted, y)
+    said = Predictions(trained.classes, logits, trained.labels, y)
+    console = Console()
+    console.print(prediction_table(said, "beats"))
+    right = accuracy(said)
+    if right is not None:
+        console.print(f"accuracy {right:.2%}", highlight=False)
     if output is not None:
-        with output.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(
-                ["beat", "sample", "predicted", "annotated", *(f"logit_{name}" for name in trained.classes)]
-            )
-            for i, values in enumerate(logits.tolist()):
-                where = samples[i] if samples is not None else ""
-                writer.writerow([i, where, trained.classes[int(predicted[i])], trained.classes[int(y[i])], *values])
+        write_predictions(output, said)
 
 
 def _layer(connection: Connection, model: Model, name: str | None) -> str:
@@ -135,20 +131,3 @@ def _logits(model: Model, x: Tensor, packing: Any) -> Tensor:
     server = LinearServer(client.public_material(), linear.weight, linear.bias)
     parts = [client.decrypt(server.forward(client.encrypt(part))) for part in torch.split(x, rows)]
     return torch.cat([torch.from_numpy(part) for part in parts])
-
-
-def _print(console: Any, classes: tuple[str, ...], predicted: Tensor, annotated: Tensor) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{len(predicted)} beats", title_justify="left")
-    table.add_column("annotated")
-    for name in classes:
-        table.add_column(f"as {name}", justify="right")
-    table.add_column("right", justify="right")
-    for label, name in enumerate(classes):
-        mine = predicted[annotated == label]
-        counts = [int((mine == other).sum()) for other in range(len(classes))]
-        share = f"{counts[label] / len(mine):.1%}" if len(mine) else "-"
-        table.add_row(name, *map(str, counts), share)
-    console.print(table)
-    console.print(f"accuracy {float((predicted == annotated).double().mean()):.2%}", highlight=False)

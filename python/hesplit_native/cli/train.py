@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hesplit_native.choices import DatasetName, Division, Mode, Split
+from hesplit_native.choices import DatasetName, Division, Labels, Mode, Split
 from hesplit_native.cli.fields import options_from_fields
 from hesplit_native.cli.options import connector, load_dataset, set_threads
 from hesplit_native.layer.published import PARAMETER_SETS
@@ -27,6 +27,7 @@ class Source:
     dataset: DatasetName = "synthetic"
     data_dir: Path | None = None
     split: Split = "paper"
+    labels: Labels = "single"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ _HELP = {
     "dataset": "What to train on.",
     "data_dir": "The MIT-BIH records (else HESPLIT_MITDB, else a download); the PTB-XL folder or .npz (else HESPLIT_PTBXL).",
     "split": "Division of MIT-BIH; paper leaks between train and test.",
+    "labels": "Of PTB-XL: the first class of a recording, or all of them (extra `train`).",
     "protocol": "Who computes what, and what is encrypted.",
     "packing": "Coefficient blocks (fast) or SIMD slots.",
     "model": "m2: 512 activations; base: two fully connected layers.",
@@ -110,13 +112,18 @@ def train_command(
 
     from hesplit_native.cli.paths import output_folder
     from hesplit_native.errors import ParameterError
+    from hesplit_native.training.metrics import check_torchmetrics
+    from hesplit_native.training.objectives import check_objective
 
     console = Console()
     set_threads(execution.threads)
     if connection.server is not None and not config.traits.is_split:
         raise ParameterError(f"--protocol {config.protocol} has no server; leave --server out")
+    if source.labels == "multi":
+        check_torchmetrics("macro AUROC (--labels multi)")
+        check_objective(config, "labels")
     folder = output_folder(execution.output or _default_folder(source, config, together))
-    data = load_dataset(source.dataset, source.data_dir, source.split)
+    data = load_dataset(source.dataset, source.data_dir, source.split, source.labels)
     result = _run(console, config, data, together, connection, folder, resume=execution.resume)
     _finish(console, result, data, folder)
 
@@ -126,6 +133,7 @@ def _default_folder(source: Source, config: RunConfig, together: Together) -> Pa
         [
             source.dataset,
             *([source.split] if source.dataset == "mitbih" else []),
+            *([source.labels] if source.labels == "multi" else []),
             config.protocol,
             *([config.parameter_set or config.packing] if config.releases else []),
             *([f"{together.participants}-{together.mode}"] if together.participants > 1 else []),
@@ -168,6 +176,9 @@ def _finish(console: Console, result: RunResult, data: Any, folder: Path) -> Non
     values = report.metrics(result, data)
     written, refused = _write(result, data, folder, values)
     console.print(report.summary_table(values))
+    by_class = report.class_table(values)
+    if by_class is not None:
+        console.print(by_class)
     published = published_table(values)
     if published is not None:
         console.print(published)
@@ -205,7 +216,7 @@ def _write(result: RunResult, data: Any, folder: Path, values: dict[str, Any]) -
         run = {key: values[key] for key in ("dataset", "split", "protocol", "config", "epochs", "versions")}
         save_model(
             folder / "model.safetensors", result.architecture, result.client_state, result.server_weight,
-            result.server_bias, data.classes, run,
+            result.server_bias, data.classes, run, data.labels,
         )  # fmt: skip
         written.append("model.safetensors")
         if result.history:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hesplit_native.choices import Labels
 from hesplit_native.errors import DataError
 
 
@@ -14,7 +15,8 @@ from hesplit_native.errors import DataError
 class Dataset:
     """Signals and labels, split into train and test.
 
-    `train_x` and `test_x` are float32 [n, channels, samples]; `train_y` and `test_y` int64 [n], indices into `classes`.
+    `train_x` and `test_x` are float32 [n, channels, samples]; `train_y` and `test_y` int64 [n], indices into `classes`, or, where a
+    row may be of several, int64 [n, classes] of 0 and 1.
     `train_patient`, int64 [n], numbers the patients of the training rows, where that is known.
     """
 
@@ -26,6 +28,11 @@ class Dataset:
     test_y: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     train_patient: npt.NDArray[np.int64] | None = None
+
+    @property
+    def labels(self) -> Labels:
+        """Whether a row is of one class, or of any number of them."""
+        return "multi" if self.train_y.ndim == 2 else "single"
 
 
 def check_dataset(data: Dataset) -> None:
@@ -43,24 +50,34 @@ def check_dataset(data: Dataset) -> None:
     for side, x, y in (("train", data.train_x, data.train_y), ("test", data.test_x, data.test_y)):
         if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 3 or 0 in x.shape:
             raise DataError(f"{name}, {side}_x: expected float32 [n, channels, samples] with n > 0, got {_describe(x)}")
-        if not isinstance(y, np.ndarray) or y.dtype != np.int64 or y.shape != x.shape[:1]:
+        shapes = (x.shape[:1], (len(x), len(data.classes)))
+        if not isinstance(y, np.ndarray) or y.dtype != np.int64 or y.shape not in shapes:
             raise DataError(
-                f"{name}, {side}_y: expected int64 [{len(x)}], a label for each row of {side}_x, got {_describe(y)}"
+                f"{name}, {side}_y: expected int64 [{len(x)}], a label for each row of {side}_x, or "
+                f"[{len(x)}, {len(data.classes)}] of 0 and 1, got {_describe(y)}"
             )
         _check_finite(x, f"{name}, {side}_x")
-        unknown = np.flatnonzero((y < 0) | (y >= len(data.classes)))
-        if len(unknown):
-            row = unknown[0]
-            raise DataError(f"{name}, {side}_y: label {y[row]} of row {row} is not in 0..{len(data.classes) - 1}")
+        _check_labels(y, len(data.classes), f"{name}, {side}_y")
+    if data.train_y.ndim != data.test_y.ndim:
+        raise DataError(f"{name}: train_y and test_y must both have one label a row, or both a column for each class")
     if data.train_x.shape[1:] != data.test_x.shape[1:]:
         raise DataError(
             f"{name}: rows of train_x are {data.train_x.shape[1:]}, those of test_x {data.test_x.shape[1:]}"
         )
     patient = data.train_patient
     if patient is not None and (
-        not isinstance(patient, np.ndarray) or patient.dtype.kind not in "iu" or patient.shape != data.train_y.shape
+        not isinstance(patient, np.ndarray) or patient.dtype.kind not in "iu" or patient.shape != data.train_y.shape[:1]
     ):
         raise DataError(f"{name}, train_patient: expected integers [{len(data.train_y)}], got {_describe(patient)}")
+
+
+def _check_labels(y: npt.NDArray[np.int64], classes: int, where: str) -> None:
+    least, most = (0, classes - 1) if y.ndim == 1 else (0, 1)
+    unknown = np.argwhere((y < least) | (y > most))
+    if len(unknown):
+        row = unknown[0, 0]
+        of = f"row {row}" if y.ndim == 1 else f"row {row}, column {unknown[0, 1]}"
+        raise DataError(f"{where}: label {y[tuple(unknown[0])]} of {of} is not in {least}..{most}")
 
 
 def _check_finite(x: npt.NDArray[np.float32], where: str) -> None:

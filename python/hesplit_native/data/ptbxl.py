@@ -1,7 +1,8 @@
 """PTB-XL: 12-lead recordings of ten seconds in five diagnostic superclasses.
 
-The label of a recording is the superclass of the first diagnostic statement among its SCP codes; recordings without one are left out.
-That leaves the papers' 21,430 of the 21,799 recordings. Fold 10 is the test set, as the data set's authors recommend.
+The papers' label of a recording is the superclass of the first diagnostic statement among its SCP codes; as the data set's authors
+mean it, a recording is of the superclasses of all its diagnostic statements. Recordings without one are left out. That leaves the
+papers' 21,430 of the 21,799 recordings. Fold 10 is the test set, as the authors recommend.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from hesplit_native.choices import Labels
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.data.npz import read_npz, write_cache
 from hesplit_native.data.records import cache_directory
@@ -35,11 +37,15 @@ _RECIPE = 1  # part of the cache's name: raise it when the reading changes
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 Signals = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.int64]
 
 
 def load_ptbxl(
-    data_dir: str | os.PathLike[str] | None = None, *, cache_dir: Path | None = None, progress: Progress | None = None
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    labels: Labels = "single",
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Recordings float32 [n, 12, 1000] at 100 Hz, each with its leads centred and the whole scaled to unit deviation.
 
@@ -50,7 +56,10 @@ def load_ptbxl(
     ----------
     data_dir
         The official folder (``ptbxl_database.csv``, ``scp_statements.csv``, ``records100/``), or an ``.npz`` with ``signal_uV`` int16
-        [n, 12, 1000], ``label``, ``classes``, ``strat_fold`` and ``leads``; None: ``HESPLIT_PTBXL``.
+        [n, 12, 1000], ``label`` (or ``label_multi``), ``classes``, ``strat_fold`` and ``leads``; None: ``HESPLIT_PTBXL``.
+    labels
+        ``"single"``: the papers', int64 [n], the superclass of the first diagnostic statement. ``"multi"``: those of all of them,
+        int64 [n, 5] of 0 and 1.
     progress
         Wraps the iteration over recordings, e.g. `rich.progress.track`.
 
@@ -59,6 +68,8 @@ def load_ptbxl(
     DataError
         Naming the missing or unusable file.
     """
+    if labels not in get_args(Labels):
+        raise DataError(f"labels must be {' or '.join(get_args(Labels))}, got {labels!r}")
     named = data_dir or os.environ.get("HESPLIT_PTBXL")
     if not named:
         raise DataError(
@@ -66,9 +77,10 @@ def load_ptbxl(
         )
     path = Path(named)
     if path.is_dir():
-        millivolts, labels, folds, patients = _read_folder(path, cache_dir or cache_directory(), progress)
+        millivolts, classes, folds, patients = _read_folder(path, cache_dir or cache_directory(), progress)
+        y = _labels(classes, labels)
     elif path.suffix == ".npz":
-        millivolts, labels, folds = _read_subset(path)
+        millivolts, y, folds = _read_subset(path, labels)
         patients = None
     else:
         raise DataError(f"{path} is neither the PTB-XL folder nor an .npz file")
@@ -80,12 +92,22 @@ def load_ptbxl(
         "ptbxl",
         "fold 10",
         signals[~test],
-        labels[~test],
+        y[~test],
         signals[test],
-        labels[test],
+        y[test],
         CLASSES,
         patients[~test] if patients is not None else None,
     )
+
+
+def _labels(classes: list[tuple[int, ...]], labels: Labels) -> Integers:
+    """The first class of each recording [n], or for all [n, 5] whether the recording is of it."""
+    if labels == "single":
+        return np.array([found[0] for found in classes], np.int64)
+    several = np.zeros((len(classes), len(CLASSES)), np.int64)
+    for row, found in zip(several, classes, strict=True):
+        row[list(found)] = 1
+    return several
 
 
 def _normalise(millivolts: Signals) -> Signals:
@@ -98,7 +120,10 @@ def _normalise(millivolts: Signals) -> Signals:
 # The official folder
 
 
-def _read_folder(folder: Path, cache_dir: Path, progress: Progress | None) -> tuple[Signals, Labels, Labels, Labels]:
+def _read_folder(
+    folder: Path, cache_dir: Path, progress: Progress | None
+) -> tuple[Signals, list[tuple[int, ...]], Integers, Integers]:
+    """Signals, the classes of each in the order of its statements, folds and patients."""
     rows = _read_database(folder)
     digest = hashlib.sha256(f"recipe {_RECIPE}".encode())
     for name in ("ptbxl_database.csv", "scp_statements.csv"):
@@ -115,7 +140,6 @@ def _read_folder(folder: Path, cache_dir: Path, progress: Progress | None) -> tu
     if signals is None:
         signals = np.stack([_read_recording(folder, row[0]) for row in (progress or list)(rows)])
         write_cache(cache, signal=signals)
-    numbers = np.array([row[1:] for row in rows], np.int64)
     whole = np.array([np.isfinite(signal).all() for signal in signals])
     if not whole.all():
         first = rows[int(np.argmin(whole))][0]
@@ -125,12 +149,13 @@ def _read_folder(folder: Path, cache_dir: Path, progress: Progress | None) -> tu
         if not whole.any():
             raise DataError(f"{folder}: {words}")
         warnings.warn(f"{folder}: {words}", stacklevel=3)
-        signals, numbers = signals[whole], numbers[whole]
-    return signals, numbers[:, 0], numbers[:, 1], numbers[:, 2]
+        signals, rows = signals[whole], [row for row, is_whole in zip(rows, whole, strict=True) if is_whole]
+    numbers = np.array([row[2:] for row in rows], np.int64)
+    return signals, [row[1] for row in rows], numbers[:, 0], numbers[:, 1]
 
 
-def _read_database(folder: Path) -> list[tuple[str, int, int, int]]:
-    """File name, label, fold and patient of every recording with a diagnostic statement."""
+def _read_database(folder: Path) -> list[tuple[str, tuple[int, ...], int, int]]:
+    """File name, classes in the order of its statements, fold and patient of every recording with a diagnostic statement."""
     path = folder / "ptbxl_database.csv"
     columns = ("scp_codes", "strat_fold", "filename_lr", "patient_id")
     table = read_table(path, columns)
@@ -158,9 +183,9 @@ def _read_database(folder: Path) -> list[tuple[str, int, int, int]]:
     )
     rows = []
     for name, (codes, fold, patient) in recordings.items():
-        label = next((superclass[code] for code in codes if code in superclass), None)
-        if label is not None:
-            rows.append((name, label, fold, patient))
+        classes = tuple(superclass[code] for code in codes if code in superclass)
+        if classes:
+            rows.append((name, classes, fold, patient))
     if not rows:
         raise DataError(f"{path} names no recording with a diagnostic statement")
     return rows
@@ -242,21 +267,24 @@ def _read_cache(path: Path, count: int) -> Signals | None:
 # The subset in one file
 
 
-def _read_subset(path: Path) -> tuple[Signals, Labels, Labels]:
-    data = read_npz(path, ("signal_uV", "label", "classes", "strat_fold", "leads"))
-    signal, label, fold = data["signal_uV"], data["label"], data["strat_fold"]
+def _read_subset(path: Path, labels: Labels) -> tuple[Signals, Integers, Integers]:
+    key, several = ("label_multi", True) if labels == "multi" else ("label", False)
+    data = read_npz(path, ("signal_uV", key, "classes", "strat_fold", "leads"))
+    signal, label, fold = data["signal_uV"], data[key], data["strat_fold"]
     count = len(signal)
     if signal.shape != (count, len(LEADS), SAMPLES) or signal.dtype != np.int16 or count == 0:
         raise DataError(f"{path}: expected signal_uV as int16 [n, {len(LEADS)}, {SAMPLES}]")
-    if label.shape != (count,) or fold.shape != (count,) or label.dtype.kind not in "iu" or fold.dtype.kind not in "iu":
-        raise DataError(f"{path}: expected label and strat_fold as integers [{count}]")
+    shape = (count, len(CLASSES)) if several else (count,)
+    if label.shape != shape or fold.shape != (count,) or label.dtype.kind not in "iu" or fold.dtype.kind not in "iu":
+        raise DataError(f"{path}: expected {key} and strat_fold as integers {list(shape)} and [{count}]")
     names = [str(name) for name in data["classes"]]
     leads = [str(lead).upper() for lead in data["leads"]]
     if sorted(names) != sorted(CLASSES) or sorted(leads) != sorted(LEADS):
         raise DataError(f"{path}: expected the classes {', '.join(CLASSES)} and the leads {', '.join(LEADS)}")
-    if label.min() < 0 or label.max() >= len(CLASSES) or fold.min() < 1 or fold.max() > 10:
+    if label.min() < 0 or label.max() >= (2 if several else len(CLASSES)) or fold.min() < 1 or fold.max() > 10:
         raise DataError(f"{path}: a label or a fold is out of range")
     order = np.array([CLASSES.index(name) for name in names], np.int64)
+    y = np.ascontiguousarray(label[:, np.argsort(order)], np.int64) if several else order[label]
     # Contiguous: sums over another layout would round differently.
     ordered = np.ascontiguousarray(signal[:, [leads.index(lead) for lead in LEADS]])
-    return ordered.astype(np.float32) / np.float32(1000), order[label], fold.astype(np.int64)
+    return ordered.astype(np.float32) / np.float32(1000), y, fold.astype(np.int64)

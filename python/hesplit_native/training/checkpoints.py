@@ -26,7 +26,8 @@ class Progress:
     `turn` is the participant at work in this epoch and `batch` how many batches it has done; `loss` is the sum over the
     `done` batches of the epoch, `correct` over its `seen` rows. `steps` counts, by participant, the states of the
     server's layer: training steps and averages. `stored` is which of them the server was last asked to keep. `best_epoch` is the
-    one with the `best_scores`, 0: none was looked for; `best_number` names its checkpoint.
+    one with the `best_scores`, 0: none was looked for; `best_number` names its checkpoint. Then `last_scores` are those of the last
+    epoch.
     """
 
     epoch: int = 1
@@ -43,6 +44,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
     best_scores: dict[str, Any] = field(default_factory=dict)
+    last_scores: dict[str, Any] = field(default_factory=dict)
     best_number: int = 0
 
     @property

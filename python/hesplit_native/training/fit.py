@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from hesplit_native.choices import Mode, ProtocolName
@@ -22,20 +21,15 @@ from hesplit_native.training import own_data, report
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.division import epoch_batches, even_shares
 from hesplit_native.training.metrics import check_torchmetrics, has_torchmetrics, measure
+from hesplit_native.training.objectives import HITS, LOSSES, check_objective
 from hesplit_native.training.observers import CsvLog, Observers
 from hesplit_native.training.own_network import OwnNetwork, check_last_batch, check_loss, own_network
 from hesplit_native.training.result import Observer, RunResult
 from hesplit_native.training.run import Run, run_through
-from hesplit_native.training.task import Examples, Loss, Task, TensorExamples, right_labels, right_shares
+from hesplit_native.training.task import Examples, Loss, Task, TensorExamples
 from hesplit_native.transport.opening import ServerAddress, Tls, opener
 
 _BATCH = 32
-_LOSSES: dict[str, Loss] = {
-    "classes": functional.cross_entropy,
-    "labels": functional.binary_cross_entropy_with_logits,
-    "numbers": functional.mse_loss,
-}
-_HITS = {"classes": right_labels, "labels": right_shares}
 _NEEDS_MORE = ("macro_f1", "auroc")
 _SMALLER_IS_BETTER = ("loss", "mae")
 
@@ -284,19 +278,11 @@ def _task(
     network: nn.Module, data: PreparedData, config: RunConfig, loss: Loss | None, device: torch.device, *, metrics: bool | None
 ) -> Task:  # fmt: skip
     kind, outputs = data.labels.kind, data.labels.outputs
-    if kind != "classes" or loss is not None:
-        if config.traits.labels_at_server:
-            raise ParameterError(
-                f"in {config.protocol} the server computes the loss, cross-entropy of classes; take another protocol"
-            )
-        if config.defences.label_epsilon is not None:
-            raise ParameterError(
-                "label_epsilon noises classes under cross-entropy; there is no such noise for other labels or losses"
-            )
+    check_objective(config, kind, own_loss=loss is not None)
     if metrics:
         check_torchmetrics("metrics=True")
     inputs, some = _first(data.train)
-    chosen = loss or _LOSSES[kind]
+    chosen = loss or LOSSES[kind]
     check_loss(chosen, outputs, some)
     own = own_network(network, inputs, len(some), outputs, device)
     batches = epoch_batches(config, len(data.train), outputs)
@@ -311,7 +297,7 @@ def _task(
         held_out=data.validation,
         test=data.test,
         loss=chosen,
-        hits=_HITS.get(kind),
+        hits=HITS.get(kind),
         measure=measure(kind, chosen, data.classes, more=has_torchmetrics() if metrics is None else metrics),
         device=device,
         rows_at_once=max(64, config.batch_size),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from hesplit_native.choices import Labels
 from hesplit_native.errors import DataError
 from hesplit_native.files import write_atomically
 from hesplit_native.training.models import Architecture
@@ -27,6 +28,7 @@ class Model:
     head: nn.Sequential
     classes: tuple[str, ...]
     metadata: dict[str, Any]
+    labels: Labels = "single"  # whether a row is of one class, or of any number of them
 
 
 def save_model(
@@ -37,6 +39,7 @@ def save_model(
     bias: Tensor | None,
     classes: tuple[str, ...],
     metadata: dict[str, Any],
+    labels: Labels = "single",
 ) -> None:
     """Write a model atomically, readable only by its owner. `client_state` is `training.client_state`."""
     from safetensors.torch import save
@@ -48,6 +51,7 @@ def save_model(
         "format": FORMAT,
         "architecture": json.dumps(asdict(architecture)),
         "classes": json.dumps(list(classes)),
+        "labels": labels,
         "run": json.dumps(metadata),
     }
     write_atomically(path, save(tensors, metadata=text))
@@ -69,6 +73,9 @@ def load_model(path: Path) -> Model:
         raise DataError(
             f"{path} is not a model of this package (format {metadata.get('format')!r}, expected {FORMAT!r})"
         )
+    labels = metadata.get("labels", "single")
+    if labels not in get_args(Labels):
+        raise DataError(f"{path} has labels of the kind {labels!r}, which this version does not know")
     try:
         classes = tuple(json.loads(metadata["classes"]))
         run = json.loads(metadata["run"])
@@ -82,7 +89,7 @@ def load_model(path: Path) -> Model:
             linear.load_state_dict({"weight": tensors["linear.weight"], "bias": tensors["linear.bias"]})
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{path} is damaged or of another version: {error}") from error
-    return Model(architecture, body, linear, head, classes, run)
+    return Model(architecture, body, linear, head, classes, run, labels)
 
 
 @torch.no_grad()

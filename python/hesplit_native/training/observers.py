@@ -20,8 +20,8 @@ def numbers(record: EpochRecord) -> dict[str, float]:
         "train_loss": record.train_loss, "train_accuracy": record.train_accuracy, "test_accuracy": record.test_accuracy,
         "seconds": record.seconds, "epsilon": record.epsilon,
     }  # fmt: skip
-    if record.validation:
-        found |= {f"validation_{name}": value for name, value in record.validation.items()}
+    for side, scores in (("validation", record.validation), ("test", record.test)):
+        found |= {f"{side}_{name}": value for name, value in scores.items()}
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 

@@ -95,6 +95,11 @@ class TrainingProgress:
             )
         elif record.test_accuracy is not None:
             said.append(f"test accuracy {record.test_accuracy:.2%}")
+            said += [
+                f"{name.replace('_', ' ')} {value:.4f}"
+                for name, value in record.test.items()
+                if isinstance(value, float)
+            ]
         said.append(f"{record.seconds:.1f} s")
         if record.epsilon is not None:
             said.append(f"epsilon {record.epsilon:.3g}")

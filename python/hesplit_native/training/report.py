@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
     from hesplit_native.training.result import RunResult
 
 
+_NAMES = {"macro_f1": "macro F1", "auroc": "macro AUROC"}
+
+
 def metrics(result: RunResult, dataset: Dataset) -> dict[str, Any]:
     """Everything measured, as plain values. Accuracies are fractions, times seconds, sizes bytes."""
     source = {
         "dataset": dataset.name, "split": dataset.split, "train_rows": len(dataset.train_y), "test_rows": len(dataset.test_y)
     }  # fmt: skip
+    if dataset.labels == "multi":
+        source |= {"labels": dataset.labels, "test": result.test}
     return _metrics(result, source)
 
 
@@ -118,7 +124,13 @@ def write_curves(path: Path, values: dict[str, Any]) -> None:
     left.set_ylim(bottom=0)
     right.plot(epochs, [100 * r["train_accuracy"] for r in history], marker="o", color="#8a8a8a", label="training")
     right.plot(epochs, [100 * r["test_accuracy"] for r in history], marker="o", color="#2f6690", label="test")
-    right.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy")
+    several = "labels" in values
+    aurocs = [r["test"].get("auroc") for r in history]
+    if any(value is not None for value in aurocs):
+        scaled = [math.nan if value is None else 100 * value for value in aurocs]
+        right.plot(epochs, scaled, marker="o", color="#b3503c", label="test, macro AUROC")
+    title = "Labels that are right, and AUROC" if several else "Accuracy"
+    right.set(xlabel="epoch", ylabel="%" if several else "accuracy (%)", title=title)
     right.legend(frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.25)
@@ -160,10 +172,18 @@ def summary_table(values: dict[str, Any]) -> Table:
     if "validation" in values:
         _add_scores(table, values)
     else:
+        several = "labels" in values
         accuracy, last = values["test_accuracy"], values["test_accuracy_last_three"]
-        table.add_row("test accuracy", f"{100 * accuracy:.2f} %" if accuracy is not None else "-", "", "")
+        table.add_row(
+            "test accuracy of labels" if several else "test accuracy",
+            f"{100 * accuracy:.2f} %" if accuracy is not None else "-",
+            "",
+            "",
+        )
         if values["epochs"] >= 3:
             table.add_row("  mean of the last three epochs", f"{100 * last:.2f} %", "", "")
+        if several:
+            _add_scores(table, values)
 
     def row(name: str, seconds: float) -> None:
         table.add_row(
@@ -193,21 +213,21 @@ def summary_table(values: dict[str, Any]) -> Table:
 
 
 def _add_scores(table: Table, values: dict[str, Any]) -> None:
-    """What was measured on anybody's validation and test rows."""
+    """What was measured on validation and test rows."""
     for what in ("validation", "test"):
-        for name, value in values[what].items():
-            if isinstance(value, float):
-                table.add_row(f"{what} {name.replace('_', ' ')}", f"{value:.4f}", "", "")
-    if values["best_epoch"]:
+        for name, value in values.get(what, {}).items():
+            if isinstance(value, float) and not (name == "accuracy" and "labels" in values):  # there already
+                table.add_row(f"{what} {_NAMES.get(name, name)}", f"{value:.4f}", "", "")
+    if values.get("best_epoch"):
         table.add_row("best epoch", f"{values['best_epoch']} of {values['epochs']}", "", "")
 
 
 def class_table(values: dict[str, Any]) -> Table | None:
-    """Values per class of a run on anybody's data, of test rows if there are any; None where there are none."""
+    """Values per class, of test rows if there are any; None where none were measured."""
     from rich.table import Table
 
-    what = "test" if values["test"].get("per_class") else "validation"
-    classes = values[what].get("per_class")
+    what = "test" if values.get("test", {}).get("per_class") else "validation"
+    classes = values.get(what, {}).get("per_class")
     if not classes:
         return None
     table = Table(title=f"{what} rows by class", title_justify="left")

@@ -17,8 +17,8 @@ class EpochRecord:
     """One epoch: mean loss and accuracy (0..1) while training, accuracy on what is held out after it, seconds of training.
 
     Accuracies are None where nothing is right or wrong, or nothing is held out. `epsilon` is what a beat's noised releases add up to
-    so far (`RunResult`); None without noise. `validation` is what was measured on a validation set (`training.metrics`); in a
-    result's history the numbers alone.
+    so far (`RunResult`); None without noise. `validation` is what was measured on a validation set (`training.metrics`), `test` what
+    was measured beside the accuracy where test rows are evaluated after every epoch; in a result's history the numbers alone.
     """
 
     epoch: int
@@ -28,6 +28,7 @@ class EpochRecord:
     seconds: float
     epsilon: float | None = None
     validation: dict[str, Any] = field(default_factory=dict)
+    test: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class RunResult:
 
     `epsilon` is what the noised releases of a beat add up to for the one that was released most, those of unfinished epochs and
     those that were sent again included; None without noise. `best_epoch` is the one whose state both sides have in the end; 0: the
-    last one. `validation` is all that was measured after it, `test` on a test set in the end.
+    last one. `validation` is all that was measured after it, `test` on a test set in the end, or after the last finished epoch.
     """
 
     config: RunConfig

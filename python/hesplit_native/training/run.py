@@ -482,10 +482,13 @@ class Run:
         record = EpochRecord(
             progress.epoch, mean, accuracy if self.task.hits is not None else None,
             None if monitored else scores.get("accuracy"), progress.seconds, self.account.epsilon(), scores if monitored else {},
+            {} if monitored else {name: value for name, value in scores.items() if name != "accuracy"},
         )  # fmt: skip
-        # Tables are kept of the best epoch only: of all epochs they would outgrow the checkpoints.
-        numbers = {name: value for name, value in record.validation.items() if not isinstance(value, dict | list)}
-        progress.history.append(asdict(replace(record, validation=numbers)))
+        # Tables are kept of the best or last epoch only: of all epochs they would outgrow the checkpoints.
+        progress.history.append(
+            asdict(replace(record, validation=_numbers(record.validation), test=_numbers(record.test)))
+        )
+        progress.last_scores = {} if monitored else scores
         better = self._is_better(scores)
         if better:
             progress.best_epoch, progress.best_scores = progress.epoch, scores
@@ -652,12 +655,17 @@ class Run:
             architecture=network if isinstance(network, Architecture) else None,
             best_epoch=self.progress.best_epoch,
             validation=self.progress.best_scores,
-            test=self.tested,
+            test=self.tested or self.progress.last_scores,
             client_state=client_state(last),
             server_weight=layer.weight.detach() if layer is not None else None,
             server_bias=layer.bias.detach() if layer is not None else None,
             **cast(Any, counts),
         )
+
+
+def _numbers(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores without tables."""
+    return {name: value for name, value in scores.items() if not isinstance(value, dict | list)}
 
 
 def _opener(connect: Callable[[int], Channel] | None, index: int) -> Callable[[], Channel] | None:

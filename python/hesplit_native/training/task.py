@@ -124,6 +124,8 @@ def call(network: nn.Module, inputs: Inputs) -> Any:
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+#: How many rows of outputs and labels are right, whole or in part.
+Hits = Callable[[Tensor, Tensor], Tensor]
 
 
 def right_labels(logits: Tensor, labels: Tensor) -> Tensor:
@@ -176,7 +178,7 @@ class Task:
     loss: Loss
     measure: Callable[[Tensor, Tensor], dict[str, Any]]
     test: Examples | None = None
-    hits: Callable[[Tensor, Tensor], Tensor] | None = right_labels
+    hits: Hits | None = right_labels
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None
     schedule: Callable[[int], float] | None = None
     monitor: str = ""
