@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+import zipfile
 
+import numpy as np
+import pytest
+
+import hesplit_native as hn
 from hesplit_native.data.mitbih import Beats, _read_cache, _write_cache
+from hesplit_native.data.npz import read_npz
 
 
 def test_no_flipped_bit_passes_for_other_beats(tmp_path):
@@ -30,3 +35,12 @@ def test_no_flipped_bit_passes_for_other_beats(tmp_path):
         for name in ("signal", "label", "record", "sample"):
             np.testing.assert_array_equal(getattr(found, name), getattr(beats, name))
     assert refused > 300
+
+
+def test_a_header_that_is_no_literal_with_the_right_checksum(tmp_path):
+    path = tmp_path / "c.npz"
+    header = b"\x93NUMPY\x01\x00" + (120).to_bytes(2, "little") + b"{'descr': '<f4', 'shape': (1".ljust(119) + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", header)
+    with pytest.raises(hn.DataError, match=r"c\.npz cannot be read"):
+        read_npz(path, ("a",))

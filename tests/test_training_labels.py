@@ -163,7 +163,7 @@ def test_train_and_predict(recordings, tmp_path, monkeypatch):
     values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert values["labels"] == "multi"
     assert list(values["test"]["per_class"]) == list(CLASSES)
-    for words in ("macro AUROC", "test macro F1", "accuracy of labels", "test rows by class", *CLASSES):
+    for words in ("test auroc, macro mean", "test macro f1", "accuracy of labels", "test rows by class", *CLASSES):
         assert words in result.output
     assert (folder / "curves.png").stat().st_size > 5000
     model = folder / "model.safetensors"

@@ -11,15 +11,21 @@ from hesplit_native.choices import DatasetName, Packing, Split
 from hesplit_native.cli.options import load_dataset, set_threads
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import Tensor
 
+    from hesplit_native.data.recording_rows import Rows
     from hesplit_native.protocols.frozen_client import Connection
     from hesplit_native.training.model_file import Model
 
 
 def predict_command(
     model: Path = typer.Option(..., help="The model.safetensors of a run."),
-    record: Path | None = typer.Option(None, help="A WFDB record with the lead MLII at 360 Hz and .atr annotations."),
+    record: Path | None = typer.Option(
+        None, help="A recording: WFDB (with annotations or without), .edf, .csv or .npy."
+    ),
+    lead: str | None = typer.Option(None, help="Which lead of it, for models of one; else MLII."),
+    rate: float | None = typer.Option(None, help="Samples a second, of .csv and .npy, which do not say it."),
     dataset: DatasetName = typer.Option("synthetic", help="Whose test set to classify, without --record."),
     data_dir: Path | None = typer.Option(None, help="Directory of the MIT-BIH records."),
     split: Split = typer.Option("paper"),
@@ -33,28 +39,39 @@ def predict_command(
     client_id: str = typer.Option("client", help="Who this client is; with --tls the name in its certificate."),
     insecure: bool = typer.Option(False, "--insecure", help="Connect to another machine without TLS."),
     output: Path | None = typer.Option(None, help="CSV file for the predictions."),
+    picture: Path | None = typer.Option(None, help="PNG, SVG or PDF of the recording with its classes."),
     threads: int = typer.Option(1, min=1),
 ) -> None:
-    """Classify the beats of a record or of a test set with a trained model."""
+    """Classify a recording or a test set with a trained model.
+
+    A recording's beats are those that are annotated, or else found; models of twelve leads classify windows of ten seconds.
+    """
     import torch
     from rich.console import Console
 
     from hesplit_native.cli.paths import output_file
-    from hesplit_native.errors import DataError
+    from hesplit_native.errors import DataError, ParameterError
     from hesplit_native.training.model_file import activations, load_model
+    from hesplit_native.training.prediction_picture import picture_format, write_picture
     from hesplit_native.training.predictions import Predictions, accuracy, prediction_table, write_predictions
 
     set_threads(threads)
+    if record is None and (lead, rate, picture) != (None, None, None):
+        raise ParameterError("--lead, --rate and --picture go with --record")
     if output is not None:
         output_file(output)
+    if picture is not None:
+        picture_format(output_file(picture))
     trained = load_model(model)
     if trained.linear is None and not server:
         raise DataError(
             f"{model} holds the convolutions only: the linear layer stayed with the server it was trained with. Let that serve it "
             "(hesplit-native serve --model), and name it with --server"
         )
-    if record is not None:
-        x, y, _ = _record(record)
+    console = Console()
+    rows = _rows(console, trained, record, lead, rate) if record is not None else None
+    if rows is not None:
+        x, y = torch.from_numpy(rows.x), torch.from_numpy(rows.labels) if rows.labels is not None else None
     else:
         data = load_dataset(dataset, data_dir, split, trained.labels)
         x, y = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
@@ -68,14 +85,18 @@ def predict_command(
         else:
             found = _logits(trained, features, packing if encrypted else None)
         logits = trained.head(found.float())
-    said = Predictions(trained.classes, logits, trained.labels, y)
-    console = Console()
-    console.print(prediction_table(said, "beats"))
+    said = Predictions(trained.classes, logits, trained.labels, y, *(_places(rows) if rows is not None else ()))
+    called = (
+        "beats" if rows is None and trained.architecture.in_channels == 1 else rows.called if rows else "recordings"
+    )
+    console.print(prediction_table(said, called))
     right = accuracy(said)
     if right is not None:
         console.print(f"accuracy {right:.2%}", highlight=False)
     if output is not None:
         write_predictions(output, said)
+    if picture is not None and rows is not None:
+        write_picture(picture, rows, said)
 
 
 def _layer(connection: Connection, model: Model, name: str | None) -> str:
@@ -94,20 +115,28 @@ def _layer(connection: Connection, model: Model, name: str | None) -> str:
     )
 
 
-def _record(path: Path) -> tuple[Tensor, Tensor, list[int]]:
-    import torch
+def _rows(console: Console, model: Model, path: Path, lead: str | None, rate: float | None) -> Rows:
+    """What the model takes of a recording; says what was done to it."""
+    from rich.progress import track
 
-    from hesplit_native.data.mitbih import record_beats
-    from hesplit_native.data.records import read_record
-    from hesplit_native.errors import DataError
+    from hesplit_native.data.recording_rows import leads_of, rows_of
+    from hesplit_native.data.recordings import read_recording
 
-    beats = record_beats(read_record(path.parent, path.name, any_storage=True))
-    if len(beats.label) == 0:
-        raise DataError(
-            f"{path} has no beats of the classes N, L, R, A, V that stand apart from their neighbours; the first two and the last "
-            "two annotations do not count"
-        )
-    return torch.from_numpy(beats.signal[:, None, :]), torch.from_numpy(beats.label), beats.sample.tolist()
+    leads = leads_of(model.architecture.in_channels, model.architecture.samples, lead)
+    recording = read_recording(path, leads, sampling_rate=rate)
+    rows = rows_of(
+        recording,
+        progress=lambda pieces: track(pieces, description="Looking for beats", transient=True, console=console),
+    )
+    said = f"{recording.path.name}: {recording.seconds:.1f} s of {', '.join(leads)}"
+    for note in (said, *rows.notes):
+        console.print(note, highlight=False, markup=False)
+    return rows
+
+
+def _places(rows: Rows) -> tuple[Any, Any]:
+    """Where rows are in their file, in samples and in seconds."""
+    return rows.recording.in_file(rows.samples), rows.samples / rows.recording.sampling_rate
 
 
 def _logits(model: Model, x: Tensor, packing: Any) -> Tensor:

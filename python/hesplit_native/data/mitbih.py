@@ -119,41 +119,50 @@ def record_beats(record: Record) -> Beats:
 
     Beats with an invalid sample in their window are left out, which a warning counts.
     """
-    from scipy.signal import resample
-
-    low, high = np.nanmin(record.signal), np.nanmax(record.signal)
-    signal = (record.signal - low) / (high - low)
     samples, symbols = record.samples[1:-1], record.symbols[1:-1]
-    windows, labels, positions = [], [], []
-    invalid = 0
-    for i in range(1, len(samples) - 1):
-        r = int(samples[i])
-        apart = samples[i] - samples[i - 1] >= _HALF_WINDOW and samples[i + 1] - samples[i] >= _HALF_WINDOW
-        inside = r >= _HALF_WINDOW and r + _HALF_WINDOW < len(signal)
-        if symbols[i] in CLASSES and apart and inside:
-            window = signal[r - _HALF_WINDOW : r + _HALF_WINDOW + 1]
-            if np.isnan(window).any():
-                invalid += 1
-                continue
-            windows.append(window)
-            labels.append(CLASSES.index(symbols[i]))
-            positions.append(r)
-    if invalid:
+    wanted = np.array([symbol in CLASSES for symbol in symbols], bool) & usable(samples, len(record.signal))
+    wanted[:1] = wanted[-1:] = False
+    signal, kept = cut_beats(record.signal, samples[wanted])
+    if not kept.all():
         warnings.warn(
-            f"record {record.name}: {invalid} of {invalid + len(windows)} beats are left out, their signal has invalid samples",
+            f"record {record.name}: {np.sum(~kept)} of {len(kept)} beats are left out, their signal has invalid samples",
             stacklevel=2,
         )
-    if not windows:
-        empty = np.zeros(0, np.int64)
-        return Beats(np.zeros((0, BEAT_SAMPLES), np.float32), empty, empty, empty)
-    resampled = resample(np.array(windows), BEAT_SAMPLES, axis=1)
+    labels = [CLASSES.index(symbol) for symbol, is_wanted in zip(symbols, wanted, strict=True) if is_wanted]
     number = int(record.name) if record.name.isdigit() else 0
     return Beats(
-        _denoise(resampled).astype(np.float32),
-        np.array(labels, np.int64),
-        np.full(len(labels), number, np.int64),
-        np.array(positions, np.int64),
+        signal,
+        np.array(labels, np.int64)[kept],
+        np.full(len(signal), number, np.int64),
+        samples[wanted][kept],
     )
+
+
+def usable(samples: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
+    """Which R peaks, int64 [n] in the order of time, have their window inside of the recording and no other peak in it."""
+    gap = np.diff(samples) >= _HALF_WINDOW
+    alone = (samples >= _HALF_WINDOW) & (samples + _HALF_WINDOW < length)
+    alone[1:] &= gap
+    alone[:-1] &= gap
+    return alone
+
+
+def cut_beats(
+    signal: npt.NDArray[np.float64], samples: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """The beats around `usable` R peaks of a lead at 360 Hz as networks take them, float32 [n, 128], and whose these are.
+
+    Beats with an invalid sample are left out, and False among the peaks.
+    """
+    from scipy.signal import resample
+
+    low, high = np.nanmin(signal), np.nanmax(signal)
+    scaled = (signal - low) / (high - low)
+    windows = scaled[samples[:, None] + np.arange(-_HALF_WINDOW, _HALF_WINDOW + 1)]
+    kept = ~np.isnan(windows).any(axis=1)
+    if not kept.any():
+        return np.zeros((0, BEAT_SAMPLES), np.float32), kept
+    return _denoise(resample(windows[kept], BEAT_SAMPLES, axis=1)).astype(np.float32), kept
 
 
 def _denoise(signal: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

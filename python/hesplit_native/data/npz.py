@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -44,10 +45,11 @@ def read_npz(
             return {name: data[name] for name in (*names, *optional) if name in data}
     except DataError:
         raise
-    # A RuntimeError is what the zip reader says to encryption and, as NotImplementedError, to compressions that it does not know.
+    # A TokenError is what numpy says to a header that is no literal of Python; a RuntimeError what the zip reader says to encryption
+    # and, as NotImplementedError, to compressions that it does not know.
     except (
         OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error,
-        NotImplementedError, RuntimeError, struct.error,
+        NotImplementedError, RuntimeError, struct.error, tokenize.TokenError,
     ) as error:  # fmt: skip
         raise DataError(f"{path} cannot be read: {error}") from error
 

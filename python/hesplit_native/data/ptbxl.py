@@ -84,7 +84,7 @@ def load_ptbxl(
         patients = None
     else:
         raise DataError(f"{path} is neither the PTB-XL folder nor an .npz file")
-    signals = _normalise(millivolts)
+    signals = normalise(millivolts)
     test = folds == TEST_FOLD
     if not test.any() or test.all():
         raise DataError(f"{path} has no recordings of fold {TEST_FOLD}, the test set, or no others")
@@ -110,7 +110,8 @@ def _labels(classes: list[tuple[int, ...]], labels: Labels) -> Integers:
     return several
 
 
-def _normalise(millivolts: Signals) -> Signals:
+def normalise(millivolts: Signals) -> Signals:
+    """Recordings float32 [n, 12, 1000] with their leads centred and the whole scaled to unit deviation."""
     centred = millivolts - millivolts.mean(axis=2, keepdims=True)
     deviation = centred.std(axis=(1, 2), keepdims=True)
     scaled: Signals = centred / np.maximum(deviation, np.float32(0.01))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from hesplit_native.errors import DataError
 # Bytes on disk of so many samples. FLAC (508, 516, 524) has no fixed number; its decoder notices missing ones.
 _BYTES = {"8": (1, 1), "16": (2, 1), "24": (3, 1), "32": (4, 1), "61": (2, 1), "80": (1, 1), "160": (2, 1)}
 _BYTES |= {"212": (3, 2), "310": (4, 3), "311": (4, 3)}
-_MILLIVOLTS = {"v": 1000.0, "mv": 1.0, "uv": 0.001, "nv": 1e-6}
+#: Millivolts in a unit, by its name as `fold_unit` leaves it.
+MILLIVOLTS = {"v": 1000.0, "mv": 1.0, "uv": 0.001, "nv": 1e-6}
 _MAX_SAMPLES = 1 << 28  # of a lead, eight days at 360 Hz: beyond it a header is damaged or means harm
 
 
@@ -63,7 +64,7 @@ def _check_size(file: Path, header: Any, signals: list[int]) -> None:
         raise DataError(f"{file} is truncated: {size} bytes, expected {expected}; download it again")
 
 
-def read_leads(base: Path, header: Any, leads: tuple[str, ...], sampling_rate: int) -> npt.NDArray[np.float64]:
+def read_leads(base: Path, header: Any, leads: tuple[str, ...], sampling_rate: float) -> npt.NDArray[np.float64]:
     """Leads of a record by name, float64 [samples, leads] in millivolts; NaN where samples are invalid or a segment is empty.
 
     The header is what `signal_files` gave. Names are compared without case and spaces. Of a record of several segments each is
@@ -81,7 +82,7 @@ def read_leads(base: Path, header: Any, leads: tuple[str, ...], sampling_rate: i
             f"{base}.hea: recorded at {header.fs} Hz, expected {sampling_rate} Hz; resample the record first"
         )
     if not hasattr(header, "seg_name"):
-        return _read_segment(base, header, _find(base, _names(header), leads))
+        return _read_segment(base, header, find_leads(f"{base}.hea", lead_names(header), leads))
     parts = [
         _read_part(base, name, length, leads, sampling_rate)
         for name, length in zip(header.seg_name, header.seg_len, strict=True)
@@ -96,7 +97,7 @@ def read_leads(base: Path, header: Any, leads: tuple[str, ...], sampling_rate: i
 
 
 def _read_part(
-    base: Path, name: str, length: int, leads: tuple[str, ...], sampling_rate: int
+    base: Path, name: str, length: int, leads: tuple[str, ...], sampling_rate: float
 ) -> npt.NDArray[np.float64]:
     """One segment [length, leads]: all NaN where it is empty or lacks a lead."""
     empty = np.full((length, len(leads)), np.nan)
@@ -108,9 +109,9 @@ def _read_part(
         raise DataError(f"{segment}.hea: a segment of {base}.hea has segments itself")
     if header.fs != sampling_rate:
         raise DataError(f"{segment}.hea: recorded at {header.fs} Hz, expected {sampling_rate} Hz as in {base}.hea")
-    if not {_fold(lead) for lead in leads} <= {_fold(lead) for lead in _names(header)}:
+    if not {_fold(lead) for lead in leads} <= {_fold(lead) for lead in lead_names(header)}:
         return empty
-    signal = _read_segment(segment, header, _find(segment, _names(header), leads))
+    signal = _read_segment(segment, header, find_leads(f"{segment}.hea", lead_names(header), leads))
     if len(signal) != length:
         raise DataError(f"{segment}.hea has {len(signal)} samples, but {length} according to {base}.hea")
     return signal
@@ -125,9 +126,7 @@ def _read_segment(base: Path, header: Any, channels: list[int]) -> npt.NDArray[n
             raise DataError(
                 f"{base}.hea: the lead {header.sig_name[i]} is recorded at {rate} Hz, expected {header.fs} Hz; resample it first"
             )
-    scales = [
-        _MILLIVOLTS.get((header.units[i] or "").strip().replace("µ", "u").replace("μ", "u").lower()) for i in channels
-    ]
+    scales = [MILLIVOLTS.get(fold_unit(header.units[i] or "")) for i in channels]
     for i, scale in zip(channels, scales, strict=True):
         if scale is None:
             raise DataError(
@@ -141,21 +140,33 @@ def _read_segment(base: Path, header: Any, channels: list[int]) -> npt.NDArray[n
     return signal if set(scales) == {1.0} else signal * np.array(scales)
 
 
-def _names(header: Any) -> list[str]:
+def lead_names(header: Any) -> list[str]:
+    """What the leads are called; empty where one has no name."""
     return [name or "" for name in header.sig_name or ()]
 
 
-def _find(base: Path, names: list[str], leads: Iterable[str]) -> list[int]:
-    """Where the leads are among the names."""
+def find_leads(place: str, names: Sequence[str], leads: Iterable[str], hint: str = "") -> list[int]:
+    """Where the leads are among the names, compared without case and spaces.
+
+    Raises
+    ------
+    DataError
+        When one is not there or more than once: with the names that are, and ``hint``. ``place`` is what it calls the file.
+    """
     folded = [_fold(name) for name in names]
     for lead in leads:
         if folded.count(_fold(lead)) != 1:
             problem = f"{folded.count(_fold(lead))} leads called" if _fold(lead) in folded else "no lead"
             there = ", ".join(name or "(unnamed)" for name in names) or "none"
             raise DataError(
-                f"{base}.hea has {problem} {lead}, its leads are {there}; which one to read must be clear from its name"
+                f"{place} has {problem} {lead}, its leads are {there}; which one to read must be clear from its name{hint}"
             )
     return [folded.index(_fold(lead)) for lead in leads]
+
+
+def fold_unit(unit: str) -> str:
+    """A unit's name as compared."""
+    return unit.strip().replace("µ", "u").replace("μ", "u").lower()
 
 
 def _fold(name: str) -> str:

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from hesplit_native.training.result import RunResult
 
 
-_NAMES = {"macro_f1": "macro F1", "auroc": "macro AUROC"}
-
-
 def metrics(result: RunResult, dataset: Dataset) -> dict[str, Any]:
     """Everything measured, as plain values. Accuracies are fractions, times seconds, sizes bytes."""
     source = {
@@ -217,7 +214,8 @@ def _add_scores(table: Table, values: dict[str, Any]) -> None:
     for what in ("validation", "test"):
         for name, value in values.get(what, {}).items():
             if isinstance(value, float) and not (name == "accuracy" and "labels" in values):  # there already
-                table.add_row(f"{what} {_NAMES.get(name, name)}", f"{value:.4f}", "", "")
+                mean = ", macro mean" if name == "auroc" else ""
+                table.add_row(f"{what} {name.replace('_', ' ')}{mean}", f"{value:.4f}", "", "")
     if values.get("best_epoch"):
         table.add_row("best epoch", f"{values['best_epoch']} of {values['epochs']}", "", "")
 
