@@ -385,6 +385,8 @@ def test_arrays_that_announce_more_than_they_are(tmp_path, monkeypatch):
     np.save(path, ecg(360))
     monkeypatch.setattr(recording_files, "MAX_SAMPLES", 10_000)
     refused(path, "more than the 10000")
+    np.save(path, np.zeros((12, 3400)))  # of twelve a third
+    refused(path, "more than the 3333 of 12", leads=LEADS)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, np.inf, np.nan])
@@ -401,8 +403,8 @@ def test_rates_that_are_not_read(tmp_path, rate):
 
 
 def test_more_samples_after_resampling_than_are_read(monkeypatch):
-    monkeypatch.setattr(recordings, "MAX_SAMPLES", 12_000)
-    with pytest.raises(hn.DataError, match="would have 21600 samples"):
+    monkeypatch.setattr(recording_files, "MAX_SAMPLES", 12_000)
+    with pytest.raises(hn.DataError, match="has 21600 samples a lead"):
         resampled(recordings.Recording(Path("r"), ("II",), ecg(180, 60.0)[:, None], 180.0), 360)
 
 
@@ -447,7 +449,7 @@ def test_tables_that_are_too_large(tmp_path, monkeypatch):
 
 def test_wfdb_records_that_announce_too_much(tmp_path, monkeypatch):
     path = write_wfdb(tmp_path)
-    monkeypatch.setattr(recordings, "MAX_SAMPLES", 10_000)
+    monkeypatch.setattr(recording_files, "MAX_SAMPLES", 10_000)
     refused(path, "more than the 10000")
     monkeypatch.undo()
     for rate in ("0", "1e9"):

@@ -126,7 +126,9 @@ def _rows(console: Console, model: Model, path: Path, lead: str | None, rate: fl
     recording = read_recording(path, leads, sampling_rate=rate)
     rows = rows_of(
         recording,
-        progress=lambda pieces: track(pieces, description="Looking for beats", transient=True, console=console),
+        progress=lambda pieces: track(
+            pieces, description="Looking for beats", transient=True, console=console, disable=not console.is_terminal
+        ),
     )
     said = f"{recording.path.name}: {recording.seconds:.1f} s of {', '.join(leads)}"
     for note in (said, *rows.notes):

@@ -16,7 +16,7 @@ from hesplit_native.data.wfdb_files import MILLIVOLTS, find_leads, fold_unit
 from hesplit_native.errors import DataError, ParameterError
 
 MAX_SAMPLES = 1 << 26  # of a lead: 51 hours at 360 Hz, half a gigabyte as float64
-_MAX_TABLE = 1 << 26  # bytes: text takes ten times its size in memory
+_MAX_TABLE = 1 << 25  # bytes: text takes up to forty times its size in memory
 _HINT = "; name another with --lead"
 # Millivolts that an ECG spans in a second, the median over a recording: hardly less in a flat lead, more only when leads are off.
 _SPAN = (0.02, 30.0)
@@ -90,15 +90,17 @@ def read_npy(path: Path, leads: tuple[str, ...], sampling_rate: float | None) ->
         raise DataError(
             f"{path}: expected [samples{f', {count}' if count > 1 else ''}] of {', '.join(leads)}, got {what}"
         )
-    _check_length(path, len(array))
+    check_length(path, len(array), count)
     signal = np.array(array, np.float64, order="C")
     signal[np.isinf(signal)] = np.nan
     return _check_millivolts(path, leads, Leads(signal, rate))
 
 
-def _check_length(path: Path, samples: int) -> None:
-    if samples > MAX_SAMPLES:
-        raise DataError(f"{path} has {samples} samples a lead, more than the {MAX_SAMPLES} that are read; cut it")
+def check_length(path: Path, samples: int, leads: int) -> None:
+    """Refuse what would take more memory than a recording should: of a lead, and of four and more together."""
+    most = min(MAX_SAMPLES, 4 * MAX_SAMPLES // leads)
+    if samples > most:
+        raise DataError(f"{path} has {samples} samples a lead, more than the {most} of {leads} that are read; cut it")
 
 
 # Text tables
@@ -211,7 +213,7 @@ def read_edf(path: Path, leads: tuple[str, ...], sampling_rate: float | None) ->
         )
     if sampling_rate is not None and {sampling_rate} != rates:
         raise DataError(f"{path} says {rates.pop():g} Hz, not {sampling_rate:g} Hz; leave the rate out")
-    _check_length(path, counts.pop())
+    check_length(path, counts.pop(), len(leads))
     return Leads(np.stack([_physical(path, signal) for signal in signals], axis=1), rates.pop())
 
 

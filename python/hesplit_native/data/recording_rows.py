@@ -31,7 +31,7 @@ class Rows:
     labels
         int64 [n], indices into `mitbih.CLASSES`, where there are annotations.
     called
-        What a row is.
+        What rows are: ``beats``, ``windows of 10 s``.
     notes
         What a reader has to know.
     """
@@ -93,7 +93,9 @@ def _annotated_beats(recording: Recording, notes: list[str]) -> Rows:
             f"{recording.path} has no beats of the classes N, L, R, A, V that stand apart from their neighbours; the first two and "
             "the last two annotations do not count"
         )
-    return Rows(recording, beats.signal[:, None, :], beats.sample, beats.label, "beats", tuple(notes))
+    return Rows(
+        recording, beats.signal[:, None, :], beats.sample, beats.label, _counted("beat", len(beats.label)), tuple(notes)
+    )
 
 
 def _found_beats(recording: Recording, notes: list[str], progress: Progress | None) -> Rows:
@@ -111,7 +113,11 @@ def _found_beats(recording: Recording, notes: list[str], progress: Progress | No
         raise DataError(
             f"{recording.path}: no beats that stand apart were found in {lead}, of {recording.seconds:.3g} s"
         )
-    return Rows(recording, x[:, None, :], peaks[wanted][kept], None, "beats", tuple(notes))
+    return Rows(recording, x[:, None, :], peaks[wanted][kept], None, _counted("beat", len(x)), tuple(notes))
+
+
+def _counted(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
 
 
 def _windows(recording: Recording, notes: list[str]) -> Rows:
@@ -130,7 +136,9 @@ def _windows(recording: Recording, notes: list[str]) -> Rows:
     if not whole.any():
         raise DataError(f"{recording.path}: every window of ten seconds has invalid samples")
     x = ptbxl.normalise(np.ascontiguousarray(windows[whole], np.float32))
-    return Rows(recording, x, np.flatnonzero(whole) * ptbxl.SAMPLES, None, "windows of 10 s", tuple(notes))
+    return Rows(
+        recording, x, np.flatnonzero(whole) * ptbxl.SAMPLES, None, f"{_counted('window', len(x))} of 10 s", tuple(notes)
+    )
 
 
 _PIECE = 1 << 20  # samples that are searched at once: the detector remembers several values of each

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hesplit_native.data.recording_files import MAX_SAMPLES, Leads, read_csv, read_edf, read_npy
+from hesplit_native.data.recording_files import Leads, check_length, read_csv, read_edf, read_npy
 from hesplit_native.data.wfdb_files import find_leads, lead_names, read_leads, read_with, signal_files
 from hesplit_native.errors import DataError
 
@@ -115,11 +115,7 @@ def _read_wfdb(base: Path, leads: tuple[str, ...], sampling_rate: float | None) 
         raise DataError(f"{place} says {header.fs:g} Hz, not {sampling_rate:g} Hz; leave the rate out")
     if not 0 < header.fs <= RATES[1]:
         raise DataError(f"{place} says {header.fs} Hz; {RATES[0]:g} to {RATES[1]:g} Hz are read")
-    if (header.sig_len or 0) * max(header.n_sig or 1, 1) > 4 * MAX_SAMPLES or (header.sig_len or 0) > MAX_SAMPLES:
-        raise DataError(
-            f"{place} announces {header.n_sig} leads of {header.sig_len} samples, more than the {MAX_SAMPLES} of a lead, "
-            f"{4 * MAX_SAMPLES} of all, that are read"
-        )
+    check_length(base, header.sig_len or 0, max(header.n_sig or 1, 1))  # all of its leads are read at once
     if not hasattr(header, "seg_name"):
         find_leads(place, lead_names(header), leads, "; name another with --lead")
     signal = read_leads(base, header, leads, header.fs)
@@ -166,10 +162,7 @@ def resampled(recording: Recording, sampling_rate: float) -> Recording:
 
     ratio = Fraction(sampling_rate / recording.sampling_rate).limit_denominator(_DENOMINATOR)
     count = -(-len(recording.signal) * ratio.numerator // ratio.denominator)
-    if count > MAX_SAMPLES:
-        raise DataError(
-            f"{recording.path} would have {count} samples at {sampling_rate:g} Hz, at most {MAX_SAMPLES} are read"
-        )
+    check_length(recording.path, count, len(recording.leads))
     columns = []
     for values in recording.signal.T:
         invalid = ~np.isfinite(values)

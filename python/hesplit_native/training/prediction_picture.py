@@ -13,7 +13,7 @@ from hesplit_native.data.recording_rows import Rows
 from hesplit_native.errors import ParameterError
 from hesplit_native.files import SHARED, write_atomically
 from hesplit_native.plots import pyplot
-from hesplit_native.training.predictions import Predictions
+from hesplit_native.training.predictions import NO_CLASS, Predictions
 
 _FORMATS = ("png", "svg", "pdf")
 _COLOURS = ("#2f6690", "#b3503c", "#c98f0e", "#3d8361", "#7a4e9c")
@@ -68,13 +68,10 @@ def write_picture(path: Path, rows: Rows, found: Predictions) -> None:
 
 def _title(rows: Rows, found: Predictions, classes: list[list[str]]) -> str:
     recording = rows.recording
-    counts = ", ".join(
-        f"{sum(name in row for row in classes)} {name}" for name in found.classes if any(name in row for row in classes)
-    )
+    names = [name for row in classes for name in row or [NO_CLASS]]
+    counts = ", ".join(f"{names.count(name)} {name}" for name in (*found.classes, NO_CLASS) if name in names)
     leads = recording.leads[0] if len(recording.leads) == 1 else f"{len(recording.leads)} leads"
-    return (
-        f"{recording.path.name}, {leads}, {_clock(recording.seconds)}\n{len(found)} {rows.called}: {counts or 'none'}"
-    )
+    return f"{recording.path.name}, {leads}, {_clock(recording.seconds)}\n{len(found)} {rows.called}: {counts}"
 
 
 def _clock(seconds: float) -> str:
@@ -104,13 +101,19 @@ def _colour(found: Predictions, name: str) -> str:
 def _overview(ax: Any, rows: Rows, found: Predictions, classes: list[list[str]]) -> None:
     """A row for each class, with a mark wherever it was predicted."""
     minutes = rows.recording.seconds > 120
-    at = rows.samples / rows.recording.sampling_rate / (60 if minutes else 1)
+    unit = 60 if minutes else 1
+    at = rows.samples / rows.recording.sampling_rate / unit
     for index, name in enumerate(found.classes):
         mine = at[[name in row for row in classes]]
-        ax.plot(mine, np.full(len(mine), index), "|", color=_colour(found, name), markersize=8, markeredgewidth=0.8)
+        if len(rows.recording.leads) > 1:
+            ax.hlines(
+                np.full(len(mine), index), mine, mine + _STRIP_SECONDS / unit, color=_colour(found, name), linewidth=6
+            )
+        else:
+            ax.plot(mine, np.full(len(mine), index), "|", color=_colour(found, name), markersize=8, markeredgewidth=0.8)
     ax.set_yticks(range(len(found.classes)), found.classes)
     ax.set_ylim(len(found.classes) - 0.5, -0.5)
-    ax.set_xlim(0, rows.recording.seconds / (60 if minutes else 1))
+    ax.set_xlim(0, rows.recording.seconds / unit)
     ax.set_xlabel("minutes" if minutes else "seconds", labelpad=1)
     ax.grid(axis="x", alpha=0.25)
     _plain(ax)
@@ -148,7 +151,7 @@ def _strip(ax: Any, rows: Rows, found: Predictions, classes: list[list[str]], st
 
 def _words(found: Predictions, names: Sequence[str], index: int) -> str:
     shares = [f"{name} {float(found.probabilities[index, found.classes.index(name)]):.0%}" for name in names]
-    return ", ".join(shares) or "none"
+    return ", ".join(shares) or NO_CLASS
 
 
 def _limits(values: npt.NDArray[np.float64]) -> tuple[float, float]:
