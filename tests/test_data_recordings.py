@@ -18,6 +18,7 @@ from hesplit_native.data.ptbxl import LEADS
 from hesplit_native.data.recording_rows import find_beats, leads_of, rows_of
 from hesplit_native.data.recordings import read_recording, resampled
 from hesplit_native.data.records import read_record
+from hesplit_native.data.tables import notations, number
 
 WAVES = ((-0.17, 0.022, 0.12), (-0.035, 0.010, -0.10), (0.0, 0.012, 1.0), (0.030, 0.011, -0.25), (0.26, 0.050, 0.30))
 PEAKS = np.arange(0.7, 29.5, 0.8)  # seconds
@@ -430,6 +431,26 @@ def test_more_samples_after_resampling_than_are_read(monkeypatch):
 def test_tables_of_no_use(tmp_path, text, words):
     (tmp_path / "r.csv").write_text(text)
     refused(tmp_path / "r.csv", words)
+
+
+@given(
+    st.lists(
+        st.floats(-9, 9, width=32).flatmap(
+            lambda v: st.sampled_from([f"{v:.3f}", f"{v:+.2e}", f"{v:.0f}", f"{v:.3f}".replace("0.", ".", 1)])
+        ),
+        min_size=1, max_size=20,
+    )
+)  # fmt: skip
+def test_plain_numbers_are_what_the_tables_rules_make_of_them(cells):
+    notation = notations({"x": cells})["x"]
+    plain = recording_files._plain_numbers(cells)
+    assert plain is not None
+    assert plain.tolist() == [number(cell, notation) for cell in cells]
+
+
+@pytest.mark.parametrize("cell", ["", "-", "1,5", "1_000", "nan", "1.2.3", "0x1", " 1", "٣", "1e"])
+def test_everything_else_is_left_to_the_tables_rules(cell):
+    assert recording_files._plain_numbers(["0.5", cell]) is None
 
 
 def test_missing_cells_are_invalid_samples(tmp_path):
