@@ -76,6 +76,29 @@ def edf():
 # The same signal from every format
 
 
+def test_a_record_of_frames(tmp_path):
+    """A fast ECG beside a slow signal, as monitors store them: several samples a frame."""
+    import wfdb
+
+    signal, slow = ecg(500), np.sin(np.arange(3750) / 40)
+    common = {"units": ["mV", "mV"], "fmt": ["16", "16"], "write_dir": str(tmp_path), "fs": 125}
+    wfdb.wrsamp("r", sig_name=["II", "Resp"], e_p_signal=[signal, slow], samps_per_frame=[4, 1], **common)
+    wfdb.wrann("r", "atr", np.round(PEAKS * 125).astype(int), symbol=["N"] * len(PEAKS), write_dir=str(tmp_path))
+    found = read_recording(tmp_path / "r", ["II"])
+    assert found.sampling_rate == 500
+    np.testing.assert_allclose(found.signal[:, 0], signal, atol=1e-3)
+    np.testing.assert_allclose(found.samples / 500, PEAKS, atol=0.005)
+    assert read_recording(tmp_path / "r", ["Resp"]).sampling_rate == 125
+    with pytest.raises(hn.DataError, match="Resp is recorded at 125 Hz, expected 500 Hz"):
+        read_recording(tmp_path / "r", ["II", "Resp"])
+    # The same twice, with a gap between, as segments.
+    (tmp_path / "m.hea").write_text("m/3 2 125 8000\nr 3750\n~ 500\nr 3750\n")
+    found = read_recording(tmp_path / "m", ["II"])
+    assert found.sampling_rate == 500
+    assert np.isnan(found.signal[15000:17000]).all()
+    np.testing.assert_allclose(found.signal[17000:, 0], signal, atol=1e-3)
+
+
 def test_every_format_gives_the_same_signal(tmp_path, edf):
     signal = ecg(360)
     written = {

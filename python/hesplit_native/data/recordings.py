@@ -14,7 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hesplit_native.data.recording_files import Leads, check_length, read_csv, read_edf, read_npy
-from hesplit_native.data.wfdb_files import find_leads, lead_names, read_leads, read_with, signal_files
+from hesplit_native.data.wfdb_files import (
+    find_leads,
+    lead_names,
+    read_leads,
+    read_with,
+    samples_per_frame,
+    signal_files,
+)
 from hesplit_native.errors import DataError
 
 #: Sampling rates that are read, in Hz: below there is nothing left of a QRS complex, above no electrocardiograph records.
@@ -111,29 +118,31 @@ def _check(found: Recording) -> None:
 def _read_wfdb(base: Path, leads: tuple[str, ...], sampling_rate: float | None) -> Recording:
     header, _ = signal_files(base)
     place = f"{base}.hea"
-    if sampling_rate is not None and sampling_rate != header.fs:
-        raise DataError(f"{place} says {header.fs:g} Hz, not {sampling_rate:g} Hz; leave the rate out")
-    if not 0 < header.fs <= RATES[1]:
-        raise DataError(f"{place} says {header.fs} Hz; {RATES[0]:g} to {RATES[1]:g} Hz are read")
     check_length(base, header.sig_len or 0, max(header.n_sig or 1, 1))  # all of its leads are read at once
     if not hasattr(header, "seg_name"):
         find_leads(place, lead_names(header), leads, "; name another with --lead")
-    signal = read_leads(base, header, leads, header.fs)
-    found = Recording(base, leads, signal, float(header.fs))
-    return _with_annotations(found) if base.with_name(f"{base.name}.atr").is_file() else found
+    frame = samples_per_frame(base, header, leads)
+    rate = float(header.fs) * frame
+    if sampling_rate is not None and sampling_rate != rate:
+        raise DataError(f"{place} says {rate:g} Hz, not {sampling_rate:g} Hz; leave the rate out")
+    if not 0 < rate <= RATES[1]:
+        raise DataError(f"{place} says {rate:g} Hz; {RATES[0]:g} to {RATES[1]:g} Hz are read")
+    check_length(base, frame * (header.sig_len or 0), len(leads))
+    found = Recording(base, leads, read_leads(base, header, leads, header.fs, frame=frame), rate)
+    return _with_annotations(found, frame) if base.with_name(f"{base.name}.atr").is_file() else found
 
 
-def _with_annotations(recording: Recording) -> Recording:
-    """With the annotations of the file beside it, if there are beats among them."""
+def _with_annotations(recording: Recording, frame: int) -> Recording:
+    """With the annotations of the file beside it, if there are beats among them. They count frames of so many samples."""
     import wfdb
     from wfdb.io.annotation import is_qrs
 
     base = recording.path
     found = read_with(wfdb.rdann, base, ".atr", "atr")
-    samples = np.asarray(found.sample, dtype=np.int64)
-    if found.fs not in (None, recording.sampling_rate):
+    samples = np.asarray(found.sample, dtype=np.int64) * frame
+    if found.fs not in (None, recording.sampling_rate / frame):
         raise DataError(
-            f"{base}.atr counts time in steps of 1/{found.fs} s, expected 1/{recording.sampling_rate:g} s as in the signal"
+            f"{base}.atr counts time in steps of 1/{found.fs} s, expected 1/{recording.sampling_rate / frame:g} s as in the signal"
         )
     if len(samples) and (samples.min() < 0 or samples.max() >= len(recording.signal)):
         raise DataError(f"{base}.atr does not belong to this record: its annotations lie outside of the signal")

@@ -64,11 +64,14 @@ def _check_size(file: Path, header: Any, signals: list[int]) -> None:
         raise DataError(f"{file} is truncated: {size} bytes, expected {expected}; download it again")
 
 
-def read_leads(base: Path, header: Any, leads: tuple[str, ...], sampling_rate: float) -> npt.NDArray[np.float64]:
+def read_leads(
+    base: Path, header: Any, leads: tuple[str, ...], sampling_rate: float, *, frame: int = 1
+) -> npt.NDArray[np.float64]:
     """Leads of a record by name, float64 [samples, leads] in millivolts; NaN where samples are invalid or a segment is empty.
 
     The header is what `signal_files` gave. Names are compared without case and spaces. Of a record of several segments each is
-    searched for the leads by itself: their order may differ.
+    searched for the leads by itself: their order may differ. A record counts frames, ``sampling_rate`` a second, in each of which all
+    of these leads must have ``frame`` samples.
 
     Raises
     ------
@@ -82,25 +85,25 @@ def read_leads(base: Path, header: Any, leads: tuple[str, ...], sampling_rate: f
             f"{base}.hea: recorded at {header.fs} Hz, expected {sampling_rate} Hz; resample the record first"
         )
     if not hasattr(header, "seg_name"):
-        return _read_segment(base, header, find_leads(f"{base}.hea", lead_names(header), leads))
+        return _read_segment(base, header, find_leads(f"{base}.hea", lead_names(header), leads), frame)
     parts = [
-        _read_part(base, name, length, leads, sampling_rate)
+        _read_part(base, name, length, leads, sampling_rate, frame)
         for name, length in zip(header.seg_name, header.seg_len, strict=True)
         if length  # a segment of no length only describes the layout
     ]
     signal = np.concatenate(parts or [np.zeros((0, len(leads)))])
-    if header.sig_len and len(signal) != header.sig_len:
-        raise DataError(f"{base}.hea announces {header.sig_len} samples, its segments have {len(signal)}")
+    if header.sig_len and len(signal) != frame * header.sig_len:
+        raise DataError(f"{base}.hea announces {frame * header.sig_len} samples, its segments have {len(signal)}")
     if not np.isfinite(signal).any():
         raise DataError(f"{base}.hea: no segment has the leads {', '.join(leads)}")
     return signal
 
 
 def _read_part(
-    base: Path, name: str, length: int, leads: tuple[str, ...], sampling_rate: float
+    base: Path, name: str, length: int, leads: tuple[str, ...], sampling_rate: float, frame: int
 ) -> npt.NDArray[np.float64]:
-    """One segment [length, leads]: all NaN where it is empty or lacks a lead."""
-    empty = np.full((length, len(leads)), np.nan)
+    """One segment of so many frames [samples, leads]: all NaN where it is empty or lacks a lead."""
+    empty = np.full((frame * length, len(leads)), np.nan)
     if name == "~":
         return empty
     segment = base.with_name(name)
@@ -111,20 +114,32 @@ def _read_part(
         raise DataError(f"{segment}.hea: recorded at {header.fs} Hz, expected {sampling_rate} Hz as in {base}.hea")
     if not {_fold(lead) for lead in leads} <= {_fold(lead) for lead in lead_names(header)}:
         return empty
-    signal = _read_segment(segment, header, find_leads(f"{segment}.hea", lead_names(header), leads))
-    if len(signal) != length:
-        raise DataError(f"{segment}.hea has {len(signal)} samples, but {length} according to {base}.hea")
+    signal = _read_segment(segment, header, find_leads(f"{segment}.hea", lead_names(header), leads), frame)
+    if len(signal) != len(empty):
+        raise DataError(f"{segment}.hea has {len(signal)} samples, but {len(empty)} according to {base}.hea")
     return signal
 
 
-def _read_segment(base: Path, header: Any, channels: list[int]) -> npt.NDArray[np.float64]:
+def samples_per_frame(base: Path, header: Any, leads: tuple[str, ...]) -> int:
+    """How many samples the first of these leads has in a frame of a record, in its first segment that has all of them; 1 without."""
+    if not hasattr(header, "seg_name"):
+        return int(header.samps_per_frame[find_leads(f"{base}.hea", lead_names(header), leads)[0]])
+    wanted = {_fold(lead) for lead in leads}
+    for name in dict.fromkeys(name for name in header.seg_name if name != "~"):
+        segment, _ = signal_files(base.with_name(name))
+        if not hasattr(segment, "seg_name") and wanted <= {_fold(lead) for lead in lead_names(segment)}:
+            return samples_per_frame(base.with_name(name), segment, leads)
+    return 1
+
+
+def _read_segment(base: Path, header: Any, channels: list[int], frame: int) -> npt.NDArray[np.float64]:
     import wfdb
 
     for i in channels:
-        if header.samps_per_frame[i] != 1:
-            rate = header.samps_per_frame[i] * header.fs
+        if header.samps_per_frame[i] != frame:
+            rate, expected = header.samps_per_frame[i] * header.fs, frame * header.fs
             raise DataError(
-                f"{base}.hea: the lead {header.sig_name[i]} is recorded at {rate} Hz, expected {header.fs} Hz; resample it first"
+                f"{base}.hea: the lead {header.sig_name[i]} is recorded at {rate} Hz, expected {expected} Hz; resample it first"
             )
     scales = [MILLIVOLTS.get(fold_unit(header.units[i] or "")) for i in channels]
     for i, scale in zip(channels, scales, strict=True):
@@ -133,10 +148,11 @@ def _read_segment(base: Path, header: Any, channels: list[int]) -> npt.NDArray[n
                 f"{base}.hea: the lead {header.sig_name[i]} is in {header.units[i]!r}, expected mV, uV or V"
             )
     ordered = sorted(channels)
-    record = read_with(wfdb.rdrecord, base, "", channels=ordered)
-    signal = np.asarray(record.p_signal, dtype=np.float64)[:, [ordered.index(i) for i in channels]]
-    if header.sig_len and len(signal) != header.sig_len:
-        raise DataError(f"{base}.hea announces {header.sig_len} samples, its signal files have {len(signal)}")
+    record = read_with(wfdb.rdrecord, base, "", channels=ordered, smooth_frames=frame == 1)
+    together = record.p_signal if frame == 1 else np.stack(record.e_p_signal, axis=1)
+    signal = np.asarray(together, dtype=np.float64)[:, [ordered.index(i) for i in channels]]
+    if header.sig_len and len(signal) != frame * header.sig_len:
+        raise DataError(f"{base}.hea announces {frame * header.sig_len} samples, its signal files have {len(signal)}")
     return signal if set(scales) == {1.0} else signal * np.array(scales)
 
 
