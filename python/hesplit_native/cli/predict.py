@@ -61,7 +61,8 @@ def predict_command(
     if output is not None:
         output_file(output)
     if picture is not None:
-        picture_format(output_file(picture))
+        picture_format(picture)
+        output_file(picture)
     trained = load_model(model)
     if trained.linear is None and not server:
         raise DataError(
@@ -72,9 +73,11 @@ def predict_command(
     rows = _rows(console, trained, record, lead, rate) if record is not None else None
     if rows is not None:
         x, y = torch.from_numpy(rows.x), torch.from_numpy(rows.labels) if rows.labels is not None else None
+        called = rows.called
     else:
         data = load_dataset(dataset, data_dir, split, trained.labels)
         x, y = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
+        called = "beats" if trained.architecture.in_channels == 1 else "recordings"
     with torch.no_grad():
         features = activations(trained, x)
         if server:
@@ -86,9 +89,6 @@ def predict_command(
             found = _logits(trained, features, packing if encrypted else None)
         logits = trained.head(found.float())
     said = Predictions(trained.classes, logits, trained.labels, y, *(_places(rows) if rows is not None else ()))
-    called = (
-        "beats" if rows is None and trained.architecture.in_channels == 1 else rows.called if rows else "recordings"
-    )
     console.print(prediction_table(said, called))
     right = accuracy(said)
     if right is not None:
