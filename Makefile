@@ -7,6 +7,7 @@
 #   make load         a server under 64 clients, half of them mute, slow or greedy, for three minutes; with ATTACK=name all of
 #                     these do one thing, for ten (benchmarks/attacks.py)
 #   make docs         site/index.html: all of docs/, a course of examples, the reference of the API
+#   make notebooks    runs docs/notebooks and stores what they print and draw
 #   make wheel        dist/*.whl, which installs where there is no compiler (Linux: a manylinux wheel)
 #   make kill         a run whose client and server are killed fifty times ends as if undisturbed
 #   make tsan         what may be used from several threads, under ThreadSanitizer (CMake)
@@ -31,7 +32,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find cmake cpp p
 	-type f -not -name '*.so' -not -name '*.pyc')
 CPP_FILES = $(shell find cpp -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-avx2 lint format install docs fuzz load tsan kill wheel clean
+.PHONY: demo test test-avx2 lint format install docs notebooks fuzz load tsan kill wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways \
@@ -41,7 +42,7 @@ test: $(VENV)/installed-test lint
 	$(PYTEST) $(PYTEST_FLAGS)
 
 # All that compares numbers; the rest reads files, prints or talks, whatever the processor.
-COMPUTING = $(filter-out $(addprefix tests/test_,benchmarks.py build.py cli.py data% examples.py nn_trainers.py privacy% reproduce.py triad_data.py weights.py),\
+COMPUTING = $(filter-out $(addprefix tests/test_,benchmarks.py build.py cli.py data% examples.py nn_trainers.py notebooks.py privacy% reproduce.py triad_data.py weights.py),\
 	$(wildcard tests/test_*.py))
 
 test-avx2: export OMP_NUM_THREADS = 2
@@ -83,6 +84,9 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/installed
 	$(BIN)/python -m pip install -c $(CONSTRAINTS) '.[docs]'
 	$(BIN)/mkdocs build
+
+notebooks: $(VENV)/installed-test
+	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False docs/notebooks/*.ipynb
 
 fuzz:
 	CC=$(CLANG) CXX=$(subst clang,clang++,$(CLANG)) cmake -S . -B build/fuzz -DHESPLIT_PYTHON=OFF -DHESPLIT_FUZZ=ON \

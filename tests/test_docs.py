@@ -24,7 +24,13 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert "WARNING" not in done.stderr
     reference = (tmp_path / "api" / "nn.html").read_text(encoding="utf-8")
     assert "hesplit_native.nn.SplitLinear.forward" in reference
+    for notebook in (REPOSITORY / "docs" / "notebooks").glob("*.ipynb"):
+        page = (tmp_path / "notebooks" / f"{notebook.stem}.html").read_text(encoding="utf-8")
+        assert page.count('src="data:image/png;base64,') >= 3
+        assert f'href="{notebook.name}"' in page
+        assert (tmp_path / "notebooks" / notebook.name).exists()
     everything = "".join(page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html"))
+    assert "--8" not in re.sub("<[^>]*>", "", everything)  # the files that shall be shown are there, and no orders to show them
     assert not re.findall(r'(?:src|href)="https?://(?!squidfunk|www\.mkdocs)[^"]*\.(?:js|css|woff2?|png)"', everything)
 
 
