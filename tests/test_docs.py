@@ -30,7 +30,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         assert f'href="{notebook.name}"' in page
         assert (tmp_path / "notebooks" / notebook.name).exists()
     everything = "".join(page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html"))
-    assert "--8" not in re.sub("<[^>]*>", "", everything)  # the files that shall be shown are there, and no orders to show them
+    # The files that shall be shown are there, and no lines that say so.
+    assert "--8" not in re.sub("<[^>]*>", "", everything)
     assert not re.findall(r'(?:src|href)="https?://(?!squidfunk|www\.mkdocs)[^"]*\.(?:js|css|woff2?|png)"', everything)
 
 
