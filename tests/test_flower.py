@@ -11,6 +11,8 @@ from torch import nn
 import hesplit_native as hn
 from hesplit_native.data import synthetic_ecg
 from hesplit_native.errors import ConnectionLost
+from hesplit_native.federation import LAYER, NETWORK_FORMAT, Plan
+from hesplit_native.federation import site as site_module
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.storage import read_tensors
 from hesplit_native.training.division import divide
@@ -26,11 +28,8 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from hesplit_native.flower import Site, client_app, server_app, site_of
-from hesplit_native.flower import client as client_module
-from hesplit_native.flower.plan import Plan
 
 SITES, OUTPUTS, BATCH = 3, 5, 8
-LAYER = client_module.LAYER
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 BITWISE = {"rtol": 0, "atol": 0}
 
@@ -117,7 +116,7 @@ def federate(data, shares, tmp_path, monkeypatch):
     for name in ("run_id", "node_id", "task_id"):  # which a process of Flower's has
         monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
 
-    take = client_module._take
+    take = site_module.take
 
     def run(
         protocol="plain", *, folder="run", here=range(SITES), lost=lambda number, site: False, before=lambda grid, number: None,
@@ -150,14 +149,14 @@ def federate(data, shares, tmp_path, monkeypatch):
         results = []
         grid = Federation(make_app, list(here), lost, before)
 
-        def spied(run, plan, arrays):
-            take(run, plan, arrays)
+        def spied(run, plan, state):
+            take(run, plan, state)
             client = run.participants[0].client
             if client.session is not None and client.own_layer is None:
                 layer = grid.server.sessions[client.session.nonce].layer.linear.weight.detach().clone()
                 grid.began.append((len(grid.sent) - 1, client.model[0].weight.detach().clone(), layer))
 
-        monkeypatch.setattr(client_module, "_take", spied)
+        monkeypatch.setattr(site_module, "take", spied)
         grid.server = Server(checkpoints=where / "server", output=where / "layers")
         server_app(make_network, finished=results.append, **{"rounds": 3} | options)(
             grid, Context(1, 0, {}, RecordDict(), {})
@@ -193,7 +192,7 @@ def layers(folder):
 
 def networks(folder):
     """What the sites have in the end."""
-    return [read_tensors(path, client_module._FORMAT)[0] for path in sorted(folder.glob("state/*/network.safetensors"))]
+    return [read_tensors(path, NETWORK_FORMAT)[0] for path in sorted(folder.glob("state/*/network.safetensors"))]
 
 
 def newest(folder, site):

@@ -13,7 +13,8 @@ except ModuleNotFoundError as error:
         "hesplit_native.flower needs Flower, on Python 3.11 or newer: pip install 'hesplit_native[flower]'", name="flwr"
     ) from error
 
-from hesplit_native.flower.client import Site, client_app, site_of
+from hesplit_native.federation import Site
+from hesplit_native.flower.client import client_app, site_of
 from hesplit_native.flower.server import server_app
 
 __all__ = ["Site", "client_app", "server_app", "site_of"]

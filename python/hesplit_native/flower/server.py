@@ -12,7 +12,8 @@ from torch import nn
 
 from hesplit_native.choices import Mode
 from hesplit_native.errors import ParameterError
-from hesplit_native.flower.plan import ARRAYS, CONFIG, END, Plan
+from hesplit_native.federation import Plan
+from hesplit_native.flower.records import ARRAYS, CONFIG, END, stored_of
 
 
 class WithLayer(Strategy):
@@ -47,7 +48,7 @@ class WithLayer(Strategy):
         replies = list(replies)
         arrays, metrics = self.inner.aggregate_train(server_round, replies)
         if arrays is not None:
-            self.plan = self.plan.after([reply.content for reply in replies if not reply.has_error()])
+            self.plan = self.plan.after(stored_of(reply.content) for reply in replies if not reply.has_error())
         return arrays, metrics
 
     def configure_evaluate(

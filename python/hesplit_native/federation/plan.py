@@ -1,21 +1,23 @@
-"""What server app and client apps tell each other beside weights and metrics."""
+"""What a federation's sites have to know beside weights, and what they tell of theirs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flwr.app import ConfigRecord, RecordDict
-
 from hesplit_native.errors import DataError
 
-ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # of messages, as Flower's strategies name them
-STORED = "stored"  # of a reply: the checkpoint of the site's layer at the server
-EXAMPLES = "num-examples"
-#: The message that ends a run.
-END = "query.end"
-
 _PREFIX = "hesplit-"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint of a site's layer at the server: its run, empty where the layer travels with the network; step; rows trained on."""
+
+    run: str
+    step: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -47,34 +49,30 @@ class Plan:
         """Run, step and weight of each checkpoint."""
         return list(zip(self.runs, self.steps, self.weights, strict=True))
 
-    def after(self, replies: list[RecordDict]) -> Plan:
-        """For the sites that go on from what these replies' sites have learnt."""
-        stored: list[tuple[Any, Any]] = [
-            (reply.config_records[STORED], reply.metric_records[METRICS][EXAMPLES]) for reply in replies
-        ]
-        stored = [(where, rows) for where, rows in stored if where["run"]]
+    def after(self, stored: Iterable[Stored]) -> Plan:
+        """For the sites that go on from what these sites have learnt."""
+        found = [where for where in stored if where.run]
         return replace(
             self,
-            runs=tuple(where["run"] for where, _ in stored),
-            steps=tuple(where["step"] for where, _ in stored),
-            weights=tuple(float(rows) for _, rows in stored),
+            runs=tuple(where.run for where in found),
+            steps=tuple(where.step for where in found),
+            weights=tuple(float(where.rows) for where in found),
         )
 
     def record(self) -> dict[str, Any]:
-        """The entries of a round's configuration."""
+        """Numbers, strings and lists of them by name, which any engine can carry."""
         lists = {"runs": list(self.runs), "steps": list(self.steps), "weights": list(self.weights)}
         values = {"group": self.group, "rounds": self.rounds, "epochs": self.epochs, "whole": self.whole, **lists}
         return {_PREFIX + name: value for name, value in values.items()}
 
     @classmethod
-    def of(cls, config: ConfigRecord) -> Plan:
-        """The inverse of `record`; DataError where that server app is none of `hesplit_native.flower.server_app`."""
+    def of(cls, record: Mapping[str, Any]) -> Plan:
+        """The inverse of `record`; DataError where the federation's side is none of this package."""
         try:
-            values: dict[str, Any] = {name: config[_PREFIX + name] for name in cls.__dataclass_fields__}
+            values: dict[str, Any] = {name: record[_PREFIX + name] for name in cls.__dataclass_fields__}
         except KeyError as error:
             raise DataError(
-                f"the round's configuration lacks {error}: the server app must be one of hesplit_native.flower.server_app, of the "
-                "same version"
+                f"the round's configuration lacks {error}: its server app must be one of hesplit_native, of the same version"
             ) from None
         changed: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
         return cls(**changed)
