@@ -56,7 +56,7 @@ def test_examples_write_nothing(machine, example):
 
 
 def test_training_writes_its_output(machine):
-    arguments = "train --dataset synthetic --limit-batches 4 --epochs 1 --output out".split()
+    arguments = ["train", "--dataset", "synthetic", "--limit-batches", "4", "--epochs", "1", "--output", "out"]
     at_home, here = machine("-m", "hesplit_native", *arguments)
     assert at_home == []
     assert "out/metrics.json" in here
