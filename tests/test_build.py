@@ -246,3 +246,13 @@ class TestPaths:
         assert "_core" in ninja
         for line in re.findall(r"(?:PRE_LINK|POST_BUILD) = (.*)", ninja):
             assert subprocess.run(["sh", "-n", "-c", line.replace("$$", "$")], check=False).returncode == 0, line
+
+
+def test_the_same_pythons_are_named_everywhere() -> None:
+    settings = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    classifiers = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', settings)
+    assert classifiers
+    wheels = re.search(r'^build = "(.*)"$', settings, re.MULTILINE)
+    assert wheels is not None
+    assert [f"cp{name.replace('.', '')}-*" for name in classifiers] == wheels[1].split()
+    assert f'requires-python = ">={classifiers[0]}"' in settings
