@@ -23,14 +23,11 @@ flare.init()
 name = flare.get_site_name()  # site-1, site-2, ...: under TLS also the name in its certificate
 site = Site(name, asked.server, asked.tls, asked.state / name)
 data, validation = make_data(int(name.rsplit("-", 1)[1]) - 1, asked.sites)
-options = {
-    "outputs": OUTPUTS, "loss": None, "batch_size": 32, "learning_rate": 1e-3, "protocol": asked.protocol, "seed": SEED,
-    "device": "cpu", "more": {},
-}  # fmt: skip
 
 
 def part(plan):
-    return SiteRun(site, plan, Network(), data, validation, options=options)
+    how = {"outputs": OUTPUTS, "batch_size": 32, "protocol": asked.protocol, "seed": SEED}
+    return SiteRun(site, plan, Network(), data, validation, **how)
 
 
 while flare.is_running():

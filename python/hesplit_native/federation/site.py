@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hesplit_native.choices import ProtocolName
 from hesplit_native.errors import ConnectionLost, DataError, ParameterError
 from hesplit_native.federation.plan import Plan, Stored
 from hesplit_native.protocols.session import PATIENCE, RolledBack
 from hesplit_native.protocols.storage import write_tensors
 from hesplit_native.training.fit import prepare
 from hesplit_native.training.run import Run
+from hesplit_native.training.task import Loss
 from hesplit_native.transport.opening import ServerAddress, Tls, opener
 
 #: What a client holds of the linear layer, in `sealed` and `local`, travels beside the network's own weights under this prefix.
@@ -83,10 +85,19 @@ class SiteRun:
         Who this is, and what the federation's side says of the round.
     network
         All that comes before the server's layer, the same at all sites.
-    data, validation, metrics, optimizer, options
-        This site's. `options` are the other arguments of `hesplit_native.train` that say how it learns; all sites have the same
-        `outputs` and `seed`, which decide the first weights of the layer. Without `metrics` nothing but the loss and hits are
-        known: what computes the others takes seconds to load, in every process.
+    data, validation
+        This site's, in any form that `hesplit_native.train` takes; without the latter nothing can be evaluated.
+    outputs
+        Of the server's layer, the same at all sites, like `seed`: they decide its first weights.
+    metrics
+        False: nothing but the loss and hits are known. What computes the others takes seconds to load, in every process.
+    loss, batch_size, learning_rate, optimizer, protocol, seed, device, more
+        As in `hesplit_native.train`. `checkpoint_every` is a round.
+
+    Raises
+    ------
+    DataError, ParameterError
+        As `hesplit_native.train`; ParameterError also where a protocol needs a server and the site has none.
     """
 
     def __init__(
@@ -97,13 +108,22 @@ class SiteRun:
         data: Any,
         validation: Any = None,
         *,
+        outputs: int,
+        loss: Loss | None = None,
         metrics: bool | None = False,
+        batch_size: int | None = None,
+        learning_rate: float = 1e-3,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
-        options: dict[str, Any],
+        protocol: ProtocolName = "splitways",
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        **more: Any,
     ) -> None:
         found, config, task = prepare(
-            network, data, validation, None, classes=None, metrics=metrics, epochs=plan.rounds * plan.epochs, **options
-        )
+            network, data, validation, None, outputs=outputs, loss=loss, classes=None, metrics=metrics,
+            epochs=plan.rounds * plan.epochs, batch_size=batch_size, learning_rate=learning_rate, protocol=protocol, seed=seed,
+            device=device, more=more,
+        )  # fmt: skip
         if config.traits.is_split and site.server is None:
             raise ParameterError(
                 f"{config.protocol} needs a server, such as lab.example:7000; site {site.name} has none"

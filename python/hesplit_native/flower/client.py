@@ -49,7 +49,6 @@ class _Recipe:
     make_data: Callable[[Context], Any]
     make_validation: Callable[[Context], Any] | None
     site: Callable[[Context], Site]
-    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None
     metrics: bool | None
     options: dict[str, Any]
 
@@ -62,8 +61,7 @@ class _Recipe:
             self.make_data(context),
             self.make_validation(context) if self.make_validation is not None else None,
             metrics=self.metrics if measures else False,
-            optimizer=self.optimizer,
-            options=self.options,
+            **self.options,
         )
 
 
@@ -116,11 +114,10 @@ def client_app(
         make_data,
         make_validation,
         site,
-        optimizer,
         metrics,
         {
-            "outputs": outputs, "loss": loss, "batch_size": batch_size, "learning_rate": learning_rate,
-            "protocol": protocol, "seed": seed, "device": device, "more": more,
+            "outputs": outputs, "loss": loss, "batch_size": batch_size, "learning_rate": learning_rate, "optimizer": optimizer,
+            "protocol": protocol, "seed": seed, "device": device, **more,
         },
     )  # fmt: skip
     app = ClientApp()
