@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import unquote
 
 import nvflare.client as flare
 from task import OUTPUTS, SEED, Network, make_data
@@ -15,13 +16,13 @@ parser.add_argument("--sites", type=int, required=True)
 parser.add_argument("--epochs", type=int, required=True)
 parser.add_argument("--protocol", required=True)
 parser.add_argument("--server", required=True)
-parser.add_argument("--tls", default=None)
-parser.add_argument("--state", type=Path, required=True)
+parser.add_argument("--tls", type=unquote)
+parser.add_argument("--state", type=unquote, required=True)
 asked = parser.parse_args()
 
 flare.init()
 name = flare.get_site_name()  # site-1, site-2, ...: under TLS also the name in its certificate
-site = Site(name, asked.server, asked.tls, asked.state / name)
+site = Site(name, asked.server, asked.tls, Path(asked.state, name))
 data, validation = make_data(int(name.rsplit("-", 1)[1]) - 1, asked.sites)
 
 

@@ -4,6 +4,7 @@ import argparse
 import secrets
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
 from nvflare.recipe import SimEnv
@@ -16,15 +17,18 @@ parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--epochs", type=int, default=1)
 parser.add_argument("--protocol", choices=("plain", "splitways", "hesplit", "sealed"), default="splitways")
 parser.add_argument("--server", default="localhost:7000")
-parser.add_argument("--tls", help="folder with every site's certificate")
+parser.add_argument("--tls", type=Path, help="folder with every site's certificate")
 parser.add_argument("--state", type=Path, default=Path("state"), help="folder for what sites keep from round to round")
-parser.add_argument("--workspace", default=str(Path(tempfile.gettempdir(), "hesplit-flare")), help="FLARE's own folder")
+parser.add_argument(
+    "--workspace", default=str(Path(tempfile.gettempdir(), "hesplit-flare")), help="FLARE's own folder: no spaces"
+)
 asked = parser.parse_args()
 
 group = secrets.token_hex(16)  # at the server, with a site's certificate, it gives access to the run's layers
 arguments = f"--group {group} --sites {asked.sites} --epochs {asked.epochs} --protocol {asked.protocol}"
-arguments += f" --server {asked.server} --state {asked.state.absolute()}"
-arguments += f" --tls {Path(asked.tls).absolute()}" if asked.tls else ""
+# FLARE splits them at spaces, which are %20 here.
+arguments += f" --server {asked.server} --state {quote(str(asked.state.absolute()))}"
+arguments += f" --tls {quote(str(asked.tls.absolute()))}" if asked.tls else ""
 
 recipe = FedAvgRecipe(
     name="hesplit",
