@@ -42,7 +42,7 @@ test: $(VENV)/installed-test lint
 	$(PYTEST) $(PYTEST_FLAGS)
 
 # All that compares numbers; the rest reads files, prints or talks, whatever the processor.
-COMPUTING = $(filter-out $(addprefix tests/test_,benchmarks.py build.py cli.py data% examples.py nn_trainers.py notebooks.py privacy% reproduce.py triad_data.py weights.py),\
+COMPUTING = $(filter-out $(addprefix tests/test_,benchmarks.py build.py cli% data% examples.py flare.py flower% leftovers.py nn_trainers.py notebooks.py privacy% reproduce.py tenseal_scripts.py triad_data.py weights.py),\
 	$(wildcard tests/test_*.py))
 
 test-avx2: export OMP_NUM_THREADS = 2
