@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -421,6 +422,17 @@ def ranks_auroc(scores, positive):
 def f1(predicted, positive):
     hits = (predicted & positive).sum()
     return 2 * hits / max(predicted.sum() + positive.sum(), 1)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [{"activation_epsilon": 5.0}, {"gradient_epsilon": 5.0}, {"activation_epsilon": 5.0, "mechanism": "laplace"}],
+)
+def test_what_accounts_for_noise_is_missed_before_a_run(noise, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    monkeypatch.setattr(run.Run, "begin", lambda *_, **__: pytest.fail("the run has begun"))
+    with pytest.raises(hn.ParameterError, match=r"'\.\[privacy\]'"):
+        train(cnn(), pictures(), defences=Defences(**noise))
 
 
 def test_measures_of_classes_are_what_they_say():

@@ -120,9 +120,9 @@ def _accounting() -> Any:
 
 def _noise(defences: Defences, mechanism: Mechanism, epsilon: float, clip: float) -> GridNoise:
     """The noise of one release, for rows (or values) within `clip`."""
+    dp = _accounting()  # what is released is accounted for, whatever the noise: better missed now than when a run ends
     if mechanism != "gaussian":
         return GridNoise.of(mechanism, clip, 1 / epsilon)
-    dp = _accounting()
     multiplier = dp.calibrate_dp_mechanism(dp.rdp.RdpAccountant, dp.GaussianDpEvent, epsilon, defences.delta)
     return GridNoise.of(mechanism, clip, float(multiplier))
 
