@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import hesplit_native as hn
 from hesplit_native.errors import ProtocolError, WireError
 from hesplit_native.layer.weights import Weights
-from hesplit_native.protocols import PROTOCOLS, messages
+from hesplit_native.protocols import PROTOCOLS, messages, sessions
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.terms import Terms, initial_linear
@@ -492,6 +492,46 @@ def test_a_checkpoint_is_taken_whole_with_its_moments(make_terms):
     assert any(key.startswith("optimizer.") for key in theirs)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_moments_of_another_optimiser_are_not_taken(make_terms, tmp_path, in_memory):
+    """They would be lost or not understood; weights are the same for all."""
+    server = Server(checkpoints=None if in_memory else tmp_path)
+    _, (name,) = trained_alone(server, make_terms(group="h" * 16, members=1, server_optimizer="momentum"), ["one"])
+    weight = server.stored(*name)["weight"]
+    for whole in (True, False):
+        talk = Conversation(server, ClientInfo("two"))
+        talk.hello(make_terms(group="h" * 16, members=1, server_optimizer="adam"))
+        reply = adopt(talk, [[*name, 1.0]], whole=whole)
+        if whole:
+            assert reply.type is MessageType.ERROR
+            assert "another server_optimizer" in messages.take_text(reply.body, "error")[0]
+        else:
+            assert reply.type is MessageType.DONE
+            torch.testing.assert_close(talk.state.layer.linear.weight, weight)
+            talk.ask(MessageType.FORWARD, matrix(4, 6))
+            assert talk.ask(MessageType.BACKWARD, matrix(4, 3)).type is MessageType.INPUT_GRADIENT
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_an_average_of_members_of_whom_one_has_ended(make_terms, tmp_path, in_memory, monkeypatch):
+    server = Server(checkpoints=None if in_memory else tmp_path)
+    talks, names = trained_alone(server, make_terms(group="h" * 16, members=1), ["one", "two"])
+    weight = talks[0].state.layer.linear.weight.detach().clone()
+    assert talks[0].ask(MessageType.END).type is MessageType.SUMMARY
+    assert adopt(talks[1], [[*names[0], 1.0]]).type is MessageType.DONE
+    torch.testing.assert_close(talks[1].state.layer.linear.weight, weight)
+    talks[1].ask(MessageType.END)
+    monkeypatch.setattr(sessions, "RESUME_SECONDS", -1.0)
+    server.tidy()
+    assert server.budget.held == 0  # they do not stay for ever
+
+
+def test_members_are_of_a_group(make_terms):
+    """Without one there is nobody to average with; it is said at once, and not when a message finds none."""
+    talk = Conversation(Server())
+    assert_refused(talk, talk.hello(make_terms(members=1)), "members", "group")
 
 
 def test_averages_outlive_the_server(make_terms, tmp_path):

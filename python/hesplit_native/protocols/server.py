@@ -466,7 +466,7 @@ class Server:
         shares, whole = _take_shares(body)
         self._sessions.resize(session.hold, session.taken(2 * len(body) + session.costs.layer))
         if whole:
-            layer.load(self._stored_of_group(session, shares[0].run, shares[0].step))
+            layer.load(self._stored_of_group(session, shares[0].run, shares[0].step, whole=True))
         else:
             total = sum(share.weight for share in shares)
             layer.module.load_state_dict(
@@ -478,10 +478,12 @@ class Server:
     def _stored_weights(self, session: SessionState, share: _Share) -> dict[str, Tensor]:
         other = PROTOCOLS[session.terms.protocol].halves.layer(session.terms)
         assert other is not None
-        other.load(self._stored_of_group(session, share.run, share.step))
+        tensors = self._stored_of_group(session, share.run, share.step)
+        # Without the moments, which nobody takes, and which may be another optimiser's.
+        other.load({name: value for name, value in tensors.items() if not name.startswith("optimizer.")})
         return other.module.state_dict()
 
-    def _stored_of_group(self, session: SessionState, run: str, step: int) -> dict[str, Tensor]:
+    def _stored_of_group(self, session: SessionState, run: str, step: int, *, whole: bool = False) -> dict[str, Tensor]:
         """A checkpoint of a member of this session's group. Of others it does not say whether they are there."""
         try:
             _, terms, tensors = self._store.load(run, step)
@@ -490,6 +492,8 @@ class Server:
         if terms is None or terms.group != session.terms.group:
             raise ProtocolError(f"no member of the group has a checkpoint of step {step} of run {run[:8]} here")
         check_same_group(terms, session.terms)
+        if whole and terms.server_optimizer != session.terms.server_optimizer:
+            raise ProtocolError("adopt: the checkpoint has the moments of another server_optimizer")
         return tensors
 
     def _finish(self, session: SessionState) -> None:

@@ -220,10 +220,13 @@ class Sessions:
         return seconds
 
     def end(self, session: SessionState) -> None:
-        """Let go of a session that has come to its end, and of its checkpoints in memory; its last reply can be repeated."""
+        """Let go of a session that has come to its end, and of its checkpoints in memory; its last reply can be repeated.
+
+        Those that other members of its group may go on from stay for as long as the session could have been resumed.
+        """
         with self._lock:
             self._forget(session)
-            self._store.finish(session.run)
+            self._store.finish(session.run, shared=bool(session.terms.members))
             session.protocol, session.layer, session.group = _Over(), None, None
             self.ended[session.nonce] = session
             same = [other for other in self.ended.values() if other.client == session.client]

@@ -192,9 +192,14 @@ class CheckpointStore:
             for run in [run for run, kept in self._memory.items() if now - kept.seen > seconds and run not in alive]:
                 self._drop(run)
 
-    def finish(self, run: str) -> None:
-        """A run has come to its end: nobody needs its checkpoints, on disk after a day."""
-        self.drop(run)
+    def finish(self, run: str, *, shared: bool = False) -> None:
+        """A run has come to its end: nobody needs its checkpoints, on disk after a day, and in memory after a while if `shared`."""
+        if shared:
+            with self._lock:
+                if run in self._memory:
+                    self._memory[run].seen = time.monotonic()
+        else:
+            self.drop(run)
         if self._folder is not None and self._on_disk(run):
             with contextlib.suppress(OSError):  # then it is removed when it is old
                 (self._folder / run / _FINISHED).touch(mode=0o600)

@@ -115,6 +115,8 @@ class Terms:
             )
         if len(self.group) > 64 or (self.group and len(self.group) < 16):
             raise WireError("handshake: a group is named by 16 to 64 characters that only its members know")
+        if self.members and not self.group:
+            raise WireError("handshake: members are of a group")
 
     def check_agreement(self, other: Terms) -> None:
         """Raise ProtocolError naming the first field on which both sides differ."""
