@@ -13,6 +13,8 @@ from hesplit_native.data import synthetic_ecg
 from hesplit_native.errors import ConnectionLost
 from hesplit_native.federation import LAYER, NETWORK_FORMAT, Plan
 from hesplit_native.federation import site as site_module
+from hesplit_native.protocols import messages
+from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.storage import read_tensors
 from hesplit_native.training.division import divide
@@ -28,6 +30,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from hesplit_native.flower import Site, client_app, server_app, site_of
+from hesplit_native.flower import server as server_module
 
 SITES, OUTPUTS, BATCH = 3, 5, 8
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
@@ -99,15 +102,16 @@ class Federation(Grid):
 
 
 class Wire(InProcessChannel):
-    """A connection that says when a request is sent."""
+    """A connection that says when a request is sent, and when the server has answered it."""
 
-    def __init__(self, conversation, on_request):
+    def __init__(self, conversation, on_request, on_reply):
         super().__init__(conversation)
-        self._on_request = on_request
+        self._on_request, self._on_reply = on_request, on_reply
 
     def send(self, message):
         self._on_request()
         super().send(message)
+        self._on_reply(message)
 
 
 @pytest.fixture
@@ -120,7 +124,7 @@ def federate(data, shares, tmp_path, monkeypatch):
 
     def run(
         protocol="plain", *, folder="run", here=range(SITES), lost=lambda number, site: False, before=lambda grid, number: None,
-        on_request=lambda grid, site: None, app=None, **options,
+        on_request=lambda grid, site: None, on_reply=lambda grid, site, message: None, app=None, in_memory=False, **options,
     ):  # fmt: skip
         where = tmp_path / folder
 
@@ -128,7 +132,11 @@ def federate(data, shares, tmp_path, monkeypatch):
             name = f"site-{context.node_config['partition-id']}"
 
             def connect():
-                return Wire(grid.server.converse(ClientInfo(name)), lambda: on_request(grid, name))
+                return Wire(
+                    grid.server.converse(ClientInfo(name)),
+                    lambda: on_request(grid, name),
+                    lambda message: on_reply(grid, name, message),
+                )
 
             return Site(name, connect if protocol != "local" else None, None, where / "state" / name)
 
@@ -157,7 +165,7 @@ def federate(data, shares, tmp_path, monkeypatch):
                 grid.began.append((len(grid.sent) - 1, client.model[0].weight.detach().clone(), layer))
 
         monkeypatch.setattr(site_module, "take", spied)
-        grid.server = Server(checkpoints=where / "server", output=where / "layers")
+        grid.server = Server(checkpoints=None if in_memory else where / "server", output=where / "layers")
         server_app(make_network, finished=results.append, **{"rounds": 3} | options)(
             grid, Context(1, 0, {}, RecordDict(), {})
         )
@@ -322,6 +330,36 @@ def test_a_round_of_which_all_replies_are_lost_is_done_again(federate):
     assert_same(states(lost), states(undisturbed), **BITWISE)
 
 
+@pytest.mark.parametrize("protocol", ["plain", "vanilla", "local"])
+@pytest.mark.parametrize("number", [0, 2])
+def test_so_is_the_first_and_that_of_any_protocol(federate, number, protocol):
+    """With the layer that it began with, and the moments, also where the layer is the client's."""
+    lost, grid = federate(protocol, rounds=4, lost=lambda n, site: n == number)
+    assert not grid.errors
+    undisturbed, _ = federate(protocol, rounds=3, folder="undisturbed")
+    assert_same(states(lost), states(undisturbed), **BITWISE)
+
+
+def test_turns_that_are_lost_before_anything_is_learnt(federate):
+    """All sites had one, and nobody's layer is one that was trained in vain."""
+    _, grid = federate(mode="turns", rounds=SITES + 1, lost=lambda n, site: n < 2 * SITES and n % 2 == 0)
+    assert not grid.errors
+    for when in range(2 * SITES + 1):
+        assert all(torch.equal(*pair) for pair in zip(one_state(grid.began, when), grid.began[0][1:], strict=True))
+
+
+def test_so_is_a_sealed_one(federate, tmp_path):
+    """The optimiser's steps of the site tell: encryption's noise does not."""
+    steps = []
+
+    def before(grid, number):
+        if number == 6:
+            steps.append(int(newest(tmp_path / "run", "site-1")[0]["0.optimizer.0.step"]))
+
+    federate("sealed", rounds=3, lost=lambda number, site: number == 2, before=before)
+    assert steps == [12]
+
+
 @pytest.mark.parametrize("rounds_lost", [2, 3])
 def test_so_are_several(federate, rounds_lost):
     """Neither side keeps more than two checkpoints, and those that all go on from must be among them."""
@@ -379,6 +417,61 @@ def test_a_server_that_is_restarted_in_a_round_costs_nothing_but_time(federate, 
     assert_same(states(restarted), states(undisturbed), **BITWISE)
     for ours, theirs in zip(layers(tmp_path / "run"), layers(tmp_path / "undisturbed"), strict=True):
         assert_same(ours, theirs, **BITWISE)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_server_that_is_restarted_when_it_has_stored_a_round_does_not_do_it_twice(federate, tmp_path, number):
+    """In the first round, or after a reply of its own was lost, the site has no checkpoint that others go on from."""
+    restarted = []
+
+    def on_reply(grid, site, message):
+        training = len(grid.sent) == number + 1 and grid.sent[-1][0][0] == "train"
+        if training and site == "site-1" and messages.unpack(message).type is MessageType.CHECKPOINT:
+            step = newest(tmp_path / "run", "site-1")[1]
+            if not restarted and step > number * 3:
+                restarted.append(step)
+                grid.server = Server(checkpoints=tmp_path / "run" / "server", output=tmp_path / "run" / "layers")
+                raise ConnectionLost("the server went away")
+
+    trained = []
+
+    def before(grid, at):
+        if at == number + 1:
+            trained.append(int(newest(tmp_path / "run", "site-1")[0]["0.optimizer.0.step"]))
+
+    # In the second case site 1's reply to the first round was lost.
+    _, grid = federate(
+        rounds=3, on_reply=on_reply, before=before, lost=lambda at, site: number == 2 and (at, site) == (0, 1)
+    )
+    assert restarted
+    assert not grid.errors
+    assert trained == [6 * (number // 2 + 1)]
+
+
+@pytest.mark.parametrize("mode", ["parallel", "turns"])
+def test_a_server_without_a_folder_lets_all_sites_come_to_their_end(federate, tmp_path, mode):
+    """The first that ends its session must not take the checkpoints away that the others go on from."""
+    _, grid = federate(mode=mode, rounds=2, in_memory=True)
+    assert not grid.errors
+    assert len(networks(tmp_path / "run")) == len(layers(tmp_path / "run")) == SITES
+    for found in layers(tmp_path / "run")[1:]:
+        assert_same(found, layers(tmp_path / "run")[0], **BITWISE)
+
+
+def test_a_site_that_did_not_come_to_its_end_is_said(federate, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        server_module, "log", raising=False, value=lambda level, text, *values: said.append(text % values)
+    )
+
+    def before(grid, number):
+        if number == 4:
+            grid.server = Server()
+
+    _, grid = federate(rounds=2, before=before)
+    assert [number for number, _, _ in grid.errors] == [4] * SITES
+    assert len(said) == SITES
+    assert all("checkpoint" in line or "run" in line for line in said)
 
 
 def test_a_server_that_forgot_everything_does_not_go_on_with_fresh_layers(federate):

@@ -13,7 +13,7 @@ _PREFIX = "hesplit-"
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint of a site's layer at the server: its run, empty where the layer travels with the network; step; rows trained on."""
+    """A checkpoint of a site: its run at the server, or the site's name where there is none; step; rows trained on."""
 
     run: str
     step: int
@@ -31,7 +31,9 @@ class Plan:
     rounds, epochs
         Rounds of the run, and epochs of a site in each.
     runs, steps, weights
-        The checkpoints at the server whose layers, averaged with these weights, the sites go on from; none in the beginning.
+        The sites' checkpoints that all go on from; none in the beginning. Those at the server are averaged there with these weights;
+        where the client holds the layer it travels with the network, and they say only which of its own a site goes on from. Where
+        there is no server, a site's name stands for its run.
     whole
         There is one of them at most, and its optimiser's moments are gone on from too: in turns the layer is one for all.
     """
@@ -51,7 +53,7 @@ class Plan:
 
     def after(self, stored: Iterable[Stored]) -> Plan:
         """For the sites that go on from what these sites have learnt."""
-        found = [where for where in stored if where.run]
+        found = list(stored)
         return replace(
             self,
             runs=tuple(where.run for where in found),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hesplit_native.choices import ProtocolName
-from hesplit_native.errors import ConnectionLost, DataError, ParameterError
+from hesplit_native.errors import ConnectionLost, DataError, ParameterError, ProtocolError
 from hesplit_native.federation.plan import Plan, Stored
 from hesplit_native.protocols.session import PATIENCE, RolledBack
 from hesplit_native.protocols.storage import write_tensors
@@ -185,37 +185,47 @@ class SiteRun:
 
     def _train(self) -> Trained:
         loss, accuracy, seconds = _epochs(self.run, self.plan.epochs)
+        session = self.run.participants[0].client.session
         return Trained(
             _weights(self.run, whole=self.plan.whole),
-            Stored(_run_at_server(self.run), self.run.progress.steps[0], self.rows),
+            Stored(session.run if session is not None else self.site.name, self.run.progress.steps[0], self.rows),
             loss,
             accuracy if self.run.task.hits is not None else None,
             seconds,
         )
 
     def _newest(self) -> str | None:
-        """The name at the server of this site's newest checkpoint's run; None if there is no checkpoint of this federation's run."""
+        """The name of this site's newest checkpoint's run, as in `Plan.runs`; None if there is none of this federation's run."""
         assert self.run.checkpoints is not None
         for number in reversed(self.run.checkpoints.numbers()):
             with contextlib.suppress(DataError):  # of another run, or damaged
                 snapshot = self.run.checkpoints.load(number)
-                return snapshot.sessions[0] if snapshot.group == self.plan.group else None
+                return (snapshot.sessions[0] or self.site.name) if snapshot.group == self.plan.group else None
         return None
 
-    def _begin(self) -> int | None:
-        """Connect, and go on from this site's checkpoint if it has one; the number of the one that others go on from, too.
+    def _begin(self) -> int:
+        """Connect, and go on from this site's checkpoint if it has one; its number.
 
-        That one is taken even where there is a newer one: its reply was lost, and the round is done again.
+        That one which others go on from, too, is taken even where there is a newer one: its reply was lost, and the round is done
+        again. Where nobody has learnt anything that others go on from it is the one of the beginning.
         """
-        name = self._newest()
-        at = dict(zip(self.plan.runs, self.plan.steps, strict=True)).get(name) if name is not None else None
+        run, plan = self.run, self.plan
+        assert run.checkpoints is not None
+        found, at = self._newest(), None
+        if found is not None:
+            at = dict(zip(plan.runs, plan.steps, strict=True)).get(found) if plan.runs else 0
+            if found == self.site.name and at not in run.checkpoints.numbers():
+                at = None  # without a server a folder that was lost and another one have the same name
         try:
-            _reach(partial(self.run.begin, resume=name is not None, at=at))
-        except DataError:
-            if at is not None or self.run.config.defences.private:  # what was released would be forgotten
+            _reach(partial(run.begin, resume=found is not None, at=at))
+        except (DataError, ProtocolError):
+            needed = at is not None and plan.runs and not run.config.traits.client_holds_layer
+            if found is None or needed or run.config.defences.private:  # what was released would be forgotten
                 raise
-            _reach(self.run.begin)  # the server forgot a site that has learnt nothing that others go on from
-        return at
+            # The server forgot a site, but nothing that others go on from: what this one has goes on in another session.
+            run.progress.steps, run.progress.stored = [0], [0]
+            _reach(run.begin)
+        return sum(run.progress.steps)
 
 
 def _reach(begin: Callable[[], None]) -> None:
@@ -272,9 +282,3 @@ def _weights(run: Run, *, whole: bool) -> State:
         layer = held.tensors() if whole else held.linear.state_dict()
         state |= {LAYER + name: value for name, value in layer.items()}
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
-
-
-def _run_at_server(run: Run) -> str:
-    """The run whose layer others go on from; empty where the layer travels with the network."""
-    client = run.participants[0].client
-    return client.session.run if client.session is not None and client.own_layer is None else ""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
+from logging import WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import nn
@@ -132,4 +134,11 @@ def _end(grid: Grid, plan: Plan, arrays: ArrayRecord, timeout: float) -> None:
     """Let all sites that are there take the last average and end their sessions."""
     content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(plan.record())})
     messages = [Message(content, dst_node_id=node, message_type=END) for node in grid.get_node_ids()]
-    list(grid.send_and_receive(messages, timeout=timeout))
+    replies = list(grid.send_and_receive(messages, timeout=timeout))
+    for reply in replies:
+        if reply.has_error():
+            log(WARNING, "site %s could not end its run: %s", reply.metadata.src_node_id, reply.error.reason)
+    if len(replies) < len(messages):
+        log(
+            WARNING, "%s of %s sites did not say that they ended their run", len(messages) - len(replies), len(messages)
+        )
