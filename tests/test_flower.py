@@ -486,6 +486,21 @@ def test_a_server_that_forgot_everything_does_not_go_on_with_fresh_layers(federa
     assert sorted(result.train_metrics_clientapp) == [1]
 
 
+def test_a_server_that_forgot_everything_goes_on_where_the_layer_is_the_clients(federate, tmp_path):
+    steps = []
+
+    def before(grid, number):
+        if number == 2:
+            grid.server = Server()
+        if number == 4:
+            steps.append(int(newest(tmp_path / "run", "site-1")[0]["0.optimizer.0.step"]))
+
+    result, grid = federate("sealed", rounds=2, before=before)
+    assert not grid.errors
+    assert sorted(result.train_metrics_clientapp) == [1, 2]
+    assert steps == [12]  # a site keeps its moments, too
+
+
 def test_a_site_whose_folder_is_lost_is_a_late_joiner(federate, tmp_path):
     import shutil
 
