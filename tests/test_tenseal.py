@@ -322,6 +322,28 @@ def test_tensors_of_ciphertexts_are_broadcast(batch: int | None) -> None:
             assert np.abs(decrypted(sent(result)) - exact).max() < 1e-5
 
 
+def test_maps_are_no_larger_than_what_they_give() -> None:
+    """Rows of a batch of activations, their sum, and long vectors: no map of all numbers by all numbers is written out."""
+    rng = np.random.default_rng(11)
+    x, v = rng.normal(size=(32, 256)), rng.normal(size=9000)
+    tensor, vector = ts.ckks_tensor(CONTEXT, x), ts.ckks_vector(PUBLIC, v)
+    for result, exact in (
+        (tensor[3:7], x[3:7]),
+        (tensor[:, 10:12], x[:, 10:12]),
+        (tensor.sum(0), x.sum(0)),
+        (tensor.sum(1), x.sum(1)),
+        (tensor.mm(np.ones((256, 3)))[30:], x[30:] @ np.ones((256, 3))),
+        (ts.ckks_tensor(CONTEXT, v).dot(v), v @ v),
+        (ts.ckks_tensor(CONTEXT, v)[8999:], v[8999:]),
+        (vector.dot(v), [v @ v]),
+        (vector.sum(), [v.sum()]),
+    ):
+        received = sent(result).decrypt()
+        found = np.array(received if isinstance(received, list) else received.tolist())
+        assert found.shape == np.shape(exact)
+        assert np.abs(found - exact).max() < 1e-3
+
+
 def test_a_sum_of_everything_has_no_axes() -> None:
     total = ts.ckks_tensor(CONTEXT, [1.0, 2.0]).sum()
     for tensor in (total, total.transpose(), total.transpose()[...], total.reshape([]), sent(total + 0)):

@@ -190,11 +190,18 @@ class Sum:
         """Numbers of one tensor of a batch."""
         return math.prod(self.shape)
 
-    def _map(self, term: Term, what: str) -> Floats:
-        """The term's map with the numbers of the tensor as its last axis: of rows in a batch, of all numbers together else."""
+    def _map(self, term: Term, what: str, flat: npt.NDArray[np.int64] | None = None) -> Floats:
+        """The term's map, of rows in a batch, else of all numbers; its last axis is that of the tensor's numbers, or of those at `flat`."""
         layout = _fresh(term, what)
-        matrix = _matrix(term, layout)
-        return matrix if self.batch is not None else _of_all(layout, matrix, self.size)
+        flat = np.arange(self.size) if flat is None else flat
+        if self.batch is not None or (term.matrix is not None and term.matrix.ndim == 3):
+            return _columns(term, layout, flat)
+        # Every row has outputs of its own.
+        rows, outputs = np.divmod(flat, self.size // layout.rows)
+        _limit(layout.rows * layout.columns * len(flat))
+        whole = np.zeros((layout.rows, layout.columns, len(flat)))
+        whole[rows, :, np.arange(len(flat))] = _columns(term, layout, outputs).T
+        return whole
 
     def reshaped(self, shape: Sequence[int]) -> Sum:
         """The same numbers in another shape."""
@@ -208,11 +215,7 @@ class Sum:
         flat = index.ravel()
         if index.shape == self.shape and np.array_equal(flat, np.arange(self.size)):
             return self
-        terms = []
-        for term in self.terms:
-            matrix = self._map(term, what)
-            _limit(matrix.size // self.size * len(flat))
-            terms.append(Term(term.source, 1.0, matrix[..., flat]))
+        terms = [Term(term.source, 1.0, self._map(term, what, flat)) for term in self.terms]
         return replace(self, shape=index.shape, terms=tuple(terms), constant=self.constant[flat])
 
     def broadcast(self, shape: tuple[int, ...]) -> Sum:
@@ -280,13 +283,14 @@ class Sum:
         if not 0 <= axis < len(self.shape):
             raise ValueError(f"a tensor of shape {_named(self)} has no such axis")
         shape = self.shape[:axis] + self.shape[axis + 1 :]
+        if axis == len(self.shape) - 1:  # a product with ones, which stays a map of rows where it can
+            last = self.shape[-1]
+            return self.reshaped((self.size // last, last)).matmul(np.ones((last, 1))).reshaped(shape)
+        index = np.moveaxis(np.arange(self.size).reshape(self.shape), axis, 0)
         terms = []
         for term in self.terms:
-            matrix = self._map(term, "a sum")
-            lead = matrix.shape[:-1]
-            terms.append(
-                Term(term.source, 1.0, matrix.reshape(*lead, *self.shape).sum(len(lead) + axis).reshape(*lead, -1))
-            )
+            parts = (self._map(term, "a sum", part.ravel()) for part in index)
+            terms.append(Term(term.source, 1.0, functools.reduce(np.add, parts)))
         constant = self.constant.reshape(self.shape).sum(axis).ravel()
         return replace(self, shape=shape, terms=tuple(terms), constant=constant)
 
@@ -450,6 +454,17 @@ def _multiplied(tensor: Sum, terms: list[Term], constant: Floats) -> Product:
             messages.append(_core.multiply_polynomials(ring(), operands, wanted, bits, SCALE * scale))
     # The products take a quarter of the modulus at most, and half of it is there; 1 % is for the noise.
     return Product(order, 0.99 * ring().modulus / 4 / (SCALE * scale), tuple(messages))
+
+
+def _columns(term: Term, layout: Layout, outputs: npt.NDArray[np.int64]) -> Floats:
+    """Some outputs of a term's map, written out."""
+    if term.matrix is not None:
+        _limit(term.matrix.size // term.matrix.shape[-1] * len(outputs))
+        return term.factor * term.matrix[..., outputs]
+    _limit(layout.columns * len(outputs))
+    found = np.zeros((layout.columns, len(outputs)))
+    found[outputs, np.arange(len(outputs))] = term.factor
+    return found
 
 
 def _matrix(term: Term, layout: Layout) -> Floats:

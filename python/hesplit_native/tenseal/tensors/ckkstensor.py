@@ -70,8 +70,10 @@ class CKKSTensor(Encrypted):
         """Of two vectors the sum of products, of a matrix and a vector the products of its rows, of two matrices `mm`."""
         values = self._plain(other) if not isinstance(other, Encrypted) else None
         if values is not None and values.ndim == 1:
+            if len(self.shape) == 1 and (self._sum.batch is not None or list(values.shape) != self.shape):
+                return self._new(self._multiplied(values).summed(0))  # in a batch over that, as in TenSEAL
             if len(self.shape) == 1:
-                return self._new(self._multiplied(values).summed(0))
+                return self._new(self._sum.reshaped((1, *self.shape)).matmul(values[:, None]).reshaped(()))
             if len(self.shape) == 2 and self._sum.batch is None:
                 return self._new(self._sum.matmul(values[:, None]).reshaped(self.shape[:1]))
         return self.mm(other)

@@ -58,9 +58,12 @@ class CKKSVector(Encrypted):
 
     def dot(self, other: Any) -> CKKSVector:
         """The sum of products with a plain vector, as a vector of one."""
-        if not isinstance(other, Encrypted) and self._plain(other).ndim != 1:
+        if isinstance(other, Encrypted):
+            return self._new(self._multiplied(other))  # which says that it is not here
+        values = self._operand(other)
+        if values.ndim != 1:
             raise ValueError("can only operate with a vector")
-        return self._new(self._multiplied(other)).sum()
+        return self.mm(values[:, None])
 
     def dot_(self, other: Any) -> CKKSVector:
         """`dot` in place."""
