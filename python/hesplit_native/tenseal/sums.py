@@ -191,7 +191,7 @@ class Sum:
         return math.prod(self.shape)
 
     def _map(self, term: Term, what: str, flat: npt.NDArray[np.int64] | None = None) -> Floats:
-        """The term's map, of rows in a batch, else of all numbers; its last axis is that of the tensor's numbers, or of those at `flat`."""
+        """The map of rows in a batch, else of all numbers; last come the numbers of the tensor, or those at `flat`."""
         layout = _fresh(term, what)
         flat = np.arange(self.size) if flat is None else flat
         if self.batch is not None or (term.matrix is not None and term.matrix.ndim == 3):
