@@ -538,6 +538,24 @@ def test_contexts_travel() -> None:
     assert np.abs(decrypted(lazy) - [[1, -2]]).max() < 3e-8
 
 
+def test_contexts_are_copied_whole() -> None:
+    context = ts.context(ts.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=list(np.array([40, 21, 40])))
+    context.global_scale = SCALE
+    assert context.has_relin_keys()  # made with the context, as in TenSEAL; Galois keys are not
+    assert not context.has_galois_keys()
+    context.auto_rescale = False
+    context.generate_galois_keys()
+    tensor = ts.ckks_tensor(context, [1.0])
+    for other in (context.copy(), copy.copy(context), copy.deepcopy({"context": context})["context"]):
+        assert (other.auto_rescale, other.auto_relin, other.has_galois_keys()) == (False, True, True)
+        assert np.abs(np.array(ts.CKKSTensor.load(other, tensor.serialize()).decrypt().tolist()) - 1).max() < 1e-6
+        other.make_context_public()
+        other.global_scale = 2.0**30
+        assert (context.is_private(), context.global_scale) == (True, SCALE)
+    assert ts.Context.load(context.serialize()).has_relin_keys()
+    assert not ts.Context.load(context.serialize(save_relin_keys=False)).has_relin_keys()
+
+
 def test_the_secret_key_is_not_where_it_was_not_asked_for() -> None:
     secret = bytes(CONTEXT._secret.to_bytearray())[64:-8]
     assert secret in CONTEXT.serialize(save_secret_key=True)

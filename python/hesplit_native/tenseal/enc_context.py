@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+
 from hesplit_native import _core
 from hesplit_native.errors import KeyMismatchError, WireError
 from hesplit_native.tenseal import wire
@@ -87,10 +89,11 @@ class Context:
             raise NotImplementedError("BFV is not here: hesplit_native.tenseal computes with CKKS only")
         if scheme is not SCHEME_TYPE.CKKS:
             raise ValueError("Invalid scheme type, use SCHEME_TYPE.CKKS")
-        _check(poly_modulus_degree, coeff_mod_bit_sizes)
+        bits = _checked(poly_modulus_degree, coeff_mod_bit_sizes)
         secret = _core.SecretKey.generate(PARAMETERS._native)
         public = secret.public_key() if ENCRYPTION_TYPE(encryption_type) is ENCRYPTION_TYPE.ASYMMETRIC else None
-        self._set(int(poly_modulus_degree or 0), tuple(coeff_mod_bit_sizes), None, secret, public)
+        self._set(int(poly_modulus_degree or 0), bits, None, secret, public)
+        self._relin = True  # as in TenSEAL, which makes them with the context
 
     def _set(
         self,
@@ -177,7 +180,7 @@ class Context:
         return self._galois
 
     def has_relin_keys(self) -> bool:
-        """Whether generate_relin_keys was called."""
+        """Whether the context was made or read with them: no operation needs them."""
         return self._relin
 
     def make_context_public(self, generate_galois_keys: bool = False, generate_relin_keys: bool = False) -> None:
@@ -191,9 +194,14 @@ class Context:
         other = Context.__new__(Context)
         other._set(self._degree, self._bits, self._scale, self._secret, self._public)
         other._galois, other._relin = self._galois, self._relin
+        other.auto_relin, other.auto_rescale = self.auto_relin, self.auto_rescale
+        other.auto_mod_switch = self.auto_mod_switch
         return other
 
     __copy__ = copy
+
+    def __deepcopy__(self, memo: Any) -> Context:
+        return self.copy()  # keys do not change
 
     def serialize(
         self,
@@ -233,7 +241,7 @@ class Context:
         degree = fields.count("poly_modulus_degree", 1 << 15)
         bits = fields.counts("coeff_mod_bit_sizes", 60, 64)
         try:
-            _check(degree, bits)
+            _checked(degree, bits)
             scale = None if fields.missing("global_scale") else checked_scale(fields.number("global_scale"))
         except WireError:
             raise
@@ -282,14 +290,16 @@ def checked_scale(value: float) -> float:
     return scale
 
 
-def _check(degree: int | None, bits: Sequence[int]) -> None:
+def _checked(degree: int | None, bits: Sequence[Any]) -> tuple[int, ...]:
+    """The bits as numbers; ValueError where TenSEAL refuses them."""
     limit = _SEAL_BITS.get(degree or 0)
     if limit is None:
         raise ValueError(f"poly_modulus_degree must be one of {', '.join(map(str, _SEAL_BITS))}, got {degree}")
-    if len(bits) < 1 or any(type(n) is not int or not 2 <= n <= 60 for n in bits):
+    if len(bits) < 1 or any(not isinstance(n, int | np.integer) or not 2 <= n <= 60 for n in bits):
         raise ValueError(f"coeff_mod_bit_sizes must be numbers of 2 to 60 bits, got {list(bits)}")
     if sum(bits) > limit:
         raise ValueError(
             f"encryption parameters are not set correctly: coeff_mod_bit_sizes sum to {sum(bits)} bits, and SEAL takes at most "
             f"{limit} with poly_modulus_degree {degree}"
         )
+    return tuple(int(n) for n in bits)
