@@ -157,6 +157,20 @@ def test_sums_of_ciphertexts(rows: int, inner: int, outputs: int, more: int, bat
     assert np.abs(decrypted(sent(update)).reshape(exact.shape) - exact).max() <= bound(x, g) + 1e-5
 
 
+def test_sums_over_many_steps_do_not_grow() -> None:
+    """Whatever was done to a tensor before it is added up, and none is lost."""
+    rng = np.random.default_rng(12)
+    x, v, w = rng.normal(size=(3, 4)), rng.normal(size=(3, 4)), rng.normal(size=4)
+    tensor = ts.ckks_tensor(CONTEXT, x)
+    total, exact = tensor + tensor * v, x + x * v
+    for _ in range(5):
+        total, exact = total + tensor * v - tensor * w + total, 2 * exact + x * v - x * w
+    same = total._sum.plus_sum(total._sum)
+    assert len(same.terms) == 3  # scaled, times one row's numbers, times all numbers
+    assert np.abs(decrypted(sent(total)) - exact).max() < 1e-4
+    assert np.abs(same.decrypt(CONTEXT.secret_key()._native) - 2 * exact).max() < 1e-4
+
+
 def test_sums_that_mix_rows() -> None:
     rng = np.random.default_rng(3)
     x, w = rng.normal(size=(5, 7)), rng.normal(size=(35, 4))

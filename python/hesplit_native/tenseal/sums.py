@@ -399,18 +399,16 @@ def _named(tensor: Sum) -> str:
 
 def _collected(terms: tuple[Term, ...]) -> tuple[Term, ...]:
     """With the maps of each encrypted tensor added up, so that sums over many steps do not grow."""
-    found: dict[int, Term] = {}
+    found: dict[tuple[int, tuple[int, ...] | None], Term] = {}
     for term in terms:
-        same = found.get(id(term.source))
-        if same is None or (same.matrix is None) != (term.matrix is None):
-            found[id(term.source) if same is None else id(term)] = term
-        elif same.matrix is None:
-            found[id(term.source)] = replace(same, factor=same.factor + term.factor)
-        elif term.matrix is not None and same.matrix.shape == term.matrix.shape:
-            matrix = same.factor * same.matrix + term.factor * term.matrix
-            found[id(term.source)] = Term(term.source, 1.0, matrix)
+        kind = id(term.source), None if term.matrix is None else term.matrix.shape
+        same = found.get(kind)
+        if same is None:
+            found[kind] = term
+        elif same.matrix is None or term.matrix is None:
+            found[kind] = replace(same, factor=_factor(same.factor + term.factor))
         else:
-            found[id(term)] = term
+            found[kind] = Term(term.source, 1.0, same.factor * same.matrix + term.factor * term.matrix)
     return tuple(found.values())
 
 
