@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hesplit_native as hn
-from hesplit_native import _testing
+from hesplit_native import _core, _testing
+from hesplit_native.tenseal import sums
 
 
 def test_chacha20_known_answer():
@@ -178,3 +179,25 @@ def test_threads_and_fresh_randomness_after_a_fork():
         assert from_child != client.encrypt(x)[76:108]
     finally:
         hn.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: _core.LinearClient(None, 4, 2, False, False, 8.0),
+        lambda: _core.SealedLayerClient(None, 4, 2, 1.0),
+        lambda: _core.FrozenServer(None, np.zeros((2, 4))),
+        lambda: _core.FrozenClient(None, 4, False),
+        lambda: _core.inspect_reply(None, b""),
+        lambda: _core.EncryptedPolynomials(None, b""),
+        lambda: _core.encrypt_polynomials(sums.ring(), None, np.zeros((1, 4096), np.int64)),
+        lambda: _core.decrypt_products(sums.ring(), None, b""),
+        lambda: _core.sum_polynomials([None]),
+        lambda: _core.multiply_polynomials(
+            sums.ring(), [(None, np.zeros((1, 1, 4096), np.int64))], [(np.zeros(1, np.uint32), np.zeros(1))], 30, 1.0
+        ),
+    ],
+)
+def test_none_is_refused(call):
+    with pytest.raises((TypeError, hn.ParameterError)):
+        call()

@@ -55,7 +55,7 @@ void register_frozen(py::module_& module) {
         .def(py::init([](const std::shared_ptr<FrozenAgreement>& agreement, std::size_t outputs, bool bias) {
                  return std::make_unique<FrozenClient>(agreement, outputs, bias);
              }),
-             py::arg("agreement"), py::arg("outputs"), py::arg("bias"))
+             py::arg("agreement").none(false), py::arg("outputs"), py::arg("bias"))
         .def_property_readonly("has_hint", &FrozenClient::has_hint)
         .def_property_readonly("resident_bytes", &FrozenClient::resident_bytes)
         .def(
@@ -80,7 +80,7 @@ void register_frozen(py::module_& module) {
                  py::gil_scoped_release release;
                  return std::make_unique<FrozenServer>(agreement, values, outputs);
              }),
-             py::arg("agreement"), py::arg("weight").noconvert())
+             py::arg("agreement").none(false), py::arg("weight").noconvert())
         .def_property_readonly("resident_bytes", &FrozenServer::resident_bytes)
         .def("working_bytes", &FrozenServer::working_bytes, py::arg("rows"))
         .def_property_readonly("hint_working_bytes", &FrozenServer::hint_working_bytes)

@@ -103,7 +103,7 @@ void register_linear(py::module_& module) {
                  py::gil_scoped_release release;
                  return std::make_unique<LinearClient>(key, features, outputs, fresh_keys, weight_gradients, byte_ns);
              }),
-             py::arg("key"), py::arg("features"), py::arg("outputs"), py::arg("fresh_keys"),
+             py::arg("key").none(false), py::arg("features"), py::arg("outputs"), py::arg("fresh_keys"),
              py::arg("weight_gradients"), py::arg("byte_ns"))
         .def("public_material",
              [](const LinearClient& client) { return released([&] { return client.public_material(); }); })

@@ -42,7 +42,7 @@ void register_sealed(py::module_& module) {
                  py::gil_scoped_release release;
                  return std::make_unique<SealedLayerClient>(key, features, outputs, weight_norm);
              }),
-             py::arg("key"), py::arg("features"), py::arg("outputs"), py::arg("weight_norm"))
+             py::arg("key").none(false), py::arg("features"), py::arg("outputs"), py::arg("weight_norm"))
         .def_property_readonly("error", [](const SealedLayerClient& client) { return client.scaling().error; })
         .def_property_readonly("updates_left", &SealedLayerClient::updates_left)
         .def_property_readonly("weight_scale",

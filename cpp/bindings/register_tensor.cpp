@@ -18,21 +18,29 @@ View<const T> run(const Matrix<T>& values) {
     return {values.data(), static_cast<std::size_t>(values.size())};
 }
 
+// None is an element of any list.
+const EncryptedPolynomials* there(const std::shared_ptr<EncryptedPolynomials>& polynomials) {
+    if (!polynomials) {
+        throw ParameterError("expected encrypted polynomials, not None");
+    }
+    return polynomials.get();
+}
+
 template <class Key>
-py::bytes encrypt(const TensorRing& ring, const std::shared_ptr<Key>& key, const Matrix<std::int64_t>& coefficients) {
+py::bytes encrypt(const TensorRing& ring, const Key& key, const Matrix<std::int64_t>& coefficients) {
     const View<const std::int64_t> values = run(coefficients);
     return released([&] {
         check_coefficients(values);
-        return encrypt_polynomials(ring, *key, values);
+        return encrypt_polynomials(ring, key, values);
     });
 }
 
-Matrix<double> decrypt(const EncryptedPolynomials& polynomials, const std::shared_ptr<SecretKey>& key) {
+Matrix<double> decrypt(const EncryptedPolynomials& polynomials, const SecretKey& key) {
     Matrix<double> out(
         {static_cast<py::ssize_t>(polynomials.count()), static_cast<py::ssize_t>(polynomials.ring().ring().degree())});
     double* values = out.mutable_data();
     py::gil_scoped_release release;
-    polynomials.decrypt(*key, values);
+    polynomials.decrypt(key, values);
     return out;
 }
 
@@ -42,7 +50,7 @@ py::bytes multiply(const TensorRing& ring,
                    double unit) {
     std::vector<Operand> terms;
     for (const auto& [polynomials, weights] : operands) {
-        terms.push_back({polynomials.get(), run(weights)});
+        terms.push_back({there(polynomials), run(weights)});
     }
     std::vector<Wanted> wanted;
     for (const auto& [positions, constants] : products) {
@@ -51,12 +59,12 @@ py::bytes multiply(const TensorRing& ring,
     return released([&] { return multiply_polynomials(ring, terms, wanted, bits, unit); });
 }
 
-Matrix<double> decrypt_all(const TensorRing& ring, const std::shared_ptr<SecretKey>& key, const py::buffer& object) {
+Matrix<double> decrypt_all(const TensorRing& ring, const SecretKey& key, const py::buffer& object) {
     const Bytes message(object);
     Matrix<double> out(static_cast<py::ssize_t>(count_products(ring, message.view())));
     double* values = out.mutable_data();
     py::gil_scoped_release release;
-    decrypt_products(ring, *key, message.view(), values);
+    decrypt_products(ring, key, message.view(), values);
     return out;
 }
 
@@ -79,7 +87,7 @@ void register_tensor(py::module_& module) {
                  py::gil_scoped_release release;
                  return std::make_shared<EncryptedPolynomials>(ring, message.view());
              }),
-             py::arg("ring"), py::arg("message"))
+             py::arg("ring").none(false), py::arg("message"))
         .def_property_readonly("count", &EncryptedPolynomials::count)
         .def("decrypt", &decrypt, py::arg("key"));
 
@@ -103,7 +111,7 @@ void register_tensor(py::module_& module) {
         [](const std::vector<std::shared_ptr<EncryptedPolynomials>>& terms) {
             std::vector<const EncryptedPolynomials*> pointers;
             for (const std::shared_ptr<EncryptedPolynomials>& term : terms) {
-                pointers.push_back(term.get());
+                pointers.push_back(there(term));
             }
             return released([&] { return sum_polynomials(pointers); });
         },
