@@ -420,6 +420,34 @@ def test_a_served_model_is_shown_and_counted(weights_file):
         server.communicate()
 
 
+def test_a_budget_of_queries_outlives_the_server(weights_file, tmp_path):
+    import hesplit_native as hn
+
+    command = [*COMMAND, "serve", "--model", str(weights_file), "--port", "0", *MODEL]
+    command += ["--queries", "5", "--query-ledger", str(tmp_path / "queries")]
+    for answered, left in ((3, 2), (2, 0)):
+        server = start(command)
+        try:
+            port = wait_for(server, r"listening on .*:(\d+)").group(1)
+            wait_for(server, "queries: 5 answers about a layer for one client")
+            with hn.connect(f"127.0.0.1:{port}") as connection:
+                assert connection.multiply("head", np.ones((answered, 12))).shape == (answered, 3)
+                with pytest.raises(hn.QueryBudgetExceeded, match=f"{left} are left"):
+                    connection.multiply("head", np.ones((3, 12)))
+        finally:
+            server.kill()
+            server.communicate()
+
+
+@pytest.mark.parametrize("options", [["--queries", "5"], ["--query-ledger", "here"]])
+def test_a_budget_of_queries_needs_a_number_and_a_place(weights_file, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    for model in ([], ["--model", weights_file, *MODEL]):
+        result = run("serve", "--port", "0", *model, *options)
+        assert result.exit_code == 1
+        assert "--query-ledger) go together" in result.stderr
+
+
 def test_a_training_server_is_counted_too():
     import urllib.request
 

@@ -12,6 +12,7 @@ from hesplit_native.errors import (
     KeyMismatchError,
     ParameterError,
     ProtocolError,
+    QueryBudgetExceeded,
     RangeError,
     WireError,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "ParameterError",
     "Parameters",
     "ProtocolError",
+    "QueryBudgetExceeded",
     "RangeError",
     "ReleaseLedger",
     "SealedClient",

@@ -40,6 +40,10 @@ class BudgetError(ProtocolError):
     """More memory than a server has for one client, or for all at the moment."""
 
 
+class QueryBudgetExceeded(ProtocolError):
+    """More answers than a server gives one client, who would learn its weights from them; nothing was answered or counted."""
+
+
 class ConnectionLost(ProtocolError):
     """The connection broke or nobody answers: trying again may help."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +60,22 @@ def reserve(paths: Iterable[Path]) -> Path:
             continue
         return path
     raise FileExistsError("every name is taken")
+
+
+@contextmanager
+def locked(path: Path, seconds: float) -> Iterator[None]:
+    """Alone with a file, among all threads and processes that ask: its folder is made, and ``.<name>.lock`` stays beside it.
+
+    Raises
+    ------
+    OSError
+        When others keep it for so many seconds, or the folder cannot be made.
+    """
+    from filelock import FileLock
+
+    make_folder(path.parent)
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=seconds):
+        yield
 
 
 def make_folder(folder: Path) -> None:

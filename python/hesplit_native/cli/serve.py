@@ -44,6 +44,15 @@ def serve_command(
     memory_per_client: float | None = typer.Option(
         None, min=1.0, help="MiB that one client may take; a quarter of --memory unless given."
     ),
+    queries: int | None = typer.Option(
+        None,
+        min=1,
+        help="Answers about a layer that one client gets, over all connections and starts: a row is one, a row of training two. "
+        "Clients without a certificate count as one.",
+    ),
+    query_ledger: Path | None = typer.Option(
+        None, help="Directory that counts them, which several servers may share; goes with --queries."
+    ),
     sessions: int | None = typer.Option(None, min=1, help="Stop after so many finished sessions."),
     timeout: float = typer.Option(300.0, min=1.0, help="Seconds without a message after which a connection is closed."),
     max_clients: int = typer.Option(32, min=1, help="Connections at once."),
@@ -85,6 +94,7 @@ def serve_command(
     """Hold linear layers for any number of clients at once: such as they train, or those of a model to be used (--model)."""
     from rich.console import Console
 
+    from hesplit_native.cli.paths import output_folder
     from hesplit_native.cli.terminal import one_line
     from hesplit_native.protocols.metrics import Metrics
 
@@ -99,6 +109,8 @@ def serve_command(
         _refuse(of_frozen, "layers that are used as they are, not with --train")
     else:
         _refuse(of_training, "layers that are trained, not with --model alone (--train)")
+    if query_ledger is not None:
+        output_folder(query_ledger)
     console = Console()
     set_threads(threads)
 
@@ -115,8 +127,8 @@ def serve_command(
                 _serve_training(
                     console, event, counters, model=model, layers=layers or [], transposed=transposed or [], host=host,
                     port=port, tls=tls, insecure=insecure, output=output, checkpoints=checkpoints,
-                    keep_checkpoints=keep_checkpoints, memory=total, memory_per_client=per_client, sessions=sessions,
-                    timeout=timeout, max_clients=max_clients,
+                    keep_checkpoints=keep_checkpoints, memory=total, memory_per_client=per_client, queries=queries,
+                    query_ledger=query_ledger, sessions=sessions, timeout=timeout, max_clients=max_clients,
                 )  # fmt: skip
                 return
             from hesplit_native.protocols.serving import serve
@@ -124,11 +136,13 @@ def serve_command(
             server = serve(
                 model, layers=layers or "*", transposed=transposed or (), precision=precision or "float32",
                 backward=not no_backward, epoch=epoch or "", host=host, port=port, tls=tls, insecure=insecure, memory=total,
-                memory_per_client=per_client, max_clients=max_clients, timeout=timeout, on_event=event,
+                memory_per_client=per_client, queries=queries, query_ledger=query_ledger, max_clients=max_clients,
+                timeout=timeout, on_event=event,
                 on_request=counters.count if counters is not None else lambda answered: None,
             )  # fmt: skip
             with server:
                 _show_model(console, server, host, secure=tls is not None)
+                _show_queries(console, queries)
                 if counters is not None:
                     _show_memory(counters, server)
                 _wait_forever()
@@ -153,6 +167,8 @@ def _serve_training(
     keep_checkpoints: float | None,
     memory: int | None,
     memory_per_client: int | None,
+    queries: int | None,
+    query_ledger: Path | None,
     sessions: int | None,
     timeout: float,
     max_clients: int,
@@ -180,6 +196,8 @@ def _serve_training(
         memory=total,
         memory_per_client=total // 4 if memory_per_client is None else memory_per_client,
         memory_kept=total // 2,  # or a few large clients would lock everybody out
+        queries=queries,
+        query_ledger=query_ledger,
         on_event=event,
     )
     prepare()
@@ -207,6 +225,7 @@ def _serve_training(
             f"memory: {mebibytes(budget.total)} for all clients, {mebibytes(budget.per_client)} for one",
             highlight=False,
         )
+        _show_queries(console, queries)
         tidied = monotonic()
         while sessions is None or server.ended < sessions:
             sleep(0.05)
@@ -253,6 +272,11 @@ def _show_model(console: Console, server: ModelServer, host: str, *, secure: boo
         soft_wrap=True,
     )
     _say_where(console, host, server.port, secure=secure)
+
+
+def _show_queries(console: Console, queries: int | None) -> None:
+    if queries is not None:
+        console.print(f"queries: {queries} answers about a layer for one client", highlight=False)
 
 
 def _say_where(console: Console, host: str, port: int, *, secure: bool) -> None:

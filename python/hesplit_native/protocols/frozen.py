@@ -20,6 +20,7 @@ from hesplit_native.protocols import messages
 from hesplit_native.protocols.budget import Budget, Hold
 from hesplit_native.protocols.frozen_messages import (
     HINT_PART,
+    LOGGED_REFUSALS,
     Description,
     offer,
     refusal,
@@ -27,10 +28,10 @@ from hesplit_native.protocols.frozen_messages import (
     unknown_layer,
 )
 from hesplit_native.protocols.messages import NO_SESSION, Message, MessageType
+from hesplit_native.protocols.queries import QueryLedger
 from hesplit_native.transport.channel import SHORT_MESSAGE, ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
-_LOGGED = 10  # refusals of one connection that are written to the log
 _TRAINING = (MessageType.HELLO, MessageType.RESUME, MessageType.RESTORE)
 
 
@@ -96,7 +97,7 @@ class _Admitted:
 class _Visit:
     """One connection."""
 
-    client: str
+    client: ClientInfo
     hold: Hold
     admitted: _Admitted | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -118,6 +119,8 @@ class FrozenService:
         Bytes of `memory` that only clients get who take no more than a 32nd of it.
     hint_memory
         Bytes of hints that are kept once they were computed, at least the largest one. They are computed one at a time.
+    queries
+        Counts what is answered, forward and backward, by client and layer, and refuses what is too much. None: nothing is counted.
     on_event
         Called with a line for the log.
     on_request
@@ -132,6 +135,7 @@ class FrozenService:
         memory_per_client: int | None = None,
         memory_kept: int = 0,
         hint_memory: int = 0,
+        queries: QueryLedger | None = None,
         on_event: Callable[[str], None] = lambda text: None,
         on_request: Callable[[Answered], None] = lambda answered: None,
     ) -> None:
@@ -139,6 +143,7 @@ class FrozenService:
         self.budget = Budget(memory, memory_per_client, kept=memory_kept)
         longest = max((matrix.hint_bytes for layer in self.layers.values() for matrix in layer.matrices), default=0)
         self.hints = HintCache(max(hint_memory, longest))
+        self._queries = queries
         self._offer = offer(layer.description for layer in self.layers.values())
         self._on_event = on_event
         self._on_request = on_request
@@ -150,7 +155,7 @@ class FrozenService:
 
     def converse(self, client: ClientInfo) -> Conversation:
         """Answer one connection until it ends: yields replies, is sent requests."""
-        visit = _Visit(client.id, self.budget.hold(client.id))
+        visit = _Visit(client, self.budget.hold(client.id))
         client.allowance.admit = lambda beginning, length: self._admit(visit, beginning, length)
         reply = b""
         try:
@@ -235,8 +240,8 @@ class FrozenService:
             kind, parts = MessageType.REFUSED, (refusal(error, later=admitted.later),)
             outcome = type(error).__name__
             visit.refused += 1
-            if visit.refused <= _LOGGED:
-                self._on_event(f"{visit.client}: refused: {error}")
+            if visit.refused <= LOGGED_REFUSALS:
+                self._on_event(f"{visit.client.id}: refused: {error}")
         if name == "product":
             name = admitted.direction
         reply = messages.pack(kind, step, NO_SESSION, *parts)
@@ -250,7 +255,9 @@ class FrozenService:
         self, visit: _Visit, admitted: _Admitted, request: Message
     ) -> tuple[MessageType, tuple[bytes | memoryview, ...]]:
         if request.type is MessageType.PRODUCT:
-            _, _, _, body = take_address(request.body, "product")
+            layers, _, _, body = take_address(request.body, "product")
+            if self._queries is not None:
+                self._queries.take(visit.client, tuple(layers), admitted.rows // len(layers))
             return MessageType.RESULT, tuple(matrix.multiply(body) for matrix in admitted.matrices)
         if request.type is MessageType.HINT:
             return MessageType.HINT_PART, self._hint(request.body)

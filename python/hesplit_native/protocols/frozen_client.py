@@ -121,6 +121,8 @@ class Connection:
             For NaN or infinity.
         BudgetError
             The server has no memory for a request of that size.
+        QueryBudgetExceeded
+            It gives this client fewer answers. Of more than 2048 rows, which are sent in several requests, those before were counted.
         ConnectionLost
             No server was there for as long as this connection is patient.
         """

@@ -19,6 +19,7 @@ from hesplit_native.errors import (
     KeyMismatchError,
     ParameterError,
     ProtocolError,
+    QueryBudgetExceeded,
     RangeError,
     WireError,
     shortened,
@@ -34,11 +35,16 @@ MAX_VALUES = 1 << 23
 #: Layers that one request asks for at most.
 MAX_TOGETHER = 8
 
+#: Refusals of one connection or session that are written to the log.
+LOGGED_REFUSALS = 10
+
 _MAX_REASON = 4000
 _ERRORS = {
     kind.__name__: kind
-    for kind in (ParameterError, RangeError, WireError, KeyMismatchError, ProtocolError, BudgetError)
-}
+    for kind in (
+        ParameterError, RangeError, WireError, KeyMismatchError, ProtocolError, BudgetError, QueryBudgetExceeded,
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class MessageType(IntEnum):
     HINT_PART = 29  # frozen: text (the bytes of the whole hint), blob (those that come next)
     PRODUCT = 30  # frozen: text (layer and direction), blob
     RESULT = 31  # frozen: a blob
-    REFUSED = 32  # frozen: text: why this request is not answered; the conversation goes on
+    REFUSED = 32  # text: why this request is not answered; the conversation goes on
     RATE = 33  # text: the learning rate of the server's layer from now on
 
 

@@ -22,15 +22,23 @@ import torch
 from torch import Tensor, nn
 
 from hesplit_native.choices import ServerOptimizer
-from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError, WireError
+from hesplit_native.errors import (
+    HESplitError,
+    KeyMismatchError,
+    ParameterError,
+    ProtocolError,
+    QueryBudgetExceeded,
+    WireError,
+)
 from hesplit_native.files import make_folder, reserve, write_atomically
 from hesplit_native.layer.weights import Weights
 from hesplit_native.protocols import PROTOCOLS, messages
 from hesplit_native.protocols.answers import Answer, ServerLayer
 from hesplit_native.protocols.budget import Budget, Hold, default_memory, give_back_memory
 from hesplit_native.protocols.costs import SessionCosts, session_costs
-from hesplit_native.protocols.frozen_messages import unknown_layer
+from hesplit_native.protocols.frozen_messages import LOGGED_REFUSALS, refusal, unknown_layer
 from hesplit_native.protocols.messages import Message, MessageType
+from hesplit_native.protocols.queries import answered_rows, make_ledger
 from hesplit_native.protocols.sessions import Group, Sessions, SessionState, check_same_group
 from hesplit_native.protocols.storage import KEEP_DAYS, CheckpointStore
 from hesplit_native.protocols.terms import MAX_MEMBERS, Terms, make_optimizer, set_rate
@@ -90,6 +98,12 @@ class Server:
         Bytes that one client may take; None: as `memory`.
     memory_kept
         Bytes of `memory` that only clients get who take no more than a 32nd of it.
+    queries
+        Answers that one client gets about one of `layers`, in all sessions that start from it: a row of logits is one, a row of a
+        training step two (docs/security.md). Sessions that start from none count together. What is beyond that raises
+        `QueryBudgetExceeded` at the client, whose session goes on. None: any number.
+    query_ledger
+        Directory that counts them, also for several servers; goes with `queries`.
     layers
         Layers of a model that sessions may start from, each with a copy of its own, by naming one in the terms (`Terms.layer`).
         Where there are no biases they begin at zero.
@@ -107,9 +121,12 @@ class Server:
         memory: int | None = None,
         memory_per_client: int | None = None,
         memory_kept: int = 0,
+        queries: int | None = None,
+        query_ledger: Path | None = None,
         on_event: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.ended = 0
+        self._queries = make_ledger(queries, query_ledger, on_event)
         self.budget = Budget(default_memory() if memory is None else memory, memory_per_client, kept=memory_kept)
         self._store = CheckpointStore(checkpoints, keep_days=keep_days, on_event=on_event)
         self._sessions = Sessions(self.budget, self._store, on_event)
@@ -386,13 +403,32 @@ class Server:
             with session.turn():
                 work = session.protocol.work(request.type, request.body)
                 self._sessions.resize(session.hold, session.taken(2 * len(message) + work.working))
-                kind, body = self._work(session, request)
+                try:
+                    self._count(connection.client, session, request)
+                except QueryBudgetExceeded as error:
+                    kind, body = self._refuse_one(session, error)
+                else:
+                    kind, body = self._work(session, request)
+                    session.kept = work.kept
             reply = messages.pack(kind, request.step, session.nonce, body)
             session.last = message, reply
             session.expected += 1
-            session.kept = work.kept
             session.hold.resize(session.taken(0))
             return reply
+
+    def _count(self, client: ClientInfo, session: SessionState, request: Message) -> None:
+        """Count the answers that a request asks for, before there are any; QueryBudgetExceeded where these are too many."""
+        if self._queries is not None:
+            rows, answers = answered_rows(session.terms, request.type, request.body)
+            if rows:
+                self._queries.take(client, (session.terms.layer,), rows, answers=answers)
+
+    def _refuse_one(self, session: SessionState, error: HESplitError) -> Answer:
+        """Refuse a request that has changed nothing: the session goes on."""
+        session.refused += 1
+        if session.refused <= LOGGED_REFUSALS:
+            self._on_event(f"{session.client}: refused: {error}")
+        return MessageType.REFUSED, refusal(error, later=False)
 
     def _work(self, session: SessionState, request: Message) -> Answer:
         """Algorithm 4 of Split Ways, a message at a time; and what runs need around it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from hesplit_native.layer.weights import Weights, weights_of
 from hesplit_native.protocols.budget import default_memory, mebibytes
 from hesplit_native.protocols.frozen import Answered, FrozenLayer, FrozenService
 from hesplit_native.protocols.frozen_messages import Description
+from hesplit_native.protocols.queries import QueryLedger, make_ledger
 from hesplit_native.transport import ClientInfo, GrpcServer, Limits, ServerTls, join_address
 from hesplit_native.transport.in_process import Conversation
 
@@ -75,6 +77,8 @@ def serve(
     insecure: bool = False,
     memory: int | None = None,
     memory_per_client: int | None = None,
+    queries: int | None = None,
+    query_ledger: str | os.PathLike[str] | None = None,
     max_clients: int = 32,
     timeout: float = 300.0,
     on_event: Callable[[str], None] = lambda text: None,
@@ -108,6 +112,11 @@ def serve(
         Bytes for all clients' requests and for hints that are kept; None: half of the machine's, less what the layers take.
     memory_per_client
         Bytes for the requests of one client; None: a quarter of `memory`.
+    queries
+        Rows that one client gets answered by each layer, forward and backward together, over all connections and starts; beyond
+        that requests raise `QueryBudgetExceeded` there. Clients without a certificate count as one. None: any number.
+    query_ledger
+        Folder that counts them, which several servers of the same layers may share; goes with `queries`.
     max_clients
         Connections at once.
     timeout
@@ -125,8 +134,14 @@ def serve(
     """
     certificates = tls if tls is None or isinstance(tls, ServerTls) else ServerTls.load(tls)
     prepared = [_prepare(w, precision, epoch, backward) for w in weights_of(model, layers, transposed=transposed)]
+    ledger = make_ledger(queries, None if query_ledger is None else Path(query_ledger), on_event)
     service = make_service(
-        prepared, memory=memory, memory_per_client=memory_per_client, on_event=on_event, on_request=on_request
+        prepared,
+        memory=memory,
+        memory_per_client=memory_per_client,
+        queries=ledger,
+        on_event=on_event,
+        on_request=on_request,
     )
     transport = GrpcServer(
         join_address(host, port),
@@ -145,6 +160,7 @@ def make_service(
     *,
     memory: int | None = None,
     memory_per_client: int | None = None,
+    queries: QueryLedger | None = None,
     on_event: Callable[[str], None] = lambda text: None,
     on_request: Callable[[Answered], None] = lambda answered: None,
 ) -> FrozenService:
@@ -167,6 +183,7 @@ def make_service(
         memory_per_client=total // 4 if memory_per_client is None else memory_per_client,
         memory_kept=requests // 2,  # or a few large clients would lock everybody out
         hint_memory=hints,
+        queries=queries,
         on_event=on_event,
         on_request=on_request,
     )

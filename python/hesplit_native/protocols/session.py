@@ -11,6 +11,7 @@ from typing import Any
 
 from hesplit_native.errors import ConnectionLost, HESplitError, ProtocolError, WireError
 from hesplit_native.protocols import messages
+from hesplit_native.protocols.frozen_messages import take_refusal
 from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.phases import Phases
 from hesplit_native.protocols.terms import Terms
@@ -117,7 +118,10 @@ class Session:
         return self._nonce
 
     def exchange(self, kind: MessageType, expected: MessageType, *parts: bytes) -> Message:
-        """Send a request and wait for its reply; the time counts as the server's."""
+        """Send a request and wait for its reply; the time counts as the server's.
+
+        A request that the server refuses alone raises what it says (`QueryBudgetExceeded`), and the session goes on.
+        """
         back = self.phases.enter("server and transport")
         reply = self._deliver(messages.pack(kind, self._step, self._nonce, *parts))
         self.phases.enter(back)
@@ -126,6 +130,9 @@ class Session:
             reason, _ = messages.take_text(reply.body, "error")
             raise ProtocolError(f"the server ended the session: {reason}")
         known = self._nonce != messages.NO_SESSION
+        if known and (reply.type, reply.step, reply.session) == (MessageType.REFUSED, self._step, self._nonce):
+            self._step += 1
+            raise take_refusal(reply.body)[0]
         if reply.type is not expected or reply.step != self._step or (known and reply.session != self._nonce):
             raise ProtocolError(
                 f"expected {expected.name} for request {self._step}, got {reply.type.name} for request {reply.step}"

@@ -91,6 +91,7 @@ class SessionState:
     may_repeat: bool = False
     owner: object = None  # the connection that it goes on over
     kept: int = 0  # bytes that stay of the last request's work
+    refused: int = 0  # requests, while the session went on
     seen: float = field(default_factory=monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 

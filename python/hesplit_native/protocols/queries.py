@@ -1,0 +1,192 @@
+"""How many answers about its weights a server gives one client.
+
+No cryptography hides a linear layer from whoever may ask enough independent questions and sees the answers (docs/security.md), so
+these are counted: in rows, not in requests, because every row of a request is a question of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hesplit_native.errors import ParameterError, ProtocolError, QueryBudgetExceeded, WireError
+from hesplit_native.files import locked, make_folder, write_atomically
+from hesplit_native.protocols import PROTOCOLS, messages
+from hesplit_native.protocols.messages import MessageType
+from hesplit_native.protocols.terms import Terms
+from hesplit_native.transport.channel import ClientInfo
+
+_SECONDS = 60.0  # to wait for other servers that count
+
+#: No client has this id (`check_client_id`): all share it whose id is only what they say.
+_UNAUTHENTICATED = "without a certificate"
+
+# A request of the core begins with a header, then says how many samples it holds (cpp/wire/format.h, cpp/linear/messages.h).
+_SAMPLES_AT = 64
+_SAMPLES = struct.Struct("<I")
+
+
+def rows_that_solve(in_features: int, out_features: int, *, bias: bool = True, backward: bool = False) -> int:
+    """Answers from which ``y = x W^T (+ b)`` follows exactly, whatever computed them, for questions that the client chooses.
+
+    A row of y is out_features equations, one for each row of W: in_features + 1 independent x determine W and b, in_features
+    without a bias. With `backward` a row of ``dJ/da = dJ/dy W`` is in_features equations, one for each column, so that
+    out_features of them determine W, whatever its width. Partial sums, which replies on slots hold, are more equations a row.
+    """
+    forward = in_features + (1 if bias else 0)
+    return min(forward, out_features) if backward else forward
+
+
+def default_queries(in_features: int, out_features: int, *, bias: bool = True, backward: bool = False) -> int:
+    """A budget for weights that are to stay private: half of the answers that determine them, at least one.
+
+    Below `rows_that_solve` the questions span only a part of the space, and any answer to a question outside of it fits what was
+    seen. Half, and not one less, because clients may know something of W beforehand, and may put their answers together.
+
+    Raises
+    ------
+    ParameterError
+        Where a single answer gives W, so that no budget can keep it private.
+    """
+    solving = rows_that_solve(in_features, out_features, bias=bias, backward=backward)
+    if solving <= 1:
+        raise ParameterError(
+            f"one answer of a layer {in_features} -> {out_features} gives its weights: no number of queries keeps them private"
+            + ("; answer no backward requests" if backward else "")
+        )
+    return max(1, min(in_features, solving) // 2)
+
+
+def answered_rows(terms: Terms, kind: MessageType, body: memoryview) -> tuple[int, int]:
+    """Rows of a session's request that are answered about W, and how many answers each of them gets: y, in training dJ/da too.
+
+    The body is one for which `Answers.work` raised nothing.
+
+    Raises
+    ------
+    WireError
+        It is malformed.
+    """
+    if kind not in (MessageType.FORWARD, MessageType.EVALUATE, MessageType.LEARN):
+        return 0, 0
+    training = kind is not MessageType.EVALUATE
+    if PROTOCOLS[terms.protocol].encrypts:
+        rows: int = _SAMPLES.unpack_from(body, _SAMPLES_AT)[0]
+    else:
+        possible = range(1, (terms.batch_size if training else terms.max_rows) + 1)
+        rows = len(messages.take_matrix(body, "activations", rows=possible, columns=terms.in_features)[0])
+    return rows, 2 if training else 1
+
+
+class QueryLedger:
+    """Answers that each client got about each layer, in a folder of files that never count backwards, and no more than so many.
+
+    What is answered is counted on disk, file and folder synced, before it is computed; what a crash leaves unanswered stays
+    counted. Several servers may count in one folder: each under a lock beside a client's file. Safe to use from several threads.
+    Clients are told apart by their certificates; all without one are one client here.
+
+    Parameters
+    ----------
+    folder
+        Made where it is missing. ``<client>.json`` holds one client's answers by layer.
+    limit
+        Answers about one layer for one client, at least 1.
+    on_event
+        Called with a line for the log where a file cannot be used, whose path is none of a client's business.
+
+    Raises
+    ------
+    ParameterError
+        For a limit below 1.
+    OSError
+        When the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, limit: int, *, on_event: Callable[[str], None] = lambda text: None) -> None:
+        if limit < 1:
+            raise ParameterError(f"a client gets 1 answer or more (queries), not {limit}")
+        make_folder(folder)
+        self.limit = limit
+        self._folder = folder
+        self._on_event = on_event
+        self._known: dict[str, dict[str, int]] = {}  # of each client, when this ledger last looked
+        self._lock = threading.Lock()
+
+    def take(self, client: ClientInfo, layers: tuple[str, ...], rows: int, *, answers: int = 1) -> None:
+        """Count answers to so many rows about each of these layers, durably, before they are given: all, or none.
+
+        Parameters
+        ----------
+        answers
+            What one row gets.
+
+        Raises
+        ------
+        QueryBudgetExceeded
+            There are not so many left to this client; says how many rows would do.
+        ProtocolError
+            They cannot be counted: a full disk, or a file that is damaged or locked for a minute.
+        """
+        name = client.id if client.authenticated else _UNAUTHENTICATED
+        path = self._folder / f"{name}.json"
+        try:
+            with self._lock, locked(path, _SECONDS):
+                found = self._counted(name, path)
+                least = min(layers, key=lambda layer: self.limit - found.get(layer, 0))
+                left = max(0, self.limit - found.get(least, 0))
+                if rows * answers > left:
+                    raise self._exceeded(client, least, rows, answers, left)
+                counted = found | {layer: found.get(layer, 0) + rows * answers for layer in layers}
+                write_atomically(path, json.dumps({"answered": counted}).encode())
+                self._known[name] = counted
+        except (OSError, WireError) as error:
+            self._on_event(f"{client.id}: its queries could not be counted: {error}")
+            raise ProtocolError(
+                "the server could not count this request, so it is not answered; its log says why"
+            ) from error
+
+    def _counted(self, name: str, path: Path) -> dict[str, int]:
+        """By layer, as the file says, or what was known where that is more: a file that was removed or put back counts on."""
+        found = dict(self._known.get(name, {}))
+        for layer, count in _read(path).items():
+            found[layer] = max(count, found.get(layer, 0))
+        return found
+
+    def _exceeded(self, client: ClientInfo, layer: str, rows: int, answers: int, left: int) -> QueryBudgetExceeded:
+        whose = "one client" if client.authenticated else "all clients without a certificate together"
+        possible = left // answers
+        advice = f"ask with {possible} rows or fewer" if possible else "no more of these will be answered"
+        return QueryBudgetExceeded(
+            f"{rows} rows{' of training' if answers > 1 else ''} take {rows * answers} answers about {layer[:200] or 'the layer'}; "
+            f"the server gives {whose} {self.limit} (--queries), of which {left} are left: {advice}"
+        )
+
+
+def _read(path: Path) -> Mapping[str, int]:
+    if not path.exists():
+        return {}
+    try:
+        values = messages.json_object(path.read_text(encoding="utf-8"), "queries")
+    except ValueError as error:  # of the text's encoding, or a WireError
+        raise WireError(f"{path} is not a count of queries, or is damaged") from error
+    answered = values.get("answered")
+    if not isinstance(answered, dict) or not all(type(count) is int and count >= 0 for count in answered.values()):
+        raise WireError(f"{path} is damaged")
+    return answered
+
+
+def make_ledger(
+    queries: int | None, folder: Path | None, on_event: Callable[[str], None] = lambda text: None
+) -> QueryLedger | None:
+    """The ledger of a server that is given a budget; ParameterError where only one of both is given."""
+    if queries is None and folder is None:
+        return None
+    if queries is None or folder is None:
+        raise ParameterError(
+            "a budget of queries (--queries) and the folder that counts them (--query-ledger) go together: what is not kept on "
+            "disk begins anew with every start of the server"
+        )
+    return QueryLedger(folder, queries, on_event=on_event)
