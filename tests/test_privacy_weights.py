@@ -37,6 +37,41 @@ def test_a_reply_to_somebody_elses_request_says_nothing():
     assert np.isnan(found.weights).all() or np.abs(found.weights - weight).max() > 0.1
 
 
+class TestHeads:
+    @pytest.mark.parametrize(("features", "outputs", "samples"), [(12, 1, 1), (256, 5, 4), (64, 3, 40)])
+    def test_a_head_says_how_large_logits_can_be(self, features, outputs, samples):
+        rng = np.random.default_rng(1)
+        params = hn.Parameters.recommend(in_features=features, out_features=outputs, batch_size=samples)
+        client = hn.LinearClient(hn.SecretKey.generate(params), features, outputs)
+        weight, bias = rng.normal(size=(outputs, features)) / features**0.5, rng.normal(size=outputs)
+        server = hn.LinearServer(client.public_material(), weight, bias)
+        for _ in range(2):  # whatever is asked
+            head = weights.from_head(client, server.forward(client.encrypt(rng.normal(size=(samples, features)))))
+            bounds = np.minimum(
+                params.activation_bound * np.abs(weight).sum(1), params.activation_norm * np.linalg.norm(weight, axis=1)
+            )
+            assert head.reach == pytest.approx((bounds + np.abs(bias)).max(), rel=1e-9)
+
+    def test_larger_weights_make_longer_replies(self):
+        client, server, weight, bias, _ = layer(12, 1, 1)
+        heads = []
+        for factor in (0.1, 1, 10):
+            server.set_weight(factor * weight, bias)
+            heads.append(weights.from_head(client, server.forward(client.encrypt(np.zeros((1, 12))))))
+        assert heads[0].length < heads[1].length < heads[2].length
+        assert heads[0].bits < heads[1].bits < heads[2].bits
+
+    def test_weights_of_one_size_have_one_head(self):
+        """The attack can fail: two layers whose norms agree."""
+        client, server, weight, bias, _ = layer(12, 1, 1)
+        found = []
+        for other in (weight, -weight[:, ::-1]):
+            server.set_weight(other, bias)
+            found.append(weights.from_head(client, server.forward(client.encrypt(np.ones((1, 12))))))
+        assert found[0].reach == pytest.approx(found[1].reach, rel=1e-12)
+        assert found[0].length == found[1].length
+
+
 def test_large_layers_are_not_tried():
     client, server, _, _, rng = layer(256, 5, 4)
     request = client.encrypt(rng.normal(size=(4, 256)))
@@ -62,3 +97,15 @@ def test_answers_to_as_many_questions_as_there_are_features_say_w():
     # Noise on the answers is averaged out: four times the questions, half the error.
     few, many = (np.sqrt(np.mean((asked(count, 0.5)[0] - weight) ** 2)) for count in (400, 6400))
     assert 2 < few / many < 8
+
+
+def test_chosen_questions_say_w_exactly_and_fewer_say_their_columns():
+    client, server, weight, bias, _ = layer(30, 3, 8)
+    asked = weights.questions(30, client.parameters.activation_bound)
+    answers = client.decrypt(server.forward(client.encrypt(asked)))
+    found, found_bias = weights.from_answers(asked, answers)
+    assert np.abs(found - weight).max() < 1e-4
+    assert np.abs(found_bias - bias).max() < 3e-3
+    half, _ = weights.from_answers(asked[:16], answers[:16])
+    assert np.abs(half[:, :15] - weight[:, :15]).max() < 0.1
+    assert np.abs(half[:, 15:]).max() < 1e-6  # nothing is known of them

@@ -12,10 +12,12 @@ from hesplit_native.cli.options import load_dataset, with_words
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as RichTable
 
     from hesplit_native.data.dataset import Dataset
     from hesplit_native.privacy.attacks.features import Table
     from hesplit_native.privacy.audit import Finding, Observer, Row, Setting
+    from hesplit_native.privacy.layer_audit import LayerRow, LayerSetting
     from hesplit_native.privacy.page import Report
 
 
@@ -36,7 +38,7 @@ def audit_command(
     label: str = typer.Option("", help="Its label, of two values."),
     output: Path = typer.Option(Path("audit"), help="Directory for audit.md, audit.html and audit.json."),
 ) -> None:
-    """Attack every protocol with what its server received, and show what each defence changes."""
+    """Attack every protocol with what its server received, show what each defence changes, and what clients learn of weights."""
     import torch
     from rich.console import Console
 
@@ -69,8 +71,9 @@ def audit_command(
             console, report, chosen, data, table, count=count, quick=quick, whole=rows is None, transcript=transcript, save=save,
         )  # fmt: skip
     except BaseException:  # what was found in minutes is not lost
-        if report.rows:
-            report.notes.append(f"This audit ended before its time, after {len(report.rows)} of {len(chosen)} rows.")
+        done = len(report.rows) + len(report.layers)
+        if done:
+            report.notes.append(f"This audit ended before its time, after {done} of {len(chosen)} rows.")
             _write(console, report, output)
         raise
     _print(console, report)
@@ -84,14 +87,17 @@ def _write(console: Console, report: Report, output: Path) -> None:
     console.print(f"Written: {', '.join(map(str, written))}", highlight=False)
 
 
-def _settings(batch_size: int, *, quick: bool) -> list[Setting]:
-    """The rows of the audit; `quick`: of those with noise on activations, the weakest and the strongest."""
-    from hesplit_native.privacy import audit
+def _settings(batch_size: int, *, quick: bool) -> list[Setting | LayerSetting]:
+    """The rows of the audit; `quick`: of those with noise on activations, the weakest and the strongest, and the fastest lattices."""
+    from hesplit_native.privacy import audit, layer_audit
 
-    rows = [*audit.settings(batch_size), *audit.defended(batch_size)]
-    if not quick:
-        return rows
-    return [row for row in rows if not row.title.startswith("plain, ") or "eps=3" in row.title or "eps=10" in row.title]
+    rows, layers = [*audit.settings(batch_size), *audit.defended(batch_size)], layer_audit.settings()
+    if quick:
+        rows = [
+            row for row in rows if not row.title.startswith("plain, ") or "eps=3" in row.title or "eps=10" in row.title
+        ]
+        layers = [layer for layer in layers if layer.in_features * layer.out_features <= 20 or layer.in_features > 200]
+    return [*rows, *layers]
 
 
 def _private_table(csv: Path | None, private: str, label: str) -> Table:
@@ -107,11 +113,11 @@ def _private_table(csv: Path | None, private: str, label: str) -> Table:
 
 
 def _run(
-    console: Console, report: Report, rows: list[Setting], data: Dataset, table: Table, *, count: int, quick: bool,
+    console: Console, report: Report, rows: list[Setting | LayerSetting], data: Dataset, table: Table, *, count: int, quick: bool,
     whole: bool, transcript: Path | None, save: Path | None,
 ) -> None:  # fmt: skip
-    from hesplit_native.privacy import audit
-    from hesplit_native.privacy.transcript import Recording, record
+    from hesplit_native.privacy import audit, layer_audit
+    from hesplit_native.privacy.transcript import Recording
     from hesplit_native.training.config import RunConfig
     from hesplit_native.training.progress import table_bar
 
@@ -122,10 +128,11 @@ def _run(
             "batch_size": recording.transcript.batch_size,
         }
         config = RunConfig(**terms, flooding="off", accept_leak=True)
-        setting = audit.Setting(f"{transcript.name}: {config.protocol}", config)
-        report.rows.append(audit.audit(setting, data, steps=0, recording=recording))
+        recorded = audit.Setting(f"{transcript.name}: {config.protocol}", config)
+        report.rows.append(audit.audit(recorded, data, steps=0, recording=recording))
         return
-    more = 3 if whole else 0
+    layers = [row for row in rows if isinstance(row, layer_audit.LayerSetting)]
+    more = (3 if whole else 0) + bool(layers)
     bar = table_bar(console)
     with bar:
         all_rows = bar.add_task("rows", total=len(rows) + more)
@@ -136,13 +143,12 @@ def _run(
 
         observer: Observer = on_step
         for setting in rows:
-            kept = None
-            if save is not None:
-                kept = record(setting.config, data, steps=count, keep=audit.KEY_STEPS)
-                kept.save(save / (setting.title.replace(" ", "-").replace(",", "").replace("/", "") + ".safetensors"))
-            report.rows.append(audit.audit(setting, data, steps=count, observer=observer, recording=kept))
+            said = _attack(report, setting, data, count=count, save=save, observer=observer)
             bar.advance(all_rows)
-            bar.console.print(_line(report.rows[-1]), highlight=False, markup=False)
+            bar.console.print(said, highlight=False, markup=False)
+        if layers:
+            report.curve = layer_audit.curve(layers[-1], data, most=2048 if quick else 8192, observer=observer)
+            bar.advance(all_rows)
         if whole:
             report.hijacked = audit.hijacked(data, steps=600 if quick else 3000)
             bar.advance(all_rows)
@@ -158,6 +164,25 @@ def _run(
         report.notes.append(
             "Leak accepted: rows of splitways and hesplit at n=4 have batches smaller than the 5 outputs."
         )
+
+
+def _attack(
+    report: Report, setting: Setting | LayerSetting, data: Dataset, *, count: int, save: Path | None, observer: Observer
+) -> str:
+    """One more row of the report, and what to say of it at once."""
+    from hesplit_native.privacy import audit, layer_audit
+    from hesplit_native.privacy.transcript import record
+
+    if isinstance(setting, layer_audit.LayerSetting):
+        observer(setting.title, 0, 1)
+        report.layers.append(layer_audit.audit_layer(setting, data))
+        return _layer_line(report.layers[-1])
+    kept = None
+    if save is not None:
+        kept = record(setting.config, data, steps=count, keep=audit.KEY_STEPS)
+        kept.save(save / (setting.title.replace(" ", "-").replace(",", "").replace("/", "") + ".safetensors"))
+    report.rows.append(audit.audit(setting, data, steps=count, observer=observer, recording=kept))
+    return _line(report.rows[-1])
 
 
 _WIDE = 170  # characters
@@ -177,6 +202,29 @@ def _line(row: Row) -> str:
     return f"{row.setting.title}: accuracy {100 * row.accuracy:.1f} %, {', '.join(said)}"
 
 
+def _layer_line(row: LayerRow) -> str:
+    from hesplit_native.privacy.page import LAYER_COLUMNS
+
+    said = [f"{column} {text}" for name, column in LAYER_COLUMNS.items() if (text := _short(row.findings.get(name)))]
+    return f"{row.setting.title}: {', '.join(said)}"
+
+
+def _layers_table(rows: list[LayerRow]) -> RichTable:
+    from rich.table import Table as RichTable
+
+    from hesplit_native.privacy.page import LAYER_COLUMNS
+
+    table = RichTable(
+        title="What a curious client recovers of the server's weights (chance in brackets)", title_justify="left"
+    )
+    table.add_column("", min_width=16)
+    for column in LAYER_COLUMNS.values():
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row.setting.title, *(_short(row.findings.get(name)) for name in LAYER_COLUMNS))
+    return table
+
+
 def _print(console: Console, report: Report) -> None:
     from rich.table import Table as RichTable
 
@@ -193,7 +241,10 @@ def _print(console: Console, report: Report) -> None:
         table.add_row(
             row.setting.title, f"{100 * row.accuracy:.1f} %", *(_short(row.findings.get(name)) for name in shown)
         )
-    console.print(table)
+    if report.rows:
+        console.print(table)
+    if report.layers:
+        console.print(_layers_table(report.layers))
     if report.hijacked is not None:
         console.print(f"plain, hijacked by a malicious server: signals {cell(report.hijacked)}", highlight=False)
     for title, finding, accuracy in report.features:

@@ -12,6 +12,7 @@ from hesplit_native import web_page
 from hesplit_native.files import SHARED, write_atomically
 from hesplit_native.plots import pyplot
 from hesplit_native.privacy.audit import Finding, Likeness, Row
+from hesplit_native.privacy.layer_audit import FOUND, Curve, LayerRow
 
 COLUMNS = {
     "activations": "correlation of recovered activations",
@@ -23,6 +24,13 @@ COLUMNS = {
     "key": "requests opened with the key found",
     "forged replies": "malicious: forged replies",
     "traffic": "labels told by sizes and times",
+}
+
+LAYER_COLUMNS = {
+    "reply": "W from a reply",
+    "head": "larger weights told by a reply's head",
+    "answers": "W from answers",
+    "budget": "W from as many answers as the budget allows",
 }
 
 EXPLANATION = (
@@ -41,6 +49,8 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     hijacked: Finding | None = None
     features: list[tuple[str, Finding, float]] = field(default_factory=list)
+    layers: list[LayerRow] = field(default_factory=list)
+    curve: Curve | None = None
     by_depth: list[Likeness] = field(default_factory=list)
     by_epsilon: list[Likeness] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -55,6 +65,10 @@ class Report:
                 "epsilon": row.epsilon, "findings": found,
             }  # fmt: skip
 
+        def layer(row: LayerRow) -> dict[str, Any]:
+            found = {name: asdict(finding) for name, finding in row.findings.items()}
+            return asdict(row.setting) | {"findings": found}
+
         def likeness(item: Likeness) -> dict[str, Any]:
             return {name: value for name, value in asdict(item).items() if name != "setting"} | {
                 "title": item.setting.title
@@ -65,6 +79,8 @@ class Report:
                 "rows": [plain(row) for row in self.rows],
                 "hijacked": asdict(self.hijacked) if self.hijacked else None,
                 "features": [[title, asdict(finding), accuracy] for title, finding, accuracy in self.features],
+                "layers": [layer(row) for row in self.layers],
+                "curve": asdict(self.curve) if self.curve else None,
                 "by_depth": [likeness(item) for item in self.by_depth],
                 "by_epsilon": [likeness(item) for item in self.by_epsilon],
                 "provenance": self.provenance,
@@ -96,6 +112,7 @@ def _tables(report: Report) -> list[_Table]:
     """All that have rows."""
     tables = [
         _recovered(report.rows),
+        _of_weights(report.layers),
         _decoded(report.hijacked),
         _private_features(report.features),
         _resemblance("number of convolutions", report.by_depth),
@@ -116,6 +133,16 @@ def _recovered(rows: list[Row]) -> _Table:
     ]
     head = ["", "test accuracy", "epsilon of the run", *COLUMNS.values()]
     return _Table("What an honest-but-curious server recovers", EXPLANATION, head, lines)
+
+
+def _of_weights(rows: list[LayerRow]) -> _Table:
+    lines = [[row.setting.title, *(cell(row.findings.get(name)) for name in LAYER_COLUMNS)] for row in rows]
+    return _Table(
+        "What an honest-but-curious client recovers of the server's weights",
+        LAYER,
+        ["", *LAYER_COLUMNS.values()],
+        lines,
+    )
 
 
 def _decoded(finding: Finding | None) -> _Table:
@@ -161,6 +188,12 @@ _FEATURES = (
     "Qiu et al.: the device holds yes-or-no features and labels; the server sees dJ/dz. Share of features that gradient "
     "matching finds."
 )
+LAYER = (
+    f"Share of the weights that are found to {100 * FOUND:.0f} % of their root mean square, and by chance. A reply: lattice reduction "
+    "of its c1, a rounded product of W with numbers that the client drew. A head: a reply's scale says what its logits can reach; "
+    "share of pairs of layers of which it tells the larger one, chance is a half. Answers: d + 1 chosen questions of a layer of d "
+    "features; the budget is half of d, which gives as many columns of W as there are answers, and nothing of the others."
+)
 LIKENESS = (
     "Abuadbba et al.: distance correlation of a signal and each channel of its activations (1: the same), and dynamic time warping "
     "of both, standardised (0: the same), means over test signals. Two unrelated series of 32 samples have a distance correlation of "
@@ -190,6 +223,7 @@ def page(report: Report) -> str:
         ("Signals (grey) and what the server rebuilds of them", _signals(report.rows)),
         ("A signal (top) and the channel of its activations that the server's estimate shows most like it", _channels(report.rows)),
         ("Noise: accuracy against leakage", _trade(report.rows)),
+        ("W from answers by least squares: error against the number of answers", _curve(report.curve)),
         ("Resemblance beside what was published", _likeness(report)),
     ):  # fmt: skip
         if figure is not None:
@@ -270,6 +304,25 @@ def _trade(rows: list[Row]) -> Any:
         axis.set(xscale="log", title=title, xlabel="epsilon (dotted: accuracy without noise)", ylim=(-0.05, 1.05))
         axis.legend(frameon=False, fontsize=7)
         axis.grid(alpha=0.25)
+    return figure
+
+
+def _curve(found: Curve | None) -> Any:
+    if found is None:
+        return None
+    figure, ((axis,),) = _plot(1, 1, 6.5, 3.8)
+    for index, (deviation, errors) in enumerate(found.errors.items()):
+        label = f"noise {deviation:g} on each logit" if deviation else "no noise but the encryption's"
+        shade = 0.15 + 0.75 * index / len(found.errors)
+        axis.plot(
+            found.counts, errors, marker="o", markersize=3, color=pyplot().get_cmap("inferno")(shade), label=label
+        )
+    axis.axvline(found.budget, color="#2f6690", label=f"budget, {found.budget} answers")
+    axis.axvline(found.solving, color="#2f6690", linestyle=":", label=f"W is determined, {found.solving} answers")
+    axis.axhline(1, color="#bbbbbb", linewidth=1)
+    axis.set(xscale="log", yscale="log", xlabel="answers", ylabel="relative error of W", title=found.setting.title)
+    axis.legend(frameon=False, fontsize=7)
+    axis.grid(alpha=0.25)
     return figure
 
 

@@ -1,9 +1,12 @@
-"""What a client learns of the server's weights: from one reply of the encrypted layer, and from answers alone.
+"""What a client learns of the server's weights: from one reply of the encrypted layer, from its head, and from answers alone.
 
 c1 of a product is ``round(2^b / q * sum_j a_j * w_j)``. The client drew a_j, or rather the seed that they are expanded from, so a
 reply holds thousands of linear equations in the integers of W, each with an error that is known to be small: learning with
 rounding, with W as its secret and as few unknowns as the layer has weights. For small layers lattice reduction finds them (Kannan's
 embedding, Lenstra, Lenstra and Lovász 1982).
+
+A reply also says at which scale its numbers are. The scale is the largest that cannot wrap around, so it says how large the
+largest logit can be, from which the norms of W follow, and with them its length.
 
 Answers alone, whatever computes them, give W to whoever may ask as many independent questions as there are features, and one more
 for the bias (Tramèr et al. 2016, section 4.1); noise on them only makes it take more.
@@ -25,6 +28,8 @@ Floats = npt.NDArray[np.float64]
 # Lattices beyond this dimension are not tried: LLL takes minutes, and finds less and less.
 MAX_DIMENSION = 400
 
+_RANGE_SLACK = 1.002
+
 
 @dataclass(frozen=True)
 class Reduction:
@@ -40,7 +45,7 @@ def from_reply(client: LinearClient, request: bytes, reply: bytes) -> Reduction:
     Raises
     ------
     ParameterError
-        For layers whose lattice has more dimensions than `MAX_DIMENSION`, and without python-flint (extra ``privacy``).
+        For layers whose lattice has more dimensions than `MAX_DIMENSION`, and without fpylll (extra ``privacy``).
     """
     from hesplit_native import _core
 
@@ -74,6 +79,36 @@ def from_reply(client: LinearClient, request: bytes, reply: bytes) -> Reduction:
         if found is not None:
             weights[outputs.start : outputs.stop] = np.array(found, float).reshape(len(outputs), -1) / scale
     return Reduction(weights, dimension)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a reply says of the server's weights before its ciphertexts: its length in bytes, and its numbers' bits and scale."""
+
+    length: int
+    bits: int
+    scale: float
+    reach: float  # the most that |y| can be by it
+
+
+def from_head(client: LinearClient, reply: bytes) -> Head:
+    """What the head of a reply says; the reach is the largest ``|w x| + |b|`` of any output, over all x in the agreed ranges.
+
+    Packing ``"blocks"``, as `from_reply`.
+    """
+    from hesplit_native import _core
+
+    server = LinearServer(client.public_material(), np.zeros((client.out_features, client.in_features)))._native
+    seen = _core.inspect_reply(server, reply)
+    # Both sides know the rule (cpp/linear/precision): half of the modulus is the reach, with slack and room for two errors.
+    filled = 2.0 ** (seen["bits"] - 1) / seen["scale"]
+    reach = (filled - 2 * client.parameters.error_bound) / _RANGE_SLACK
+    return Head(len(reply), seen["bits"], seen["scale"], reach)
+
+
+def questions(features: int, bound: float) -> Floats:
+    """Nothing, and each feature alone, as large as it may be: the questions [d + 1, d] whose answers give b and W most exactly."""
+    return np.vstack([np.zeros((1, features)), bound * np.eye(features)])
 
 
 def from_answers(x: Floats, y: Floats) -> tuple[Floats, Floats]:
