@@ -103,10 +103,10 @@ def test_page_and_numbers_hold_the_layers(data, small):
 
 def test_the_command_has_rows_for_layers(tmp_path):
     listed = CliRunner().invoke(app, ["audit", "--rows", "list"])
-    assert "layer 40 -> 1, replies as they are" in listed.output
-    done = CliRunner().invoke(app, ["audit", "--quick", "--rows", "layer 12", "--output", str(tmp_path)])
+    assert "weights of 40 -> 1, replies as they are" in listed.output
+    done = CliRunner().invoke(app, ["audit", "--quick", "--rows", "weights of 12", "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert "layer 12 -> 1, replies as they are" in done.output
+    assert "weights of 12 -> 1, replies as they are" in done.output
     assert "recovers of the server's weights" in (tmp_path / "audit.md").read_text(encoding="utf-8")
     values = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
     assert (len(values["rows"]), len(values["layers"])) == (0, 1)

@@ -109,3 +109,15 @@ def test_chosen_questions_say_w_exactly_and_fewer_say_their_columns():
     half, _ = weights.from_answers(asked[:16], answers[:16])
     assert np.abs(half[:, :15] - weight[:, :15]).max() < 0.1
     assert np.abs(half[:, 15:]).max() < 1e-6  # nothing is known of them
+
+
+def test_who_knows_the_noise_makes_more_of_few_answers():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(3, 30))
+    x = rng.normal(size=(31, 30))
+    y = x @ weight.T + rng.normal(size=(31, 3))
+    plain, ridge = (weights.from_answers(x, y, ridge=value)[0] for value in (0.0, 1.0))
+    errors = [np.sqrt(np.mean((found - weight) ** 2)) for found in (plain, ridge)]
+    assert errors[1] < min(0.8, 0.75 * errors[0])
+    exact = weights.from_answers(x, x @ weight.T, ridge=1e-12)[0]
+    assert np.abs(exact - weight).max() < 1e-4

@@ -203,9 +203,7 @@ def _line(row: Row) -> str:
 
 
 def _layer_line(row: LayerRow) -> str:
-    from hesplit_native.privacy.page import LAYER_COLUMNS
-
-    said = [f"{column} {text}" for name, column in LAYER_COLUMNS.items() if (text := _short(row.findings.get(name)))]
+    said = [f"{name} {text}" for name, finding in row.findings.items() if (text := _short(finding))]
     return f"{row.setting.title}: {', '.join(said)}"
 
 
@@ -218,8 +216,8 @@ def _layers_table(rows: list[LayerRow]) -> RichTable:
         title="What a curious client recovers of the server's weights (chance in brackets)", title_justify="left"
     )
     table.add_column("", min_width=16)
-    for column in LAYER_COLUMNS.values():
-        table.add_column(column, justify="right")
+    for name in LAYER_COLUMNS:
+        table.add_column(f"by {name}", justify="right")
     for row in rows:
         table.add_row(row.setting.title, *(_short(row.findings.get(name)) for name in LAYER_COLUMNS))
     return table

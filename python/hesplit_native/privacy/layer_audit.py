@@ -71,7 +71,7 @@ class Curve:
 def settings() -> list[LayerSetting]:
     """Layers whose lattices LLL reduces, and the papers'."""
     shapes = ((12, 1), (20, 1), (40, 1), (12, 5), (256, 5))
-    return [LayerSetting(f"layer {d} -> {o}, replies as they are", d, o) for d, o in shapes]
+    return [LayerSetting(f"weights of {d} -> {o}, replies as they are", d, o) for d, o in shapes]
 
 
 class AskedLayer:
@@ -182,7 +182,7 @@ def _of_head(layer: AskedLayer) -> Finding:
     return Finding(
         _ordered([head.reach for head in heads]),
         0.5,
-        f"|y| up to {heads[-1].reach:.4g}; by length alone {by_length:.2f}",
+        f"logits up to {heads[-1].reach:.4g}; by length alone {by_length:.2f}",
     )
 
 
@@ -221,7 +221,8 @@ def curve(
 ) -> Curve:
     """Ask up to `most` questions, add noise of each deviation to the answers, and solve for W by least squares.
 
-    Questions are rows of random signs, as long as rows may be: independent ones, whose answers say most.
+    The client knows the noise, and how large weights are, which it can take from a reply's head. Its questions are rows of random
+    signs, as long as rows may be: independent ones, whose answers say most.
     """
     layer, rng = AskedLayer(setting, dataset), np.random.default_rng(0)
     inputs = setting.in_features
@@ -237,7 +238,8 @@ def curve(
     for deviation in deviations:
         errors[deviation] = []
         for count in counts:
-            found, _ = attack.from_answers(x[:count], answers[:count] + deviation * noise[:count])
+            ridge = (deviation / _size(layer.weight)) ** 2
+            found, _ = attack.from_answers(x[:count], answers[:count] + deviation * noise[:count], ridge=ridge)
             errors[deviation].append(relative_error(found, layer.weight))
             if observer is not None:
                 done = len(errors) * len(counts) - len(counts) + len(errors[deviation])

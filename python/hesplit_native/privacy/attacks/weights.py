@@ -111,12 +111,17 @@ def questions(features: int, bound: float) -> Floats:
     return np.vstack([np.zeros((1, features)), bound * np.eye(features)])
 
 
-def from_answers(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+def from_answers(x: Floats, y: Floats, *, ridge: float = 0.0) -> tuple[Floats, Floats]:
     """W [out_features, in_features] and bias [out_features] from questions x [n, in_features] and their answers, by least squares.
 
-    With fewer than in_features + 1 independent questions the solution of least norm, which is not W.
+    With fewer than in_features + 1 independent questions the solution of least norm, which is not W. For noisy answers `ridge` is
+    the variance of the noise in units of that of W's entries: the best estimate then, where both are normal.
     """
-    solution = np.linalg.lstsq(np.hstack([x, np.ones((len(x), 1))]), y, rcond=None)[0]
+    design = np.hstack([x, np.ones((len(x), 1))])
+    if ridge:
+        design = np.vstack([design, np.sqrt(ridge) * np.eye(design.shape[1])])
+        y = np.vstack([y, np.zeros((design.shape[1], y.shape[1]))])
+    solution = np.linalg.lstsq(design, y, rcond=None)[0]
     return np.ascontiguousarray(solution[:-1].T), solution[-1]
 
 
