@@ -206,6 +206,41 @@ class TestLedger:
         processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
         assert sum(int(process.communicate()[0]) for process in processes) == in_file(folder)["fc"] == 60
 
+    @pytest.mark.parametrize("limit", [65, 5000, 100_000])
+    def test_a_large_budget_is_counted_ahead_and_none_of_it_is_lost(self, folder, limit, monkeypatch):
+        from hesplit_native.protocols import queries
+
+        writes = []
+        monkeypatch.setattr(queries, "write_atomically", lambda *a: (writes.append(a), files.write_atomically(*a)))
+        ledgers = [QueryLedger(folder, limit) for _ in range(2)]
+        got = 0
+        for rows in (max(1, limit // 500), 1):
+            for ledger in ledgers:
+                while True:
+                    before = in_file(folder).get("fc", 0) if (folder / "alice.json").exists() else 0
+                    try:
+                        ledger.take(ALICE, ("fc",), rows)
+                    except QueryBudgetExceeded:
+                        break
+                    got += rows
+                    assert in_file(folder)["fc"] >= max(got, before)
+        assert got == in_file(folder)["fc"] == limit
+        assert len(writes) < max(66, limit // 4)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads
+    def test_a_forked_child_counts_for_itself(self, folder):
+        ledger = QueryLedger(folder, 6400)
+        ledger.take(ALICE, ("fc",), 1)
+        counted = in_file(folder)["fc"]
+        assert counted > 1
+        child = os.fork()
+        if child == 0:
+            ledger.take(ALICE, ("fc",), 1)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert in_file(folder)["fc"] > counted
+
     def test_what_cannot_be_counted_is_refused_without_saying_where(self, folder, monkeypatch):
         said = []
         ledger = QueryLedger(folder, 10, on_event=said.append)

@@ -7,6 +7,7 @@ these are counted: in rows, not in requests, because every row of a request is a
 from __future__ import annotations
 
 import json
+import os
 import struct
 import threading
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from hesplit_native.protocols.terms import Terms
 from hesplit_native.transport.channel import ClientInfo
 
 _SECONDS = 60.0  # to wait for other servers that count
+_AHEAD = 1024  # answers that are counted before anybody asks for them, at most
 
 #: No client has this id (`check_client_id`): all share it whose id is only what they say.
 _UNAUTHENTICATED = "without a certificate"
@@ -84,9 +86,10 @@ def answered_rows(terms: Terms, kind: MessageType, body: memoryview) -> tuple[in
 class QueryLedger:
     """Answers that each client got about each layer, in a folder of files that never count backwards, and no more than so many.
 
-    What is answered is counted on disk, file and folder synced, before it is computed; what a crash leaves unanswered stays
-    counted. Several servers may count in one folder: each under a lock beside a client's file. Safe to use from several threads.
-    Clients are told apart by their certificates; all without one are one client here.
+    What is answered is counted on disk, file and folder synced, before it is computed: where many are left a few of these ahead,
+    so that not every request waits for a disk. What a crash leaves unanswered stays counted. Several servers may count in one
+    folder: each under a lock beside a client's file. Clients are told apart by their certificates; all without one are one client
+    here. Safe to use from several threads.
 
     Parameters
     ----------
@@ -113,7 +116,11 @@ class QueryLedger:
         self._folder = folder
         self._on_event = on_event
         self._known: dict[str, dict[str, int]] = {}  # of each client, when this ledger last looked
+        self._ahead: dict[
+            tuple[str, str], int
+        ] = {}  # by client and layer: counted by this ledger, and not answered yet
         self._lock = threading.Lock()
+        self._process = os.getpid()
 
     def take(self, client: ClientInfo, layers: tuple[str, ...], rows: int, *, answers: int = 1) -> None:
         """Count answers to so many rows about each of these layers, durably, before they are given: all, or none.
@@ -131,22 +138,39 @@ class QueryLedger:
             They cannot be counted: a full disk, or a file that is damaged or locked for a minute.
         """
         name = client.id if client.authenticated else _UNAUTHENTICATED
-        path = self._folder / f"{name}.json"
+        with self._lock:
+            if self._process != os.getpid():  # what a parent counted ahead before it forked is the parent's
+                self._process, self._ahead = os.getpid(), {}
+            if any(rows * answers > self._ahead.get((name, layer), 0) for layer in layers):
+                self._count(client, name, layers, rows, answers)
+            for layer in layers:
+                self._ahead[name, layer] -= rows * answers
+
+    def _count(self, client: ClientInfo, name: str, layers: tuple[str, ...], rows: int, answers: int) -> None:
+        """Bring what is counted ahead to what such a request needs at least."""
+        path, needed = self._folder / f"{name}.json", rows * answers
         try:
-            with self._lock, locked(path, _SECONDS):
-                found = self._counted(name, path)
-                least = min(layers, key=lambda layer: self.limit - found.get(layer, 0))
-                left = max(0, self.limit - found.get(least, 0))
-                if rows * answers > left:
-                    raise self._exceeded(client, least, rows, answers, left)
-                counted = found | {layer: found.get(layer, 0) + rows * answers for layer in layers}
-                write_atomically(path, json.dumps({"answered": counted}).encode())
-                self._known[name] = counted
+            with locked(path, _SECONDS):
+                found, ahead = self._counted(name, path), dict(self._ahead)
+                left = {
+                    layer: max(0, self.limit - found.get(layer, 0)) + ahead.get((name, layer), 0) for layer in layers
+                }
+                least = min(layers, key=lambda layer: left[layer])
+                if needed > left[least]:
+                    raise self._exceeded(client, least, rows, answers, left[least])
+                for layer in layers:
+                    more = max(0, needed - ahead.get((name, layer), 0))
+                    # Few when few are left: one server shall not take them all from another.
+                    more += min(_AHEAD, (left[layer] - needed) // 64) if more else 0
+                    found[layer] = found.get(layer, 0) + more
+                    ahead[name, layer] = ahead.get((name, layer), 0) + more
+                write_atomically(path, json.dumps({"answered": found}).encode())
         except (OSError, WireError) as error:
             self._on_event(f"{client.id}: its queries could not be counted: {error}")
             raise ProtocolError(
                 "the server could not count this request, so it is not answered; its log says why"
             ) from error
+        self._known[name], self._ahead = found, ahead
 
     def _counted(self, name: str, path: Path) -> dict[str, int]:
         """By layer, as the file says, or what was known where that is more: a file that was removed or put back counts on."""
