@@ -43,10 +43,11 @@ Security security_of(const std::string& name) {
 
 Parameters make(std::size_t ring_degree, std::vector<int> modulus_bits, double scale, const std::string& packing,
                 const std::string& security, double activation_bound, double activation_norm, double error_bound,
-                std::size_t batch_size, std::uint32_t releases, std::uint32_t updates, std::uint32_t statistical_bits) {
+                std::size_t batch_size, std::uint32_t releases, std::uint32_t updates, std::uint32_t statistical_bits,
+                std::uint32_t private_bits, double weight_norm) {
     return Parameters({ring_degree, std::move(modulus_bits), scale, packing_of(packing), security_of(security),
-                       activation_bound, activation_norm, error_bound, batch_size, releases, updates,
-                       statistical_bits});
+                       activation_bound, activation_norm, error_bound, batch_size, releases, updates, statistical_bits,
+                       private_bits, weight_norm});
 }
 
 std::unique_ptr<const LayerPlan> plan(const Parameters& parameters, std::size_t features, std::size_t outputs,
@@ -72,6 +73,7 @@ py::dict estimate(const Parameters& parameters, std::size_t features, std::size_
     result["error"] = found.error;
     result["reply_bits"] = found.reply_bits;
     result["flooding_deviation"] = found.flooding_deviation;
+    result["logit_noise"] = found.logit_noise;
     result["request_bytes"] = found.request_bytes;
     result["reply_bytes"] = found.reply_bytes;
     if (found.cost) {
@@ -84,8 +86,7 @@ py::dict estimate(const Parameters& parameters, std::size_t features, std::size_
 
 double scale_of(const Parameters& parameters, std::size_t features, std::size_t outputs, std::size_t samples,
                 double weight_norm, double byte_ns) {
-    return best_scale(*plan(parameters, features, outputs, samples, weight_norm, byte_ns),
-                      parameters.choice().releases > 0);
+    return best_scale(*plan(parameters, features, outputs, samples, weight_norm, byte_ns), parameters.choice());
 }
 
 // One training step of sealed weights; None when the parameters cannot keep their error bound.
@@ -125,7 +126,7 @@ void register_parameters(py::module_& module) {
         .def(py::init(&make), py::kw_only(), py::arg("ring_degree"), py::arg("modulus_bits"), py::arg("scale"),
              py::arg("packing"), py::arg("security"), py::arg("activation_bound"), py::arg("activation_norm"),
              py::arg("error_bound"), py::arg("batch_size"), py::arg("releases"), py::arg("updates"),
-             py::arg("statistical_bits"))
+             py::arg("statistical_bits"), py::arg("private_bits"), py::arg("weight_norm"))
         .def_property_readonly("ring_degree", &Parameters::ring_degree)
         .def_property_readonly("modulus_bits", [](const Parameters& p) { return p.choice().modulus_bits; })
         .def_property_readonly("scale", [](const Parameters& p) { return p.choice().scale; })
@@ -139,6 +140,8 @@ void register_parameters(py::module_& module) {
         .def_property_readonly("releases", [](const Parameters& p) { return p.choice().releases; })
         .def_property_readonly("updates", [](const Parameters& p) { return p.choice().updates; })
         .def_property_readonly("statistical_bits", [](const Parameters& p) { return p.choice().statistical_bits; })
+        .def_property_readonly("private_bits", [](const Parameters& p) { return p.choice().private_bits; })
+        .def_property_readonly("weight_norm", [](const Parameters& p) { return p.choice().weight_norm; })
         .def_property_readonly("primes", &Parameters::primes)
         .def_property_readonly("hash",
                                [](const Parameters& p) {

@@ -11,6 +11,7 @@
 #include "linear/ranges.h"
 #include "linear/slots/client.h"
 #include "rlwe/flooding.h"
+#include "rlwe/public_key.h"
 
 namespace hesplit {
 
@@ -22,6 +23,11 @@ std::unique_ptr<const ClientPacking> make_packing(const Parameters& parameters, 
     if (!possible_layer(features, outputs)) {
         throw ParameterError("in_features and out_features must be between 1 and " + std::to_string(kMaxFeatures) +
                              ", got " + std::to_string(features) + " and " + std::to_string(outputs));
+    }
+    if (fresh_keys && parameters.choice().private_bits != 0) {
+        throw ParameterError(
+            "private weights need one key for all requests: the server re-randomises replies under the client's public "
+            "key, which it gets once");
     }
     if (parameters.packing() == Packing::blocks) {
         return std::make_unique<BlockClientPacking>(parameters, features, outputs, byte_ns);
@@ -50,13 +56,18 @@ std::string LinearClient::public_material() const {
     const std::shared_ptr<ClientKey> key = session_.key();
     // Without a key id of its own the server takes requests under any key.
     const Id key_id = fresh_keys_ ? Id{} : key->key->id();
+    const bool hidden = parameters_.choice().private_bits != 0;
     WireWriter writer({MessageType::public_material, parameters_.hash(), key_id, random_id()},
-                      parameter_bytes(parameters_) + 9 + packing_->evaluation_key_bytes());
+                      parameter_bytes(parameters_) + 9 + packing_->evaluation_key_bytes() +
+                          (hidden ? PublicKey::body_bytes(ring_) : 0));
     write_parameters(writer, parameters_);
     writer.u32(static_cast<std::uint32_t>(features_));
     writer.u32(static_cast<std::uint32_t>(outputs_));
     writer.u8(weight_gradients_ ? 1 : 0);
     packing_->write_evaluation_keys(*key->key, writer);
+    if (hidden) {
+        PublicKey::of(*key->key)->write(writer);
+    }
     return writer.finish();
 }
 
@@ -189,7 +200,7 @@ double LinearClient::release_deviation(const ReplyHead& reply) const {
     const double product_scale = reply.scale * std::ldexp(ring_.modulus_value(), -reply.bits);
     const double l1 = packing_->weight_l1(reply.shape, product_scale);
     const std::size_t released = reply.shape.samples * outputs_;
-    return flood_deviation(parameters_.choice(), released, released_noise(ring_, l1, reply.bits));
+    return flood_deviation(parameters_.choice(), released, released_noise(parameters_.choice(), ring_, l1, reply.bits));
 }
 
 }  // namespace hesplit

@@ -72,8 +72,8 @@ SecretBuffer<std::int64_t> LinearClient::gradient_noise(const ReplyHead& message
     key.key->count_release();
     const double scale = message.scale * std::ldexp(ring_.modulus_value(), -message.bits) / choice.scale;
     const double l1 = packing_->gradient_l1(message.shape, gradient, scale);
-    return flooding_noise(flood_deviation(choice, features_ * outputs_, released_noise(ring_, l1, message.bits)),
-                          coefficients);
+    return flooding_noise(
+        flood_deviation(choice, features_ * outputs_, released_noise(choice, ring_, l1, message.bits)), coefficients);
 }
 
 }  // namespace hesplit

@@ -13,6 +13,7 @@
 #include "linear/slots/gradient.h"
 #include "linear/slots/layout.h"
 #include "rlwe/decryption.h"
+#include "rlwe/public_key.h"
 #include "wire/codec.h"
 
 namespace hesplit {
@@ -133,6 +134,15 @@ ServingCost block_forward(Served served, const Ring& ring, std::size_t ciphertex
                            (served == Served::training ? real(inputs) * poly.transform : 0);
     add_block_weights(ring, layout, groups, cost);
     return cost;
+}
+
+// An encryption of zero for every product: three transforms, and noise as long as a ciphertext that is received.
+void add_hiding(const Ring& ring, const BlockLayout& layout, std::size_t groups, ServingCost& cost) {
+    const Polynomial poly(ring);
+    const std::size_t products = groups * layout.products();
+    cost.working_bytes += 4 * poly.bytes + products * (kEntry + ring.prime_count() * kResidue *
+                                                                    (layout.per_product() * layout.group_size + 15));
+    cost.multiplications += real(products) * (3 * poly.transform + 2 * kReceive * poly.residues);
 }
 
 ServingCost block_gradient(Served served, const Ring& ring, const BlockLayout& layout, const BatchShape& shape,
@@ -259,8 +269,16 @@ ServingCost of_sealed(Served served, const Parameters& parameters, const ServedL
 
 ServingCost of_blocks(Served served, const Parameters& parameters, const ServedLayer& layer) {
     const Ring ring(parameters.ring_degree(), parameters.primes());
+    const bool private_weights = parameters.choice().private_bits != 0;
     if (served == Served::public_material) {
-        return public_material_cost(parameters, ring);
+        ServingCost cost = public_material_cost(parameters, ring);
+        if (private_weights) {
+            cost.request_bytes += PublicKey::body_bytes(ring);
+            cost.held_bytes *= 2;  // the public key's own ring
+            cost.held_bytes += 2 * Polynomial(ring).bytes;
+            cost.multiplications = 2 * kReceive * real(ring.size());
+        }
+        return cost;
     }
     const PolynomialCodec codec(ring, dropped_bits(ring));
     const BlockLayout layout =
@@ -268,7 +286,7 @@ ServingCost of_blocks(Served served, const Parameters& parameters, const ServedL
                     {ring.prime_count(), codec.bits_per_coefficient(), kTypicalReplyBits, layer.byte_ns});
     const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(layout.group_size),
                            static_cast<std::uint32_t>(layout.width)};
-    return block_serving_cost(served, ring, codec.bytes(), layout, shape, most_reply_bits(ring));
+    return block_serving_cost(served, ring, codec.bytes(), layout, shape, most_reply_bits(ring), private_weights);
 }
 
 ServingCost of_slots(Served served, const Parameters& parameters, const ServedLayer& layer) {
@@ -321,11 +339,15 @@ int most_reply_bits(const Ring& ring) {
 }
 
 ServingCost block_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes, const BlockLayout& layout,
-                               const BatchShape& shape, int bits) {
+                               const BatchShape& shape, int bits, bool private_weights) {
     if (served == Served::weight_gradient || served == Served::opened_gradient) {
         return block_gradient(served, ring, layout, shape, bits);
     }
-    return block_forward(served, ring, ciphertext_bytes, layout, shape, bits);
+    ServingCost cost = block_forward(served, ring, ciphertext_bytes, layout, shape, bits);
+    if (private_weights) {
+        add_hiding(ring, layout, shape.groups(), cost);
+    }
+    return cost;
 }
 
 ServingCost slot_serving_cost(Served served, const SlotRing& ring, std::size_t ciphertext_bytes,

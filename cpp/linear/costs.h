@@ -54,9 +54,9 @@ void check(const ServingCost& cost, const ServingLimits& limits);
 int most_reply_bits(const Ring& ring);
 
 // A batch of a known shape. `bits`: of the coefficients of its reply; `ciphertext_bytes`: of a ciphertext of its
-// request.
+// request; `private_weights`: replies hide them.
 ServingCost block_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes, const BlockLayout& layout,
-                               const BatchShape& shape, int bits);
+                               const BatchShape& shape, int bits, bool private_weights);
 ServingCost slot_serving_cost(Served served, const SlotRing& ring, std::size_t ciphertext_bytes,
                               const SlotLayout& layout, const BatchShape& shape, int bits);
 // Of sealed weights; layout.features includes the bias.

@@ -15,10 +15,12 @@ std::unique_ptr<const LayerPlan> plan_layer(const Parameters& parameters, const 
     return std::make_unique<const SlotPlan>(parameters, layer);
 }
 
-double best_scale(const LayerPlan& plan, bool releases) {
+double best_scale(const LayerPlan& plan, const ParameterChoice& choice) {
+    const bool releases = choice.releases > 0;
+    const int most = choice.private_bits != 0 ? 110 : 50;
     double best = 0;
     Scaling chosen;
-    for (int bits = 8; bits <= 50; ++bits) {
+    for (int bits = 8; bits <= most; ++bits) {
         const double scale = std::ldexp(1.0, bits);
         try {
             const Scaling found = plan.scaling(scale);

@@ -35,6 +35,7 @@ struct LayerEstimate {
     double error = 0;
     int reply_bits = 0;
     double flooding_deviation = 0;  // of the noise that floods every logit of a batch; 0 without releases
+    double logit_noise = 0;         // deviation of the flood that hides private weights, in every logit
     std::size_t request_bytes = 0;
     std::size_t reply_bytes = 0;
     std::optional<BlockCost> cost;  // where there is a model of it
@@ -57,6 +58,6 @@ std::unique_ptr<const LayerPlan> plan_layer(const Parameters& parameters, const 
 
 // With releases the power of two with the least flooding that keeps the error bound; otherwise the one with the
 // shortest reply, among those the one with the least error; 0 if none keeps the bound.
-double best_scale(const LayerPlan& plan, bool releases);
+double best_scale(const LayerPlan& plan, const ParameterChoice& choice);
 
 }  // namespace hesplit

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "rlwe/decryption.h"
+#include "rlwe/public_key.h"
 
 namespace hesplit {
 
@@ -101,6 +102,19 @@ WeightNorms planned_norms(const ParameterChoice& choice, double weight_norm, std
 
 namespace {
 
+// The norms that the scales of private replies follow from. Throws RangeError when the weights are larger.
+WeightNorms agreed_norms(const ParameterChoice& choice, const WeightNorms& norms, std::size_t per_product) {
+    const WeightNorms agreed = planned_norms(choice, choice.weight_norm, per_product);
+    const double needed = std::max(norms.l2, norms.reach / choice.activation_norm);
+    if (needed > choice.weight_norm) {
+        throw RangeError("these weights need an agreed weight_norm of " + number(needed * 1.001) +
+                         " (largest row norm " + number(norms.l2) + ", largest |y| " + number(norms.reach) +
+                         "), but it is " + number(choice.weight_norm) +
+                         ". Agree on parameters with that weight_norm (Parameters.recommend), or scale the weights");
+    }
+    return agreed;
+}
+
 // The largest l2 norm of a row of W * scale - round(W * scale).
 double rounding_norm(View<const double> weight, std::size_t features, double scale) {
     if (weight.size == 0) {
@@ -126,9 +140,10 @@ double request_noise_bound(const Ring& ring) {
 
 }  // namespace
 
-double released_noise(const Ring& ring, double plaintext_l1, int bits) {
+double released_noise(const ParameterChoice& choice, const Ring& ring, double plaintext_l1, int bits) {
     const double unit = ring.modulus_value() / std::ldexp(1.0, bits);
-    return request_noise_bound(ring) * plaintext_l1 / unit +
+    const double zero = choice.private_bits != 0 ? public_noise_bound(ring.degree()) : 0;
+    return (request_noise_bound(ring) * plaintext_l1 + zero) / unit +
            reply_rounding_bound(ring.degree(), ring.prime_count(), bits);
 }
 
@@ -154,8 +169,18 @@ double agreed_weight_l1(const ParameterChoice& choice, const Ring& ring, std::si
     return static_cast<double>(per_product) * (l1 * weight_scale + rounding);
 }
 
-Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
+double private_noise(const Ring& ring, double plaintext_l1) {
+    return request_noise_bound(ring) * plaintext_l1 + public_noise_bound(ring.degree());
+}
+
+int activation_shift(const ParameterChoice& choice) {
+    return std::max(0, std::ilogb(choice.activation_bound * choice.scale) - 61);
+}
+
+Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& held, std::size_t features,
                      std::size_t per_product, View<const double> weight) {
+    const bool hidden = choice.private_bits != 0;
+    const WeightNorms norms = hidden ? agreed_norms(choice, held, per_product) : held;
     Budget budget;
     budget.modulus = ring.modulus_value();
     // Rounded weights are 64-bit integers; what the modulus holds beyond that is a power of two.
@@ -164,20 +189,30 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
     budget.weight_shift = std::max(0, static_cast<int>(std::ceil(std::log2(filling / largest))));
     budget.weight_scale = std::ldexp(filling, -budget.weight_shift);
     // The noise meets every weight of a product, the rounding of x only those of its own row.
+    const double rounding = std::ldexp(norms.l2, activation_shift(choice));
     const double noise =
-        std::sqrt(request_noise_variance(ring) * norms.group_l2 * norms.group_l2 + norms.l2 * norms.l2 / 12);
+        std::sqrt(request_noise_variance(ring) * norms.group_l2 * norms.group_l2 + rounding * rounding / 12);
     // Cauchy-Schwarz, no statistics: activations may be correlated with how their weights were rounded.
-    const double weights = rounding_norm(weight, features, budget.weight_scale) * choice.activation_norm * kRangeSlack /
-                           budget.weight_scale;
+    const double weights = rounding_norm(hidden ? View<const double>{} : weight, features, budget.weight_scale) *
+                           choice.activation_norm * kRangeSlack / budget.weight_scale;
     budget.fixed_error = kTail * noise / choice.scale + weights + 1 / (budget.weight_scale * choice.scale);
     budget.reply_deviation = reply_rounding_deviation(ring.degree());
     budget.max_reply_bits = kMaxBlockReplyBits;
+    const double product_scale = std::ldexp(budget.weight_scale * choice.scale, budget.weight_shift);
+    const double l1 = agreed_weight_l1(choice, ring, features, per_product, product_scale);
     if (choice.releases > 0) {
-        const double product_scale = std::ldexp(budget.weight_scale * choice.scale, budget.weight_shift);
-        budget.least_reply_bits =
-            flooded_bits(ring, agreed_weight_l1(choice, ring, features, per_product, product_scale));
+        budget.least_reply_bits = flooded_bits(ring, l1);
     }
-    return finish(choice, norms, budget);
+    int flood_bits = 0;
+    if (hidden) {
+        // A number uniform in an interval of length 2^(flood_bits + 1), shifted by the noise, is within statistical
+        // distance noise / 2^(flood_bits + 1) <= 2^-(private_bits + 1) of itself.
+        flood_bits = static_cast<int>(std::ceil(choice.private_bits + std::log2(private_noise(ring, l1))));
+        budget.fixed_error += (std::ldexp(1.0, flood_bits) + public_noise_bound(ring.degree())) / product_scale;
+    }
+    Scaling scaling = finish(choice, norms, budget);
+    scaling.flood_bits = flood_bits;
+    return scaling;
 }
 
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,

@@ -59,12 +59,15 @@ struct Scaling {
     double product_scale = 1;
     int reply_bits = 0;
     double reply_scale = 1;  // of y in the reply: product_scale * 2^reply_bits / q
-    double error = 0;        // bound on |y - exact y| that results
+    // With private weights what floods y in a product: uniform in [-2^flood_bits, 2^flood_bits).
+    int flood_bits = 0;
+    double error = 0;  // bound on |y - exact y| that results
 };
 
 // The largest weight scale that cannot wrap around, and the shortest reply that keeps the error bound. Throws
 // RangeError when the parameters cannot hold these weights, and says what would. `weight` gives the exact rounding
-// errors; empty while planning, when they are taken as uniform.
+// errors; empty while planning, when they are taken as uniform. With private weights everything follows from the agreed
+// norms, so that it says nothing of the weights.
 Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
                      std::size_t per_product, View<const double> weight);
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
@@ -80,8 +83,9 @@ int gradient_shift(View<const double> gradient, double scale);
 // What the flooding of released decryptions has to hide (rlwe/flooding.h), in units of a reply's last bit.
 
 // A bound on the noise of every coefficient of a product of fresh ciphertexts with plaintexts whose l1 norms (in units
-// of the plaintexts' scale) sum to `plaintext_l1`, after its modulus was switched to `bits`.
-double released_noise(const Ring& ring, double plaintext_l1, int bits);
+// of the plaintexts' scale) sum to `plaintext_l1`, with that of the encryption of zero that private replies add, after
+// its modulus was switched to `bits`.
+double released_noise(const ParameterChoice& choice, const Ring& ring, double plaintext_l1, int bits);
 
 // The fewest bits with which rounding adds no more than half of what the rest of that noise is.
 int flooded_bits(const Ring& ring, double plaintext_l1);
@@ -90,6 +94,14 @@ int flooded_bits(const Ring& ring, double plaintext_l1);
 // the agreed ranges and the scale of a reply: it holds for every W that the server may hold.
 double agreed_weight_l1(const ParameterChoice& choice, const Ring& ring, std::size_t features, std::size_t per_product,
                         double product_scale);
+
+// What the flood of private replies has to hide, in units of a product before the switch: a bound on the noise of every
+// coefficient of a product of fresh ciphertexts with such plaintexts and of the encryption of zero that is added.
+double private_noise(const Ring& ring, double plaintext_l1);
+
+// Activations are rounded to 64-bit integers: at a scale that is smaller by this power of two, which they are
+// multiplied by in the ring.
+int activation_shift(const ParameterChoice& choice);
 
 // Babies rotate fresh ciphertexts: allowed when that does not make their noise much larger.
 bool allow_babies(const SlotRing& ring);

@@ -30,7 +30,10 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples, const Ser
                         std::to_string(outputs_));
     }
     if (parameters_.packing() == Packing::blocks) {
-        packing_ = std::make_unique<BlockServerPacking>(parameters_, features_, outputs_);
+        if (parameters_.choice().private_bits != 0) {
+            public_key_ = PublicKey::read(reader, parameters_);
+        }
+        packing_ = std::make_unique<BlockServerPacking>(parameters_, features_, outputs_, public_key_.get());
     } else {
         packing_ = std::make_unique<SlotServerPacking>(parameters_, features_, outputs_, weight_gradients_, reader);
     }

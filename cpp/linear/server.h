@@ -13,6 +13,7 @@
 #include "linear/messages.h"
 #include "linear/server_packing.h"
 #include "rlwe/parameters.h"
+#include "rlwe/public_key.h"
 #include "wire/format.h"
 
 namespace hesplit {
@@ -72,7 +73,8 @@ class LinearServer {
     ServingLimits limits_;
     std::size_t features_ = 0;
     std::size_t outputs_ = 0;
-    bool weight_gradients_ = false;  // the client sent what they need
+    bool weight_gradients_ = false;                // the client sent what they need
+    std::shared_ptr<const PublicKey> public_key_;  // of the client, where replies hide the weights
     std::unique_ptr<const ServerPacking> packing_;
     std::size_t ciphertext_bytes_ = 0;  // of one in a request
 

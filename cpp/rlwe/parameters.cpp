@@ -17,9 +17,22 @@ namespace {
 
 constexpr std::size_t kMaxPrimes = 32;
 constexpr std::uint32_t kMaxCount = std::uint32_t{1} << 30;
-// Version 3 ends with the statistical security; parameters with the usual one are written as version 2.
-constexpr std::uint8_t kUsualVersion = 2, kStatisticalVersion = 3;
+// Version 3 ends with the statistical security, version 4 also with what private weights need; parameters that need
+// neither are written as version 2.
+constexpr std::uint8_t kUsualVersion = 2, kStatisticalVersion = 3, kPrivateVersion = 4;
 constexpr std::uint32_t kLeastStatisticalBits = 20, kMostStatisticalBits = 60;
+
+std::uint8_t version_of(const ParameterChoice& choice) {
+    if (choice.private_bits != 0) {
+        return kPrivateVersion;
+    }
+    return choice.statistical_bits == kStatisticalBits ? kUsualVersion : kStatisticalVersion;
+}
+
+// The 8-byte fields after the sizes of the primes.
+std::size_t field_count(std::uint8_t version) {
+    return version == kPrivateVersion ? 11 : version == kStatisticalVersion ? 9 : 8;
+}
 
 std::string join(const std::vector<int>& values) {
     std::string text = "[";
@@ -63,15 +76,43 @@ void check_modulus(const ParameterChoice& choice) {
     }
 }
 
+void check_private(const ParameterChoice& choice) {
+    if (choice.private_bits == 0) {
+        if (choice.weight_norm != 0) {
+            throw ParameterError(
+                "weight_norm is agreed with private_bits only: without them replies are scaled to the weights");
+        }
+        return;
+    }
+    if (choice.private_bits < kLeastStatisticalBits || choice.private_bits > kMostStatisticalBits) {
+        throw ParameterError("private_bits must be 0 or between " + std::to_string(kLeastStatisticalBits) + " and " +
+                             std::to_string(kMostStatisticalBits) + ", got " + std::to_string(choice.private_bits));
+    }
+    if (!positive(choice.weight_norm)) {
+        throw ParameterError("private weights need a positive weight_norm that both sides agree on");
+    }
+    if (choice.packing != Packing::blocks || choice.updates != 0) {
+        throw ParameterError(
+            "private weights need packing=\"blocks\" and weights that the server has in the clear: the worst case of "
+            "the "
+            "noise of rotations would take a modulus several times as long");
+    }
+}
+
 void check_ranges(const ParameterChoice& choice) {
-    if (!positive(choice.scale) || choice.scale < 2 || choice.scale > std::ldexp(1.0, 60)) {
-        throw ParameterError("scale must be between 2 and 2^60, got " + std::to_string(choice.scale));
+    // Replies that hide the weights need larger scales; activations are then rounded at a smaller one, and multiplied
+    // by a power of two in the ring.
+    const int most = choice.private_bits != 0 ? 120 : 60;
+    if (!positive(choice.scale) || choice.scale < 2 || choice.scale > std::ldexp(1.0, most)) {
+        throw ParameterError("scale must be between 2 and 2^" + std::to_string(most) + ", got " +
+                             std::to_string(choice.scale));
     }
     if (!positive(choice.activation_bound) || !positive(choice.activation_norm) || !positive(choice.error_bound)) {
         throw ParameterError("activation_bound, activation_norm and error_bound must be positive and finite");
     }
-    if (choice.activation_bound * choice.scale > std::ldexp(1.0, 62)) {
-        throw ParameterError("activation_bound * scale must stay below 2^62; choose a smaller scale");
+    if (choice.activation_bound * choice.scale > std::ldexp(1.0, most + 2)) {
+        throw ParameterError("activation_bound * scale must stay below 2^" + std::to_string(most + 2) +
+                             "; choose a smaller scale");
     }
     if (choice.releases > kMaxCount || choice.updates > kMaxCount) {
         throw ParameterError("releases and updates must be at most 2^30");
@@ -85,6 +126,7 @@ void check_ranges(const ParameterChoice& choice) {
         throw ParameterError("statistical_bits must be between " + std::to_string(kLeastStatisticalBits) + " and " +
                              std::to_string(kMostStatisticalBits) + ", got " + std::to_string(choice.statistical_bits));
     }
+    check_private(choice);
     if (choice.batch_size < 1 || choice.batch_size > 65536) {
         throw ParameterError("batch_size must be between 1 and 65536, got " + std::to_string(choice.batch_size));
     }
@@ -105,8 +147,8 @@ std::vector<std::uint64_t> find_primes(const ParameterChoice& choice) {
 }
 
 // The canonical layout: version, packing, security, prime count (1 byte each), prime sizes (1 byte each), then ring
-// degree, batch size, releases, updates (8 bytes each) and four doubles; in version 3 the statistical security (8
-// bytes).
+// degree, batch size, releases, updates (8 bytes each) and four doubles; from version 3 on the statistical security (8
+// bytes), in version 4 the bits of private weights and their norm (8 bytes each).
 struct CanonicalBytes {
     std::vector<std::uint8_t> bytes;
     void u8(std::uint8_t value) { bytes.push_back(value); }
@@ -182,8 +224,8 @@ int Parameters::total_bits() const {
 
 std::vector<std::uint8_t> Parameters::bytes() const {
     CanonicalBytes writer;
-    const bool usual = choice_.statistical_bits == kStatisticalBits;
-    writer.u8(usual ? kUsualVersion : kStatisticalVersion);
+    const std::uint8_t version = version_of(choice_);
+    writer.u8(version);
     writer.u8(static_cast<std::uint8_t>(choice_.packing));
     writer.u8(static_cast<std::uint8_t>(choice_.security));
     writer.u8(static_cast<std::uint8_t>(choice_.modulus_bits.size()));
@@ -198,16 +240,19 @@ std::vector<std::uint8_t> Parameters::bytes() const {
     writer.f64(choice_.activation_bound);
     writer.f64(choice_.activation_norm);
     writer.f64(choice_.error_bound);
-    if (!usual) {
+    if (version != kUsualVersion) {
         writer.u64(choice_.statistical_bits);
+    }
+    if (version == kPrivateVersion) {
+        writer.u64(choice_.private_bits);
+        writer.f64(choice_.weight_norm);
     }
     return writer.bytes;
 }
 
 Parameters Parameters::parse(View<const std::uint8_t> bytes) {
-    const bool usual = bytes.size >= 4 && bytes[0] == kUsualVersion;
-    if (bytes.size < 4 || (!usual && bytes[0] != kStatisticalVersion) || bytes[3] < 1 || bytes[3] > kMaxPrimes ||
-        bytes.size != 4 + std::size_t{bytes[3]} + (usual ? 8 : 9) * 8) {
+    if (bytes.size < 4 || bytes[0] < kUsualVersion || bytes[0] > kPrivateVersion || bytes[3] < 1 ||
+        bytes[3] > kMaxPrimes || bytes.size != 4 + std::size_t{bytes[3]} + field_count(bytes[0]) * 8) {
         throw WireError("these bytes are not a description of parameters, or of another version");
     }
     if (bytes[1] < 1 || bytes[1] > 2 || bytes[2] < 1 || bytes[2] > 3) {
@@ -235,12 +280,23 @@ Parameters Parameters::parse(View<const std::uint8_t> bytes) {
     choice.activation_bound = read_f64(in + 40);
     choice.activation_norm = read_f64(in + 48);
     choice.error_bound = read_f64(in + 56);
-    if (!usual) {
+    if (bytes[0] != kUsualVersion) {
         const std::uint64_t statistical_bits = read_u64(in + 64);
-        if (statistical_bits > kMostStatisticalBits || statistical_bits == kStatisticalBits) {
-            throw WireError("parameters with an impossible statistical security, or the usual one in an unusual place");
+        if (statistical_bits > kMostStatisticalBits) {
+            throw WireError("parameters with an impossible statistical security");
         }
         choice.statistical_bits = static_cast<std::uint32_t>(statistical_bits);
+    }
+    if (bytes[0] == kPrivateVersion) {
+        const std::uint64_t private_bits = read_u64(in + 72);
+        if (private_bits > kMostStatisticalBits) {
+            throw WireError("parameters with an impossible privacy of the weights");
+        }
+        choice.private_bits = static_cast<std::uint32_t>(private_bits);
+        choice.weight_norm = read_f64(in + 80);
+    }
+    if (version_of(choice) != bytes[0]) {  // or the same parameters would have two hashes
+        throw WireError("parameters in a longer form than they need");
     }
     try {
         return Parameters(std::move(choice));

@@ -6,7 +6,6 @@
 
 #include "rlwe/encryption.h"
 #include "wire/codec.h"
-#include "wire/format.h"
 
 namespace hesplit {
 
@@ -48,28 +47,41 @@ void PublicKey::encrypt_zero(std::uint64_t* c0, std::uint64_t* c1) const {
     }
 }
 
-std::string PublicKey::bytes() const {
+std::size_t PublicKey::body_bytes(const Ring& ring) {
+    return sizeof(Seed) + PolynomialCodec(ring, 0).bytes();
+}
+
+void PublicKey::write(WireWriter& writer) const {
     const PolynomialCodec codec(ring_, 0);
     Buffer<std::uint64_t> b = b_, scratch;
     ring_.to_coefficients(b.data());
-    WireWriter writer({MessageType::public_key, parameters_.hash(), id_, Id{}},
-                      parameter_bytes(parameters_) + sizeof(Seed) + codec.bytes());
-    write_parameters(writer, parameters_);
     writer.seed(seed_);
     codec.pack(b.data(), writer.reserve(codec.bytes()), scratch);
+}
+
+std::shared_ptr<const PublicKey> PublicKey::read(WireReader& reader, const Parameters& parameters) {
+    const Seed seed = reader.seed();
+    std::shared_ptr<PublicKey> read(new PublicKey(parameters, reader.header().key, seed));
+    const PolynomialCodec codec(read->ring_, 0);
+    codec.unpack(reader.raw(codec.bytes()).data, read->b_.data());
+    read->ring_.to_ntt(read->b_.data());
+    return read;
+}
+
+std::string PublicKey::bytes() const {
+    WireWriter writer({MessageType::public_key, parameters_.hash(), id_, Id{}},
+                      parameter_bytes(parameters_) + body_bytes(ring_));
+    write_parameters(writer, parameters_);
+    write(writer);
     return writer.finish();
 }
 
 std::shared_ptr<const PublicKey> PublicKey::parse(View<const std::uint8_t> bytes) {
     WireReader reader(bytes, MessageType::public_key);
-    Parameters parameters = read_parameters(reader);
-    const Seed seed = reader.seed();
-    std::shared_ptr<PublicKey> read(new PublicKey(std::move(parameters), reader.header().key, seed));
-    const PolynomialCodec codec(read->ring_, 0);
-    reader.require_remaining(codec.bytes());
-    codec.unpack(reader.raw(codec.bytes()).data, read->b_.data());
-    read->ring_.to_ntt(read->b_.data());
-    return read;
+    const Parameters parameters = read_parameters(reader);
+    std::shared_ptr<const PublicKey> key = read(reader, parameters);
+    reader.require_remaining(0);
+    return key;
 }
 
 double public_noise_bound(std::size_t ring_degree) {

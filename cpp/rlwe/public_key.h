@@ -15,6 +15,7 @@
 #include "ring/ring.h"
 #include "rlwe/parameters.h"
 #include "rlwe/secret_key.h"
+#include "wire/format.h"
 
 namespace hesplit {
 
@@ -35,6 +36,10 @@ class PublicKey {
     // parse throws WireError.
     std::string bytes() const;
     static std::shared_ptr<const PublicKey> parse(View<const std::uint8_t> bytes);
+    // The key as a part of another message, which names parameters and secret key. read throws WireError.
+    static std::size_t body_bytes(const Ring& ring);
+    void write(WireWriter& writer) const;
+    static std::shared_ptr<const PublicKey> read(WireReader& reader, const Parameters& parameters);
 
   private:
     PublicKey(Parameters parameters, const Id& id, const Seed& seed);

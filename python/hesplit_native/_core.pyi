@@ -35,6 +35,8 @@ class Parameters:
         releases: int,
         updates: int,
         statistical_bits: int,
+        private_bits: int,
+        weight_norm: float,
     ) -> None: ...
     @property
     def primes(self) -> list[int]: ...

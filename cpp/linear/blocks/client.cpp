@@ -1,5 +1,7 @@
 #include "linear/blocks/client.h"
 
+#include <cmath>
+
 #include "linear/blocks/layout.h"
 #include "linear/precision.h"
 #include "rlwe/decryption.h"
@@ -34,9 +36,14 @@ std::size_t BlockClientPacking::inputs(const BatchShape& shape) const {
 template <class T>
 void BlockClientPacking::encode_values(const BatchShape& shape, const T* x, std::size_t samples, std::size_t input,
                                        std::uint64_t* coefficients) const {
+    const int shift = activation_shift(choice_);
     Buffer<std::int64_t> integers(ring_.degree());
-    place_input(layout(shape), x, samples, input, choice_.scale, {integers.data(), integers.size()});
+    place_input(layout(shape), x, samples, input, std::ldexp(choice_.scale, -shift),
+                {integers.data(), integers.size()});
     ring_.lift(View<const std::int64_t>{integers.data(), integers.size()}, coefficients);
+    if (shift > 0) {
+        ring_.multiply_power_of_two(coefficients, shift);
+    }
 }
 
 void BlockClientPacking::encode(const BatchShape& shape, const float* x, std::size_t samples, std::size_t input,

@@ -6,6 +6,7 @@
 #include "base/parallel.h"
 #include "linear/blocks/layout.h"
 #include "linear/precision.h"
+#include "linear/private_replies.h"
 #include "rlwe/encryption.h"
 
 namespace hesplit {
@@ -105,6 +106,7 @@ std::shared_ptr<ReplyC1> BlockLayerWeights::reply_c1(const BatchShape& shape, co
     const std::size_t at_once = weights.products_at_once();
     made->inputs.resize(shape.groups());
     made->products.resize(shape.groups() * products);
+    made->hiding.resize(serving_.public_key ? made->products.size() : 0);
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         Buffer<std::uint64_t>& c1 = made->inputs[group];
         c1.resize(inputs * ring.size());
@@ -117,7 +119,12 @@ std::shared_ptr<ReplyC1> BlockLayerWeights::reply_c1(const BatchShape& shape, co
             Buffer<std::uint64_t> polys(count * ring.size());
             weights.products(prepared.empty() ? c1 : prepared, first, count, polys.data());
             for (std::size_t i = 0; i < count; ++i) {
-                std::vector<std::uint8_t>& packed = made->products[group * products + first + i];
+                const std::size_t index = group * products + first + i;
+                if (serving_.public_key) {
+                    hide(weights, first + i, shape.samples_of(group), polys.data() + i * ring.size(),
+                         made->hiding[index]);
+                }
+                std::vector<std::uint8_t>& packed = made->products[index];
                 packed.resize(packed_bytes(ring.degree(), bits));
                 pack_switched(ring, polys.data() + i * ring.size(), bits, packed.data());
             }
@@ -127,6 +134,14 @@ std::shared_ptr<ReplyC1> BlockLayerWeights::reply_c1(const BatchShape& shape, co
         }
     }
     return made;
+}
+
+void BlockLayerWeights::hide(const BlockWeights& weights, std::size_t p, std::size_t samples, std::uint64_t* c1,
+                             Buffer<std::uint64_t>& c0_part) const {
+    const std::vector<std::uint32_t> positions = output_positions(weights.layout(), p, samples);
+    c0_part.resize(serving_.ring.prime_count() * weights.padded_outputs());
+    hide_product(*serving_.public_key, {positions.data(), positions.size()}, weights.padded_outputs(),
+                 weights.scaling().flood_bits, c1, c0_part.data());
 }
 
 std::string BlockLayerWeights::forward(const ForwardRequest& request, std::vector<GroupInputs>* kept) const {
@@ -180,6 +195,9 @@ void BlockLayerWeights::reply_to_group(const ForwardRequest& request, std::size_
             const std::size_t index = group * products + first + i;
             const std::size_t used = weights.layout().outputs_of(first + i) * samples;
             std::uint8_t* to = out + runs.offset(index);
+            if (serving_.public_key) {
+                add_residues(ring, c1.hiding[index].data(), padded, outputs.data() + i * ring.prime_count() * padded);
+            }
             ring.switch_to_bits(outputs.data() + i * ring.prime_count() * padded, padded, bits, switched.data());
             pack_bits({switched.data(), used}, bits, to);
             std::copy(c1.products[index].begin(), c1.products[index].end(), to + packed_bytes(used, bits));

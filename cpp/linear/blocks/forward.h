@@ -12,13 +12,14 @@
 #include "base/ahead.h"
 #include "linear/blocks/weights.h"
 #include "linear/server_packing.h"
+#include "rlwe/public_key.h"
 #include "wire/codec.h"
 
 namespace hesplit {
 
 class BlockLayerWeights;
 
-// c1 of the inputs of a request, and of the products of its reply.
+// c1 of the inputs of a request, and of the products of its reply; with private weights also what hides them in c0.
 struct ReplyC1 {
     Seed seed{};
     BatchShape shape;
@@ -26,6 +27,8 @@ struct ReplyC1 {
     std::shared_ptr<const BlockWeights> weights;
     std::vector<Buffer<std::uint64_t>> inputs;        // by group, in NTT form
     std::vector<std::vector<std::uint8_t>> products;  // by group and product, packed
+    // By group and product, [primes, padded_outputs()] residues, to be used once; empty unless weights are private.
+    std::vector<Buffer<std::uint64_t>> hiding;
 };
 
 // That of the next request. Safe to use from several threads.
@@ -52,6 +55,7 @@ struct BlockServing {
     const Ring& ring;
     const PolynomialCodec& codec;
     NextReplyC1& next;
+    const PublicKey* public_key;  // not null: replies hide the weights
     std::size_t features;
     std::size_t outputs;
 };
@@ -73,6 +77,9 @@ class BlockLayerWeights final : public LayerWeights, public std::enable_shared_f
     std::shared_ptr<const BlockWeights> encoded(const BatchShape& shape) const;
 
   private:
+    // Adds an encryption of zero to c1 of product p, and makes what its c0 then takes.
+    void hide(const BlockWeights& weights, std::size_t p, std::size_t samples, std::uint64_t* c1,
+              Buffer<std::uint64_t>& c0_part) const;
     void reply_to_group(const ForwardRequest& request, std::size_t group, const ReplyC1& c1, Buffer<std::uint64_t> c0,
                         const CiphertextRuns& runs, std::uint8_t* out) const;
 

@@ -28,7 +28,7 @@ double BlockPlan::flooding(double scale, const Scaling& scaling) const {
     ParameterChoice choice = choice_;
     choice.scale = scale;
     const double l1 = agreed_weight_l1(choice, ring_, layer_.features, layout_.per_product(), scaling.product_scale);
-    const double noise = released_noise(ring_, l1, scaling.reply_bits);
+    const double noise = released_noise(choice, ring_, l1, scaling.reply_bits);
     const double deviation = flood_deviation(choice, layer_.samples * layout_.outputs, noise);
     return deviation < kMostFloodDeviation ? deviation / scaling.reply_scale : HUGE_VAL;
 }
@@ -44,6 +44,9 @@ LayerEstimate BlockPlan::estimate() const {
     estimate.error = found.error;
     estimate.reply_bits = found.reply_bits;
     estimate.flooding_deviation = flooding(choice_.scale, found);
+    if (found.flood_bits > 0) {
+        estimate.logit_noise = std::ldexp(1 / std::sqrt(3.0), found.flood_bits) / found.product_scale;
+    }
     estimate.request_bytes = groups * estimate.inputs * codec_.bytes();
     const std::size_t coefficients = ring_.degree() + layout_.per_product() * layout_.group_size;
     estimate.reply_bytes = groups * estimate.products * packed_bytes(coefficients, found.reply_bits);

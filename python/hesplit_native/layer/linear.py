@@ -175,6 +175,9 @@ class LinearServer:
         The bytes of `LinearClient.public_material`.
     weight, bias
         Arrays or CPU tensors [out_features, in_features] and [out_features]; bias may be None.
+    private
+        Take no client whose parameters leave the weights to be read from replies: they must have `Parameters.private_bits`, with
+        which replies hide the weights whether or not this is set.
     max_batch
         Requests of more samples are refused.
     max_reply_bytes, max_multiplications, max_memory_bytes
@@ -185,8 +188,11 @@ class LinearServer:
     ------
     WireError
         When the bytes are not valid public material, or this layer under these parameters exceeds the limits.
+    ParameterError
+        When the weights are ``private`` and the client's parameters are not for that.
     RangeError
-        When the parameters cannot hold these weights within their error bound.
+        When the parameters cannot hold these weights within their error bound; with private weights, when they outgrew the agreed
+        norm, and which one would do.
     """
 
     def __init__(
@@ -195,6 +201,7 @@ class LinearServer:
         weight: Array,
         bias: Array | None = None,
         *,
+        private: bool = False,
         max_batch: int = 65536,
         max_reply_bytes: int = MAX_REPLY_BYTES,
         max_multiplications: float = MAX_MULTIPLICATIONS,
@@ -206,6 +213,11 @@ class LinearServer:
         self.in_features: int = self._native.features
         self.out_features: int = self._native.outputs
         self.parameters = Parameters._wrap(self._native.parameters)
+        if private and not self.parameters.private_bits:
+            raise ParameterError(
+                "these parameters let the weights be read from replies (private_bits=0), and this server's are private; let the client "
+                "make its parameters with Parameters.recommend(..., private_weights=True)"
+            )
         self.set_weight(weight, bias)
 
     def set_weight(self, weight: Array, bias: Array | None = None) -> None:

@@ -30,6 +30,9 @@ FLOODED_ERROR_BOUND = 1.25
 #: Statistical security of flooded releases, s in Li et al. 2022.
 STATISTICAL_BITS = 30
 
+#: Private weights: the statistical distance of every number of a reply from one that only the logit decides is below 2^-40.
+PRIVATE_BITS = 40
+
 # Sealed weights: ten epochs of MIT-BIH in batches of four are 33,120 updates.
 SEALED_ERROR_BOUND = 0.05
 SEALED_UPDATES = 1 << 16
@@ -71,6 +74,11 @@ class Parameters:
     statistical_bits
         s, from 20 to 60: the statistical security of all releases under one key, in the sense of Li et al. (docs/security.md). Ten
         bits more take five bits of modulus.
+    private_bits
+        lambda, 0 or from 20 to 60: every number of a reply is within a statistical distance of 2**-lambda of one that says no more
+        of the server's weights than the logit does (docs/security.md); 0: replies tell more. A bit more takes a bit of modulus.
+    weight_norm
+        With `private_bits` the largest l2 norm of a row of the weight, which the scales of replies follow from; 0 without.
 
     Raises
     ------
@@ -90,6 +98,8 @@ class Parameters:
     releases: int = 0
     updates: int = 0
     statistical_bits: int = STATISTICAL_BITS
+    private_bits: int = 0
+    weight_norm: float = 0.0
     _native: _core.Parameters = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +131,9 @@ class Parameters:
         link: float | None = None,
         security: Attacker = "standard",
         statistical_bits: int = STATISTICAL_BITS,
+        private_weights: bool = False,
+        private_bits: int = PRIVATE_BITS,
+        logit_noise: float | None = None,
     ) -> Parameters:
         """The 128-bit set that moves the fewest bytes per batch and keeps the error bound.
 
@@ -132,6 +145,10 @@ class Parameters:
         `FLOODED_ERROR_BOUND` instead of `ERROR_BOUND`: what is finer drowns. ``security`` says against which computers it has 128
         bits, ``statistical_bits`` how well releases are flooded.
 
+        With ``private_weights`` replies hide the weights, as well as ``private_bits`` says, and batches of any size up to
+        ``batch_size`` keep the bound. What floods the logits is part of the error; ``logit_noise`` is the largest standard
+        deviation that it may have (`estimate` says which it has), and the error bound then defaults to twice that.
+
         Raises
         ------
         ParameterError
@@ -139,15 +156,20 @@ class Parameters:
         """
         if activation_norm is None:
             activation_norm = max(activation_bound, activation_bound / 8 * math.sqrt(max(in_features, 1)))
+        if logit_noise is not None and not (private_weights and logit_noise > 0):
+            raise ParameterError(f"logit_noise is positive, and that of private_weights=True; got {logit_noise}")
         if error_bound is None:
-            error_bound = FLOODED_ERROR_BOUND if releases else ERROR_BOUND
+            error_bound = FLOODED_ERROR_BOUND if releases else 2 * logit_noise if logit_noise else ERROR_BOUND
         best: Parameters | None = None
         best_cost = (math.inf, math.inf)
         for candidate, step in feasible(
             in_features, out_features, batch_size, packing=packing, activation_bound=activation_bound,
             activation_norm=activation_norm, weight_norm=weight_norm, error_bound=error_bound, releases=releases,
             link=link or GIGABIT, security=security, statistical_bits=statistical_bits,
+            private_bits=private_bits if private_weights else 0,
         ):  # fmt: skip
+            if logit_noise is not None and step["logit_noise"] > logit_noise:
+                continue
             bytes_moved = step["request_bytes"] + step["reply_bytes"]
             seconds = sum(step.get(f"{part}_seconds", 0.0) for part in ("client", "server", "link"))
             cost = (seconds if link and packing == "blocks" else bytes_moved, step["error"])
@@ -283,10 +305,10 @@ class Parameters:
         out_features: int,
         batch_size: int,
         *,
-        weight_norm: float = WEIGHT_NORM,
+        weight_norm: float | None = None,
         link: float = GIGABIT,
     ) -> dict[str, Any]:
-        """Error, reply bits, layout and bytes of one batch for weight rows of that l2 norm.
+        """Error, reply bits, layout and bytes of one batch for weight rows of that l2 norm (the agreed one, else `WEIGHT_NORM`).
 
         In blocks also the seconds of one core at client and server, and on a link of so many bits per second, by a model whose
         constants were measured on AVX-512 IFMA (docs/benchmarks.md).
@@ -296,6 +318,8 @@ class Parameters:
         RangeError
             When such weights cannot be served within the error bound.
         """
+        if weight_norm is None:
+            weight_norm = self.weight_norm or WEIGHT_NORM
         return self._native.estimate(in_features, out_features, batch_size, weight_norm, byte_nanoseconds(link))
 
     @property
@@ -365,10 +389,11 @@ def feasible(
     link: float,
     security: Attacker = "standard",
     statistical_bits: int = STATISTICAL_BITS,
+    private_bits: int = 0,
 ) -> Iterator[tuple[Parameters, dict[str, Any]]]:
     """Every set worth trying that keeps the error bound, at its best scale, with `Parameters.estimate` of it."""
     shape = (in_features, out_features, batch_size)
-    for ring_degree, modulus_bits in _candidates(packing, security):
+    for ring_degree, modulus_bits in _candidates(packing, security, private_bits > 0):
         candidate = Parameters(
             ring_degree=ring_degree,
             modulus_bits=modulus_bits,
@@ -381,14 +406,30 @@ def feasible(
             batch_size=batch_size,
             releases=releases,
             statistical_bits=statistical_bits,
+            private_bits=private_bits,
+            weight_norm=weight_norm if private_bits else 0.0,
         )
         scale = candidate._native.best_scale(*shape, weight_norm, byte_nanoseconds(link))
         if scale == 0:
             continue
         candidate = replace(candidate, scale=scale)
         step = candidate.estimate(*shape, weight_norm=weight_norm, link=link)
-        if step["flooding_deviation"] <= FLOODING_DEVIATION:
-            yield candidate, step
+        if step["flooding_deviation"] > FLOODING_DEVIATION:
+            continue
+        if private_bits and not _keeps_smaller_batches(candidate, shape, weight_norm):
+            continue
+        yield candidate, step
+
+
+def _keeps_smaller_batches(candidate: Parameters, shape: tuple[int, int, int], weight_norm: float) -> bool:
+    """Whether smaller batches are within the error bound too: more outputs may share a product there, and its worst-case noise."""
+    in_features, out_features, batch_size = shape
+    try:
+        for rows in {1 << bits for bits in range(batch_size.bit_length())}:
+            candidate.estimate(in_features, out_features, rows, weight_norm=weight_norm)
+    except RangeError:
+        return False
+    return True
 
 
 def describe_security(security: Security) -> str:
@@ -399,19 +440,19 @@ def describe_security(security: Security) -> str:
 _AGAINST: dict[str, str] = {"standard": "classical", "quantum": "quantum"}
 
 
-def _candidates(packing: Packing, security: Attacker) -> list[tuple[int, list[int]]]:
+def _candidates(packing: Packing, security: Attacker, private: bool = False) -> list[tuple[int, list[int]]]:
     """Ring degrees and primes that are worth trying and have 128 bits; with slots the last prime is for key switching.
 
     Vector kernels take primes below 2**50, so larger moduli are products of two.
     """
     return [
         (ring_degree, modulus_bits)
-        for ring_degree, modulus_bits in _worth_trying(packing, security)
+        for ring_degree, modulus_bits in _worth_trying(packing, security, private)
         if sum(modulus_bits) <= _core.max_modulus_bits(ring_degree, security)
     ]
 
 
-def _worth_trying(packing: Packing, security: Attacker) -> list[tuple[int, list[int]]]:
+def _worth_trying(packing: Packing, security: Attacker, private: bool) -> list[tuple[int, list[int]]]:
     if packing == "blocks":
         return [
             *((2048, [bits]) for bits in range(40 if security == "standard" else 30, 51)),
@@ -419,7 +460,7 @@ def _worth_trying(packing: Packing, security: Attacker) -> list[tuple[int, list[
             *((4096, [bits, bits]) for bits in range(30, 51)),
             (4096, [51, 51]),
             (4096, [53, 53]),
-            *((8192, [bits, bits, bits]) for bits in (50, 60)),
+            *((8192, [bits, bits, bits]) for bits in ((*range(36, 51), 60) if private else (50, 60))),
         ]
     return [
         (4096, [33, 33, 40]),
