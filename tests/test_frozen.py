@@ -271,7 +271,7 @@ def test_shapes_and_dtypes():
             FrozenServer(wrong)
     with pytest.raises(hn.ParameterError, match="bias of shape"):
         FrozenServer(np.ones((2, 4)), np.ones(3))
-    for features, outputs in ((0, 1), (1, 0), (70000, 1), (1, 70000)):
+    for features, outputs in ((0, 1), (1, 0), ((1 << 20) + 1, 1), (1, 70000)):
         with pytest.raises(hn.ParameterError):
             FrozenClient(features, outputs)
     with pytest.raises(hn.ParameterError, match="precision must be one of"):

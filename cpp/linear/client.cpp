@@ -21,8 +21,9 @@ std::unique_ptr<const ClientPacking> make_packing(const Parameters& parameters, 
                                                   std::size_t outputs, bool fresh_keys, bool weight_gradients,
                                                   double byte_ns) {
     if (!possible_layer(features, outputs)) {
-        throw ParameterError("in_features and out_features must be between 1 and " + std::to_string(kMaxFeatures) +
-                             ", got " + std::to_string(features) + " and " + std::to_string(outputs));
+        throw ParameterError("in_features must be between 1 and " + std::to_string(kMaxFeatures) +
+                             " and out_features between 1 and " + std::to_string(kMaxOutputs) + ", got " +
+                             std::to_string(features) + " and " + std::to_string(outputs));
     }
     if (fresh_keys && parameters.choice().private_bits != 0) {
         throw ParameterError(

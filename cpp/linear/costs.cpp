@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "linear/blocks/gradient.h"
+#include "linear/blocks/layout.h"
 #include "linear/blocks/strands.h"
 #include "linear/blocks/weights.h"
 #include "linear/precision.h"
@@ -282,8 +283,8 @@ ServingCost of_blocks(Served served, const Parameters& parameters, const ServedL
     }
     const PolynomialCodec codec(ring, dropped_bits(ring));
     const BlockLayout layout =
-        plan_blocks(ring.degree(), layer.features, layer.outputs, layer.samples,
-                    {ring.prime_count(), codec.bits_per_coefficient(), kTypicalReplyBits, layer.byte_ns});
+        planned_layout(parameters.choice(), layer.features, layer.outputs, layer.samples,
+                       {ring.prime_count(), codec.bits_per_coefficient(), kTypicalReplyBits, layer.byte_ns});
     const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(layout.group_size),
                            static_cast<std::uint32_t>(layout.width)};
     return block_serving_cost(served, ring, codec.bytes(), layout, shape, most_reply_bits(ring), private_weights);
@@ -408,7 +409,8 @@ ServingCost sealed_serving_cost(Served served, const Ring& ring, std::size_t cip
 ServingCost serving_cost(Served served, const Parameters& parameters, const ServedLayer& layer) {
     check_samples(layer.samples);
     if (!possible_layer(layer.features + (is_sealed(served) ? 1 : 0), layer.outputs)) {
-        throw ParameterError("in_features and out_features must be between 1 and " + std::to_string(kMaxFeatures));
+        throw ParameterError("in_features must be between 1 and " + std::to_string(kMaxFeatures) +
+                             " and out_features between 1 and " + std::to_string(kMaxOutputs));
     }
     if (is_sealed(served)) {
         return of_sealed(served, parameters, layer);

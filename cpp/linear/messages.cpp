@@ -9,7 +9,7 @@
 namespace hesplit {
 
 bool possible_layer(std::size_t features, std::size_t outputs) {
-    return features >= 1 && outputs >= 1 && features <= kMaxFeatures && outputs <= kMaxFeatures;
+    return features >= 1 && outputs >= 1 && features <= kMaxFeatures && outputs <= kMaxOutputs;
 }
 
 void check_samples(std::size_t samples) {

@@ -75,7 +75,7 @@ std::size_t next_division(std::size_t size, std::size_t parts) {
 }
 
 BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples,
-                        const BlockMedium& medium) {
+                        const BlockMedium& medium, std::size_t most_per_product) {
     const std::size_t groups = (samples + degree - 1) / degree;
     BlockLayout best{degree, features, outputs, (samples + groups - 1) / groups, 0};
     double best_cost = std::numeric_limits<double>::infinity();
@@ -83,7 +83,8 @@ BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t ou
     // The smallest width for each number of inputs; a larger one with the same number only wastes coefficients.
     for (std::size_t inputs = 1; inputs <= features; inputs = next_division(features, inputs)) {
         candidate.width = (features + inputs - 1) / inputs;
-        if (candidate.block() > degree) {
+        // Widths fall, so the first that fits has the fewest outputs to a product.
+        if (candidate.block() > degree || (best.width != 0 && candidate.per_product() > most_per_product)) {
             continue;
         }
         const double cost = block_cost(candidate, medium, samples).total();

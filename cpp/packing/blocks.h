@@ -21,6 +21,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "base/buffer.h"
@@ -80,9 +81,11 @@ BlockCost block_cost(const BlockLayout& layout, const BlockMedium& medium, std::
 // ceil(size / parts): there are no more than 2 sqrt(size) such numbers. size + 1 after the last.
 std::size_t next_division(std::size_t size, std::size_t parts);
 
-// The layout with the least cost for `samples`; splits them into equal groups when they do not fit one polynomial.
+// The layout with the least cost for `samples`; splits them into equal groups when they do not fit one polynomial. No
+// more than `most_per_product` outputs share a product, or as few as can.
 BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t samples,
-                        const BlockMedium& medium);
+                        const BlockMedium& medium,
+                        std::size_t most_per_product = std::numeric_limits<std::size_t>::max());
 
 // The coefficients of input polynomial j for `count` <= group_size samples: round(x * scale). `x` is row-major [count,
 // features].

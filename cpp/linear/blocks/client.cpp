@@ -24,7 +24,7 @@ BlockLayout BlockClientPacking::layout(const BatchShape& shape) const {
 
 BatchShape BlockClientPacking::shape_of(std::size_t samples) const {
     check_samples(samples);
-    const BlockLayout planned = plan_blocks(ring_.degree(), features_, outputs_, samples, medium_);
+    const BlockLayout planned = planned_layout(choice_, features_, outputs_, samples, medium_);
     return {static_cast<std::uint32_t>(samples), static_cast<std::uint32_t>(planned.group_size),
             static_cast<std::uint32_t>(planned.width)};
 }

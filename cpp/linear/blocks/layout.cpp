@@ -12,6 +12,15 @@ BlockLayout block_layout(const Ring& ring, std::size_t features, std::size_t out
     return BlockLayout{ring.degree(), features, outputs, shape.group_size, shape.width};
 }
 
+BlockLayout planned_layout(const ParameterChoice& choice, std::size_t features, std::size_t outputs,
+                           std::size_t samples, const BlockMedium& medium) {
+    if (choice.private_bits == 0 || samples == choice.batch_size) {
+        return plan_blocks(choice.ring_degree, features, outputs, samples, medium);
+    }
+    const BlockLayout agreed = plan_blocks(choice.ring_degree, features, outputs, choice.batch_size, medium);
+    return plan_blocks(choice.ring_degree, features, outputs, samples, medium, agreed.per_product());
+}
+
 BlockLayout checked_block_layout(const BatchShape& shape, std::size_t degree, std::size_t features,
                                  std::size_t outputs) {
     if (shape.group_size < 1 || shape.group_size > shape.samples || shape.width < 1 || shape.width > features ||

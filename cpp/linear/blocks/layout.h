@@ -8,10 +8,15 @@
 #include "linear/messages.h"
 #include "packing/blocks.h"
 #include "ring/ring.h"
+#include "rlwe/parameters.h"
 
 namespace hesplit {
 
 BlockLayout block_layout(const Ring& ring, std::size_t features, std::size_t outputs, const BatchShape& shape);
+// How a batch is laid out. With private weights no more outputs share a product than in a batch of the agreed size,
+// where that can be: its noise in the worst case, which the flood covers, is then no larger.
+BlockLayout planned_layout(const ParameterChoice& choice, std::size_t features, std::size_t outputs,
+                           std::size_t samples, const BlockMedium& medium);
 // The layout of a message from the peer. Throws WireError when there is none of that shape.
 BlockLayout checked_block_layout(const BatchShape& shape, std::size_t degree, std::size_t features,
                                  std::size_t outputs);

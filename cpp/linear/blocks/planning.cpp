@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "linear/blocks/layout.h"
 #include "linear/messages.h"
 
 namespace hesplit {
@@ -11,8 +12,8 @@ BlockPlan::BlockPlan(const Parameters& parameters, const PlannedLayer& layer)
       layer_(layer),
       ring_(parameters.ring_degree(), parameters.primes()),
       codec_(ring_, dropped_bits(ring_)),
-      layout_(plan_blocks(ring_.degree(), layer.features, layer.outputs, layer.samples,
-                          {ring_.prime_count(), codec_.bits_per_coefficient(), kTypicalReplyBits, layer.byte_ns})),
+      layout_(planned_layout(choice_, layer.features, layer.outputs, layer.samples,
+                             {ring_.prime_count(), codec_.bits_per_coefficient(), kTypicalReplyBits, layer.byte_ns})),
       norms_(planned_norms(choice_, layer.weight_norm, layout_.per_product())) {}
 
 Scaling BlockPlan::scaling(double scale) const {

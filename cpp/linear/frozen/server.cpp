@@ -37,7 +37,7 @@ FrozenServer::Scaled FrozenServer::scaled(const FrozenAgreement& agreement, View
     const std::size_t features = agreement.features();
     if (!possible_layer(features, outputs) || weight.size != features * outputs) {
         throw ParameterError("expected a weight of " + std::to_string(features) + " features and 1 to " +
-                             std::to_string(kMaxFeatures) + " outputs");
+                             std::to_string(kMaxOutputs) + " outputs");
     }
     Scaled rows{std::vector<double>(outputs), Buffer<float>(weight.size)};
     parallel_for(outputs, [&](std::size_t p) {

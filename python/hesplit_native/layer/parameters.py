@@ -393,7 +393,10 @@ def feasible(
 ) -> Iterator[tuple[Parameters, dict[str, Any]]]:
     """Every set worth trying that keeps the error bound, at its best scale, with `Parameters.estimate` of it."""
     shape = (in_features, out_features, batch_size)
+    found = False
     for ring_degree, modulus_bits in _candidates(packing, security, private_bits > 0):
+        if found and packing == "blocks" and max(modulus_bits) > _VECTOR_PRIME_BITS:
+            continue
         candidate = Parameters(
             ring_degree=ring_degree,
             modulus_bits=modulus_bits,
@@ -418,7 +421,12 @@ def feasible(
             continue
         if private_bits and not _keeps_smaller_batches(candidate, shape, weight_norm):
             continue
+        found = True
         yield candidate, step
+
+
+#: Vector kernels take primes up to this; with longer ones a layer takes several times as long, whatever bytes they save.
+_VECTOR_PRIME_BITS = 50
 
 
 def _keeps_smaller_batches(candidate: Parameters, shape: tuple[int, int, int], weight_norm: float) -> bool:
@@ -443,7 +451,7 @@ _AGAINST: dict[str, str] = {"standard": "classical", "quantum": "quantum"}
 def _candidates(packing: Packing, security: Attacker, private: bool = False) -> list[tuple[int, list[int]]]:
     """Ring degrees and primes that are worth trying and have 128 bits; with slots the last prime is for key switching.
 
-    Vector kernels take primes below 2**50, so larger moduli are products of two.
+    Larger moduli than fit a vector kernel are products of several primes (`_VECTOR_PRIME_BITS`).
     """
     return [
         (ring_degree, modulus_bits)

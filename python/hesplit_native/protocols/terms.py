@@ -15,7 +15,8 @@ from hesplit_native.protocols import PROTOCOLS
 from hesplit_native.seeding import seeded
 
 # Larger layers and batches are refused before any memory is taken for them.
-MAX_FEATURES = 65536
+MAX_FEATURES = 1 << 20
+MAX_OUTPUTS = 65536
 MAX_ROWS = 65536
 MAX_WEIGHTS = 1 << 24
 MAX_MEMBERS = 1024
@@ -79,13 +80,13 @@ class Terms:
         """Raise WireError for a layer, or a choice, that no server takes."""
         limits = {
             "in_features": (1, MAX_FEATURES),
-            "out_features": (1, MAX_FEATURES),
+            "out_features": (1, MAX_OUTPUTS),
             "batch_size": (1, MAX_ROWS),
             "batches": (0, 2**40),
             "epochs": (0, 2**20),
             "learning_rate": (0.0, 1e3),
             "weight_seed": (0, 2**62),
-            "classes": (0, MAX_FEATURES),
+            "classes": (0, MAX_OUTPUTS),
             "members": (0, MAX_MEMBERS),
         }
         for name, (low, high) in limits.items():
