@@ -76,6 +76,57 @@ py::tuple forward_training(const LinearServer& server, const py::buffer& object,
     return py::make_tuple(reply, samples, keep ? py::cast(kept) : py::none());
 }
 
+struct Share {
+    std::shared_ptr<const LinearServer::Share> share;
+};
+
+// The masked reply, what the server keeps of it, the samples, and the request for its weight gradient if that is
+// wanted.
+py::tuple forward_share(const LinearServer& server, const py::buffer& object, bool keep) {
+    const Bytes request(object);
+    KeptRequest kept;
+    Share share;
+    py::bytes reply = released([&] { return server.share(request.view(), share.share, keep ? &kept.kept : nullptr); });
+    return py::make_tuple(reply, share, share.share->head.shape.samples, keep ? py::cast(kept) : py::none());
+}
+
+Matrix<double> join(const LinearServer& server, const Share& share, const py::buffer& object) {
+    const Bytes opened(object);
+    Matrix<double> y(
+        {static_cast<py::ssize_t>(share.share->head.shape.samples), static_cast<py::ssize_t>(server.outputs())});
+    double* out = y.mutable_data();
+    py::gil_scoped_release release;
+    server.join(*share.share, opened.view(), out);
+    return y;
+}
+
+py::array_t<std::uint64_t> own_share(const LinearServer& server, const Share& share) {
+    py::array_t<std::uint64_t> values(
+        {static_cast<py::ssize_t>(share.share->head.shape.samples), static_cast<py::ssize_t>(server.outputs())});
+    server.own_share(*share.share, values.mutable_data());
+    return values;
+}
+
+py::tuple open_share(LinearClient& client, const py::buffer& object, bool weight_gradient_follows) {
+    const Bytes message(object);
+    double flood = 0;
+    py::bytes opened = released([&] { return client.open_share(message.view(), weight_gradient_follows, flood); });
+    return py::make_tuple(opened, flood);
+}
+
+py::tuple decrypt_share(LinearClient& client, const py::buffer& object) {
+    const Bytes message(object);
+    const std::size_t samples = client.samples_of(message.view(), MessageType::share);
+    py::array_t<std::uint64_t> values({static_cast<py::ssize_t>(samples), static_cast<py::ssize_t>(client.outputs())});
+    std::uint64_t* out = values.mutable_data();
+    ReplyHead head;
+    {
+        py::gil_scoped_release release;
+        head = client.decrypt_share(message.view(), out);
+    }
+    return py::make_tuple(values, head.bits, head.scale);
+}
+
 py::tuple weight_gradient(const LinearServer& server, const KeptRequest& kept, const Matrix<double>& gradient) {
     const View<const double> values = view(gradient);
     MaskedGradient masked;
@@ -118,10 +169,15 @@ void register_linear(py::module_& module) {
                 return released([&] { return client.open_weight_gradient(message.view(), values); });
             },
             py::arg("message"), py::arg("gradient"))
+        .def("open_share", &open_share, py::arg("message"), py::arg("weight_gradient_follows"))
+        .def("decrypt_share", &decrypt_share, py::arg("message"))
         .def("destroy", &LinearClient::destroy);
 
     py::class_<KeptRequest>(module, "KeptRequest");
     py::class_<MaskedGradient>(module, "MaskedGradient");
+    py::class_<Share>(module, "Share")
+        .def_property_readonly("bits", [](const Share& s) { return s.share->head.bits; })
+        .def_property_readonly("scale", [](const Share& s) { return s.share->head.scale; });
     py::class_<LinearServer>(module, "LinearServer")
         .def(py::init([](const py::buffer& object, std::size_t max_samples, std::size_t max_reply_bytes,
                          double max_multiplications, std::size_t max_memory_bytes) {
@@ -158,6 +214,17 @@ void register_linear(py::module_& module) {
                 return released([&] { return server.forward(request.view()); });
             },
             py::arg("request"))
+        .def("forward_share", &forward_share, py::arg("request"), py::arg("keep"))
+        .def("own_share", &own_share, py::arg("share"))
+        .def("join", &join, py::arg("share"), py::arg("opened"))
+        .def(
+            "for_client",
+            [](const LinearServer& server, const py::buffer& object) {
+                const Bytes public_material(object);
+                py::gil_scoped_release release;
+                return server.for_client(public_material.view());
+            },
+            py::arg("public_material"))
         .def("forward_training", &forward_training, py::arg("request"), py::arg("keep"))
         .def("weight_gradient", &weight_gradient, py::arg("kept"), py::arg("gradient"))
         .def("unmask", &unmask, py::arg("masked"), py::arg("opened"));

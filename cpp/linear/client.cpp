@@ -122,8 +122,8 @@ std::string LinearClient::write_request(const BatchShape& shape, const T* x, con
     return writer.finish();
 }
 
-std::size_t LinearClient::samples_of(View<const std::uint8_t> reply) const {
-    WireReader reader(reply, MessageType::reply);
+std::size_t LinearClient::samples_of(View<const std::uint8_t> reply, MessageType type) const {
+    WireReader reader(reply, type);
     reader.require(parameters_.hash(), reader.header().key);
     return session_.samples_of(reader.header());
 }
@@ -136,15 +136,19 @@ ReplyHead LinearClient::read_reply(WireReader& reader, const Outstanding& reques
     return reply;
 }
 
+void LinearClient::check_precise(const ReplyHead& reply) const {
+    if (kTail * packing_->rounding_deviation() / reply.scale > parameters_.choice().error_bound) {
+        throw WireError("a reply that is too coarse for the agreed error bound");
+    }
+}
+
 double LinearClient::decrypt(View<const std::uint8_t> bytes, Purpose purpose, bool weight_gradient_follows, double* y) {
     WireReader reader(bytes, MessageType::reply);
     reader.require(parameters_.hash(), reader.header().key);
     ClientSession::Answer answer = session_.answer(reader.header(), Awaited::logits);
     ClientKey& key = *answer.request().key;
     const ReplyHead reply = read_reply(reader, answer.request());
-    if (kTail * packing_->rounding_deviation() / reply.scale > parameters_.choice().error_bound) {
-        throw WireError("a reply that is too coarse for the agreed error bound");
-    }
+    check_precise(reply);
     const bool released = purpose == Purpose::release;
     const double deviation = released ? release_deviation(reply) : 0;
     const SecretBuffer<std::int64_t> noise =

@@ -3,8 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/buffer.h"
 #include "linear/client_packing.h"
@@ -45,13 +47,19 @@ class LinearClient {
     Request encrypt(const T* x, std::size_t samples, bool clip);
 
     // The samples of the request that a reply answers. Throws WireError or KeyMismatchError.
-    std::size_t samples_of(View<const std::uint8_t> reply) const;
+    std::size_t samples_of(View<const std::uint8_t> reply, MessageType type = MessageType::reply) const;
     // y is row-major [samples, outputs]. Each request is answered once, and with `weight_gradient_follows` once more by
     // open_weight_gradient. Returns the deviation of the noise added to each y: 0 for local use.
     double decrypt(View<const std::uint8_t> reply, Purpose purpose, bool weight_gradient_follows, double* y);
 
+    // The client's share of masked logits (LinearServer::share), for the server: a release, flooded as decrypt() floods
+    // one. `deviation` receives that of the noise added to each logit.
+    std::string open_share(View<const std::uint8_t> message, bool weight_gradient_follows, double& deviation);
+    // The same for local use: row-major [samples, outputs], modulo 2^bits at a scale, which are returned.
+    ReplyHead decrypt_share(View<const std::uint8_t> message, std::uint64_t* share);
+
     // The opened, still masked weight gradient for the server: a release. `gradient` is dJ/dY, row-major [samples,
-    // outputs], as the server got it.
+    // outputs], as the server got it; empty with private weights, where only the server knows it.
     std::string open_weight_gradient(View<const std::uint8_t> message, View<const double> gradient);
 
     // Zeroes every key; every later call throws KeyMismatchError.
@@ -62,6 +70,7 @@ class LinearClient {
     std::string write_request(const BatchShape& shape, const T* x, const Encryptions& encryptions,
                               const Seed& announced, const Id& message) const;
     ReplyHead read_reply(WireReader& reader, const Outstanding& request) const;
+    void check_precise(const ReplyHead& reply) const;
     // `noise`, one value for each logit in the order of the reply, is added before anything is divided or rounded.
     void decrypt_groups(const ReplyHead& reply, const ClientKey& key, WireReader& reader,
                         const SecretBuffer<std::int64_t>& noise, double* y) const;
@@ -69,7 +78,11 @@ class LinearClient {
     double release_deviation(const ReplyHead& reply) const;
     SecretBuffer<std::int64_t> gradient_noise(const ReplyHead& message, ClientKey& key, View<const double> gradient,
                                               std::size_t coefficients);
-    std::string open_runs(const ReplyHead& message, ClientKey& key, WireReader& reader, View<const double> gradient);
+    // Ciphertexts under masks, of `counts` coefficients each: decrypted, flooded, packed.
+    using Positions = std::function<std::vector<std::uint32_t>(std::size_t)>;
+    std::string open_runs(MessageType opened, const ReplyHead& message, const ClientKey& key, WireReader& reader,
+                          const std::vector<std::size_t>& counts, const Positions& positions,
+                          const SecretBuffer<std::int64_t>& noise);
 
     Parameters parameters_;
     std::size_t features_;

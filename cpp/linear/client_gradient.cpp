@@ -1,5 +1,6 @@
 // LinearClient's part in HESplit's weight update: decrypt the server's masked gradient, flood it, send it back.
 #include <cmath>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -7,6 +8,7 @@
 #include "base/parallel.h"
 #include "linear/client.h"
 #include "linear/precision.h"
+#include "linear/private_replies.h"
 #include "rlwe/flooding.h"
 
 namespace hesplit {
@@ -17,41 +19,52 @@ std::string LinearClient::open_weight_gradient(View<const std::uint8_t> bytes, V
     ClientSession::Answer answer = session_.answer(reader.header(), Awaited::weight_gradient);
     ClientKey& key = *answer.request().key;
     const ReplyHead message = read_reply(reader, answer.request());
-    if (gradient.size != message.shape.samples * outputs_) {
-        throw ParameterError("expected the gradient of the logits as [" + std::to_string(message.shape.samples) + ", " +
-                             std::to_string(outputs_) + "]");
+    const bool agreed = parameters_.choice().private_bits != 0;  // whatever dJ/dY is
+    if (agreed ? gradient.size != 0 : gradient.size != message.shape.samples * outputs_) {
+        throw ParameterError(agreed
+                                 ? "with private weights dJ/dY is the server's alone"
+                                 : "expected the gradient of the logits as [" + std::to_string(message.shape.samples) +
+                                       ", " + std::to_string(outputs_) + "]");
     }
-    std::string opened = open_runs(message, key, reader, gradient);
+    const std::vector<GradientRun> runs = packing_->gradient_runs(message.shape);
+    std::vector<std::size_t> counts;
+    for (const GradientRun& run : runs) {
+        counts.push_back(run.coefficients);
+    }
+    const auto positions = [&](std::size_t r) { return packing_->gradient_positions(message.shape, runs[r]); };
+    const std::vector<double> known = agreed ? agreed_gradient(message.shape.samples, outputs_)
+                                             : std::vector<double>(gradient.begin(), gradient.end());
+    const SecretBuffer<std::int64_t> noise = gradient_noise(
+        message, key, {known.data(), known.size()}, std::accumulate(counts.begin(), counts.end(), std::size_t{0}));
+    std::string opened = open_runs(MessageType::opened_gradient, message, key, reader, counts, positions, noise);
     answer.done();
     return opened;
 }
 
-std::string LinearClient::open_runs(const ReplyHead& message, ClientKey& key, WireReader& reader,
-                                    View<const double> gradient) {
+std::string LinearClient::open_runs(MessageType opened, const ReplyHead& message, const ClientKey& key,
+                                    WireReader& reader, const std::vector<std::size_t>& counts,
+                                    const Positions& positions, const SecretBuffer<std::int64_t>& noise) {
     const int bits = message.bits;
-    const std::vector<GradientRun> runs = packing_->gradient_runs(message.shape);
     CiphertextRuns in(ring_.degree(), bits);
     std::vector<std::size_t> out_offset, noise_offset;
     std::size_t out_bytes = 0, coefficients = 0;
-    for (const GradientRun& run : runs) {
-        in.add(run.coefficients);
+    for (const std::size_t count : counts) {
+        in.add(count);
         out_offset.push_back(out_bytes);
         noise_offset.push_back(coefficients);
-        out_bytes += packed_bytes(run.coefficients, bits);
-        coefficients += run.coefficients;
+        out_bytes += packed_bytes(count, bits);
+        coefficients += count;
     }
     reader.require_remaining(in.bytes());
     const View<const std::uint8_t> payload = reader.raw(in.bytes());
-    const SecretBuffer<std::int64_t> noise = gradient_noise(message, key, gradient, coefficients);
 
     Header header = reader.header();
-    header.type = MessageType::opened_gradient;
+    header.type = opened;
     WireWriter writer(header, out_bytes);
     std::uint8_t* out = writer.reserve(out_bytes);
     const std::uint64_t mask = (std::uint64_t{1} << bits) - 1;
-    parallel_for(runs.size(), [&](std::size_t r) {
-        const SecretBuffer<std::int64_t> values =
-            key.open(payload.data + in.offset(r), packing_->gradient_positions(message.shape, runs[r]), bits);
+    parallel_for(counts.size(), [&](std::size_t r) {
+        const SecretBuffer<std::int64_t> values = key.open(payload.data + in.offset(r), positions(r), bits);
         // The server's mask is uniform, so there is no range to check; sums wrap around as the mask does.
         Buffer<std::uint64_t> flooded(values.size());
         for (std::size_t i = 0; i < values.size(); ++i) {

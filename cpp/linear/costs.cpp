@@ -137,13 +137,11 @@ ServingCost block_forward(Served served, const Ring& ring, std::size_t ciphertex
     return cost;
 }
 
-// An encryption of zero for every product: three transforms, and noise as long as a ciphertext that is received.
-void add_hiding(const Ring& ring, const BlockLayout& layout, std::size_t groups, ServingCost& cost) {
+// An encryption of zero for each of `count` ciphertexts: three transforms, and noise as long as two that are received.
+void add_hiding(const Ring& ring, std::size_t count, ServingCost& cost) {
     const Polynomial poly(ring);
-    const std::size_t products = groups * layout.products();
-    cost.working_bytes += 4 * poly.bytes + products * (kEntry + ring.prime_count() * kResidue *
-                                                                    (layout.per_product() * layout.group_size + 15));
-    cost.multiplications += real(products) * (3 * poly.transform + 2 * kReceive * poly.residues);
+    cost.working_bytes += 4 * poly.bytes;
+    cost.multiplications += real(count) * (3 * poly.transform + 2 * kReceive * poly.residues);
 }
 
 ServingCost block_gradient(Served served, const Ring& ring, const BlockLayout& layout, const BatchShape& shape,
@@ -341,12 +339,17 @@ int most_reply_bits(const Ring& ring) {
 
 ServingCost block_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes, const BlockLayout& layout,
                                const BatchShape& shape, int bits, bool private_weights) {
-    if (served == Served::weight_gradient || served == Served::opened_gradient) {
-        return block_gradient(served, ring, layout, shape, bits);
-    }
-    ServingCost cost = block_forward(served, ring, ciphertext_bytes, layout, shape, bits);
-    if (private_weights) {
-        add_hiding(ring, layout, shape.groups(), cost);
+    const bool forward = served == Served::forward || served == Served::training;
+    ServingCost cost = forward ? block_forward(served, ring, ciphertext_bytes, layout, shape, bits)
+                               : block_gradient(served, ring, layout, shape, bits);
+    if (private_weights && forward) {
+        const std::size_t products = shape.groups() * layout.products();
+        // What hides c0, and masks, until the reply is written.
+        cost.working_bytes +=
+            products * 2 * (kEntry + ring.prime_count() * kResidue * (layout.per_product() * layout.group_size + 15));
+        add_hiding(ring, products, cost);
+    } else if (private_weights && served == Served::weight_gradient) {
+        add_hiding(ring, layout.products() * layout.inputs(), cost);
     }
     return cost;
 }

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 #include <utility>
 
+#include "base/error.h"
+#include "base/parallel.h"
 #include "ring/prng.h"
 
 namespace hesplit {
@@ -47,21 +50,68 @@ void add_flood(const Ring& ring, int flood_bits, std::size_t count, std::size_t 
 
 }  // namespace
 
-void hide_product(const PublicKey& key, View<const std::uint32_t> positions, std::size_t padded, int flood_bits,
-                  std::uint64_t* c1, std::uint64_t* c0_part) {
+Buffer<std::uint64_t> hide_product(const PublicKey& key, View<const std::uint32_t> positions, std::size_t padded,
+                                   int flood_bits, std::uint64_t* c1) {
     const Ring& ring = key.ring();
     SecretBuffer<std::uint64_t> zero_c0(ring.size()), zero_c1(ring.size());
     key.encrypt_zero(zero_c0.data(), zero_c1.data());
     ring.add(c1, zero_c1.data());
+    Buffer<std::uint64_t> part(ring.prime_count() * padded, 0);
     for (std::size_t row = 0; row < ring.prime_count(); ++row) {
-        std::uint64_t* out = c0_part + row * padded;
         for (std::size_t i = 0; i < positions.size; ++i) {
-            out[i] = zero_c0[row * ring.degree() + positions[i]];
+            part[row * padded + i] = zero_c0[row * ring.degree() + positions[i]];
         }
-        std::fill(out + positions.size, out + padded, std::uint64_t{0});
     }
     if (flood_bits > 0) {
-        add_flood(ring, flood_bits, positions.size, padded, c0_part);
+        add_flood(ring, flood_bits, positions.size, padded, part.data());
+    }
+    return part;
+}
+
+std::vector<SecretBuffer<std::uint64_t>> uniform_masks(const std::vector<std::size_t>& counts, int bits) {
+    SecretBuffer<std::uint8_t> stream_key(32);
+    os_random(stream_key.data(), stream_key.size());
+    std::vector<SecretBuffer<std::uint64_t>> masks(counts.size());
+    parallel_for(counts.size(), [&](std::size_t i) {
+        masks[i].resize(counts[i]);
+        ChaCha20 stream(stream_key.data(), Domain::mask, static_cast<std::uint32_t>(i), 0);
+        sample_bits(stream, bits, masks[i].data(), counts[i]);
+    });
+    return masks;
+}
+
+void add_mask(const SecretBuffer<std::uint64_t>& mask, int bits, std::uint64_t* values) {
+    const std::uint64_t low = (std::uint64_t{1} << bits) - 1;
+    for (std::size_t i = 0; i < mask.size(); ++i) {
+        values[i] = (values[i] + mask[i]) & low;
+    }
+}
+
+std::vector<std::int64_t> without_mask(View<const std::uint64_t> values, const SecretBuffer<std::uint64_t>& mask,
+                                       int bits) {
+    std::vector<std::int64_t> signed_values(values.size);
+    for (std::size_t i = 0; i < values.size; ++i) {
+        signed_values[i] = static_cast<std::int64_t>((values[i] - mask[i]) << (64 - bits)) >> (64 - bits);
+    }
+    return signed_values;
+}
+
+std::vector<double> agreed_gradient(std::size_t samples, std::size_t outputs) {
+    return std::vector<double>(samples * outputs, 1 / static_cast<double>(samples));
+}
+
+void check_agreed_gradient(View<const double> gradient, std::size_t outputs) {
+    for (std::size_t o = 0; o < outputs; ++o) {
+        double sum = 0;
+        for (std::size_t i = o; i < gradient.size; i += outputs) {
+            sum += std::abs(gradient[i]);
+        }
+        if (sum > 1 + 1e-5) {  // float32 sums of a mean
+            throw RangeError(
+                "with private weights |dJ/dY| may sum to 1 over a batch for every output, as that of a mean cross "
+                "entropy does, got " +
+                std::to_string(sum) + "; divide dJ/dY by that, and multiply dJ/dW by it");
+        }
     }
 }
 

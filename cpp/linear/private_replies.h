@@ -8,19 +8,43 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "base/buffer.h"
 #include "rlwe/public_key.h"
 
 namespace hesplit {
 
-// Adds a fresh encryption of zero to a product in coefficient form: to c1, and to the part of c0 that is sent, which
-// must be added to it in turn: [primes, padded] residues at `positions`, then zeros. That part is flooded with numbers
-// uniform in [-2^flood_bits, 2^flood_bits), unless flood_bits is 0. `padded` is a multiple of 16.
-void hide_product(const PublicKey& key, View<const std::uint32_t> positions, std::size_t padded, int flood_bits,
-                  std::uint64_t* c1, std::uint64_t* c0_part);
+// Adds a fresh encryption of zero to c1 of a product, in coefficient form, and returns what must be added to the part
+// of c0 that is sent: [primes, padded] residues at `positions`, then zeros. That is flooded with numbers uniform in
+// [-2^flood_bits, 2^flood_bits), unless flood_bits is 0: c0 is masked then. `padded` is a multiple of 16.
+Buffer<std::uint64_t> hide_product(const PublicKey& key, View<const std::uint32_t> positions, std::size_t padded,
+                                   int flood_bits, std::uint64_t* c1);
 
 // a += b, of `count` coefficients whose residues are `count` apart.
 void add_residues(const Ring& ring, const std::uint64_t* b, std::size_t count, std::uint64_t* a);
+
+// Fresh masks of so many numbers each, uniform in [0, 2^bits).
+std::vector<SecretBuffer<std::uint64_t>> uniform_masks(const std::vector<std::size_t>& counts, int bits);
+// values += mask modulo 2^bits.
+void add_mask(const SecretBuffer<std::uint64_t>& mask, int bits, std::uint64_t* values);
+// values - mask modulo 2^bits, as signed numbers.
+std::vector<std::int64_t> without_mask(View<const std::uint64_t> values, const SecretBuffer<std::uint64_t>& mask,
+                                       int bits);
+
+// Puts values of a product in their places, rows of row-major [samples, outputs]: they are ordered by output, from
+// `first` on, then sample.
+template <class From, class To>
+void place_logits(const From& values, std::size_t samples, std::size_t first, std::size_t outputs, To* rows) {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        rows[(i % samples) * outputs + first + i / samples] = static_cast<To>(values[i]);
+    }
+}
+
+// With private weights dJ/dY is private too: scale and length of its product with a batch follow from this gradient,
+// [samples, outputs], whose entries sum to 1 for every output, as those of a mean cross entropy do at most.
+std::vector<double> agreed_gradient(std::size_t samples, std::size_t outputs);
+// Throws RangeError where the sum of |dJ/dY| over a batch is larger for some output.
+void check_agreed_gradient(View<const double> gradient, std::size_t outputs);
 
 }  // namespace hesplit

@@ -15,9 +15,10 @@ namespace hesplit {
 
 LinearServer::LinearServer(View<const std::uint8_t> public_material, std::size_t max_samples,
                            const ServingLimits& limits)
-    : LinearServer(WireReader(public_material, MessageType::public_material), max_samples, limits) {}
+    : LinearServer(WireReader(public_material, MessageType::public_material), max_samples, limits, nullptr) {}
 
-LinearServer::LinearServer(WireReader reader, std::size_t max_samples, const ServingLimits& limits)
+LinearServer::LinearServer(WireReader reader, std::size_t max_samples, const ServingLimits& limits,
+                           const LinearServer* like)
     : parameters_(read_parameters(reader)),
       key_id_(reader.header().key),
       max_samples_(std::min(max_samples, kMaxSamples)),
@@ -29,13 +30,19 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples, const Ser
         throw WireError("public material for an impossible layer of " + std::to_string(features_) + " -> " +
                         std::to_string(outputs_));
     }
-    if (parameters_.packing() == Packing::blocks) {
-        if (parameters_.choice().private_bits != 0) {
-            public_key_ = PublicKey::read(reader, parameters_);
+    if (parameters_.choice().private_bits != 0) {
+        if (key_id_ == Id{}) {
+            throw WireError("public material without a key, which replies that hide the weights need");
         }
-        packing_ = std::make_unique<BlockServerPacking>(parameters_, features_, outputs_, public_key_.get());
+        public_key_ = PublicKey::read(reader, parameters_);
+    }
+    if (like) {
+        packing_ = like->packing_;
+        weights_ = like->weights();
+    } else if (parameters_.packing() == Packing::blocks) {
+        packing_ = std::make_shared<BlockServerPacking>(parameters_, features_, outputs_);
     } else {
-        packing_ = std::make_unique<SlotServerPacking>(parameters_, features_, outputs_, weight_gradients_, reader);
+        packing_ = std::make_shared<SlotServerPacking>(parameters_, features_, outputs_, weight_gradients_, reader);
     }
     reader.require_remaining(0);
     ciphertext_bytes_ = PolynomialCodec(packing_->ring(), dropped_bits(packing_->ring())).bytes();
@@ -51,6 +58,19 @@ void LinearServer::set_weight(View<const double> weight, View<const double> bias
         weights_ = fresh;
     }
     fresh->work_ahead();
+}
+
+std::unique_ptr<LinearServer> LinearServer::for_client(View<const std::uint8_t> public_material) const {
+    if (parameters_.packing() != Packing::blocks) {
+        throw ParameterError("servers of slots share no weights: each has the rotation keys of its client");
+    }
+    WireReader reader(public_material, MessageType::public_material);
+    reader.require(parameters_.hash(), reader.header().key);
+    std::unique_ptr<LinearServer> made(new LinearServer(std::move(reader), max_samples_, limits_, this));
+    if (made->features_ != features_ || made->outputs_ != outputs_) {
+        throw WireError("public material for a layer of another shape");
+    }
+    return made;
 }
 
 std::shared_ptr<const LayerWeights> LinearServer::weights() const {
@@ -76,6 +96,7 @@ ForwardRequest LinearServer::read(View<const std::uint8_t> bytes) const {
     packing_->check_shape(shape);
     reader.require_remaining(shape.groups() * packing_->inputs(shape) * ciphertext_bytes_);
     request.ciphertexts = reader.raw(reader.remaining());
+    request.public_key = public_key_;
     return request;
 }
 
@@ -88,15 +109,15 @@ ServingCost LinearServer::gradient_cost(const Kept& kept) const {
     return packing_->cost(Served::weight_gradient, kept.shape, most_reply_bits(packing_->ring()));
 }
 
-std::string LinearServer::forward(View<const std::uint8_t> bytes, std::size_t* samples,
-                                  std::shared_ptr<const Kept>* kept) const {
+std::string LinearServer::reply(View<const std::uint8_t> bytes, std::size_t* samples, std::shared_ptr<const Kept>* kept,
+                                LogitMasks* masks) const {
     const ForwardRequest request = read(bytes);
     const std::shared_ptr<Kept> keep = kept ? std::make_shared<Kept>() : nullptr;
     const std::shared_ptr<const LayerWeights> weights = this->weights();
     check(packing_->cost(kept ? Served::training : Served::forward, request.head.shape,
                          weights->reply_bits(request.head.shape)),
           limits_);
-    std::string reply = weights->forward(request, keep ? &keep->groups : nullptr);
+    std::string reply = weights->forward(request, keep ? &keep->groups : nullptr, masks);
     if (samples) {
         *samples = request.head.shape.samples;
     }
@@ -106,6 +127,11 @@ std::string LinearServer::forward(View<const std::uint8_t> bytes, std::size_t* s
         *kept = keep;
     }
     return reply;
+}
+
+std::string LinearServer::forward(View<const std::uint8_t> request, std::size_t* samples,
+                                  std::shared_ptr<const Kept>* kept) const {
+    return reply(request, samples, kept, nullptr);
 }
 
 }  // namespace hesplit

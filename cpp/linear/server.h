@@ -47,6 +47,13 @@ class LinearServer {
         std::vector<SecretBuffer<std::uint64_t>> masks;  // by run, uniform in [0, 2^bits)
     };
 
+    // The other half of the logits of a request, until the client returns its own.
+    struct Share {
+        Header header;
+        ReplyHead head;
+        LogitMasks masks;
+    };
+
     // What forward() would take for a request, with `keep` what it takes to keep it; and weight_gradient(), at most.
     ServingCost cost(View<const std::uint8_t> request, bool keep) const;
     ServingCost gradient_cost(const Kept& kept) const;
@@ -56,6 +63,20 @@ class LinearServer {
     std::string forward(View<const std::uint8_t> request, std::size_t* samples = nullptr,
                         std::shared_ptr<const Kept>* kept = nullptr) const;
 
+    // The same with every logit masked uniformly modulo 2^bits: what the client decrypts and `share` add up to the
+    // logits. Throws ParameterError unless the weights are private: the reply would say them.
+    std::string share(View<const std::uint8_t> request, std::shared_ptr<const Share>& share,
+                      std::shared_ptr<const Kept>* kept = nullptr) const;
+    // Its logits, row-major [samples, outputs], from what the client sent back. Throws WireError or KeyMismatchError.
+    void join(const Share& share, View<const std::uint8_t> opened, double* y) const;
+
+    // This side's share, row-major [samples, outputs]: with the client's it adds up to the logits modulo 2^bits.
+    void own_share(const Share& share, std::uint64_t* values) const;
+
+    // A server of the same weights, shared with this one, for another client of the same parameters and shape (blocks).
+    // Throws as the constructor, KeyMismatchError for other parameters.
+    std::unique_ptr<LinearServer> for_client(View<const std::uint8_t> public_material) const;
+
     // Enc(dJ/dW) under uniform masks, for the client to open. `gradient` is dJ/dY, row-major [samples, outputs].
     std::string weight_gradient(const Kept& kept, View<const double> gradient,
                                 std::shared_ptr<const Masked>& masked) const;
@@ -63,7 +84,12 @@ class LinearServer {
     void unmask(const Masked& masked, View<const std::uint8_t> opened, double* weight_gradient) const;
 
   private:
-    LinearServer(WireReader reader, std::size_t max_samples, const ServingLimits& limits);
+    LinearServer(WireReader reader, std::size_t max_samples, const ServingLimits& limits, const LinearServer* like);
+    std::string reply(View<const std::uint8_t> bytes, std::size_t* samples, std::shared_ptr<const Kept>* kept,
+                      LogitMasks* masks) const;
+    // Every product's values, made of its mask, in their places.
+    template <class To, class Made>
+    void place(const Share& share, To* out, const Made& made) const;
     ForwardRequest read(View<const std::uint8_t> request) const;
     std::shared_ptr<const LayerWeights> weights() const;
 
@@ -75,7 +101,7 @@ class LinearServer {
     std::size_t outputs_ = 0;
     bool weight_gradients_ = false;                // the client sent what they need
     std::shared_ptr<const PublicKey> public_key_;  // of the client, where replies hide the weights
-    std::unique_ptr<const ServerPacking> packing_;
+    std::shared_ptr<const ServerPacking> packing_;
     std::size_t ciphertext_bytes_ = 0;  // of one in a request
 
     mutable std::mutex mutex_;

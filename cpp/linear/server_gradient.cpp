@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "linear/private_replies.h"
 #include "linear/ranges.h"
 #include "linear/server.h"
 
@@ -17,16 +18,25 @@ namespace hesplit {
 
 namespace {
 
-// One ciphertext of the message: c0 at its positions with the mask added, and c1.
-void write_masked_run(const Ring& ring, const Buffer<std::uint64_t>& c0, const Buffer<std::uint64_t>& c1,
-                      const std::vector<std::uint32_t>& positions, const SecretBuffer<std::uint64_t>& mask, int bits,
-                      std::uint8_t* out) {
-    Buffer<std::uint64_t> switched(ring.degree());
-    ring.switch_to_bits(c0.data(), {positions.data(), positions.size()}, bits, switched.data());
-    const std::uint64_t low = (std::uint64_t{1} << bits) - 1;
-    for (std::size_t i = 0; i < positions.size(); ++i) {
-        switched[i] = (switched[i] + mask[i]) & low;
+// One ciphertext of the message: c0 at its positions with the mask added, and c1. With a public key an encryption of
+// zero hides what c1 says of dJ/dY.
+void write_masked_run(const Ring& ring, const PublicKey* key, const Buffer<std::uint64_t>& c0,
+                      Buffer<std::uint64_t>& c1, const std::vector<std::uint32_t>& positions,
+                      const SecretBuffer<std::uint64_t>& mask, int bits, std::uint8_t* out) {
+    const std::size_t padded = (positions.size() + 15) / 16 * 16;
+    Buffer<std::uint64_t> sent(ring.prime_count() * padded, 0), switched(padded);
+    for (std::size_t row = 0; row < ring.prime_count(); ++row) {
+        for (std::size_t i = 0; i < positions.size(); ++i) {
+            sent[row * padded + i] = c0[row * ring.degree() + positions[i]];
+        }
     }
+    if (key) {
+        const Buffer<std::uint64_t> hiding =
+            hide_product(*key, {positions.data(), positions.size()}, padded, 0, c1.data());
+        add_residues(ring, hiding.data(), padded, sent.data());
+    }
+    ring.switch_to_bits(sent.data(), padded, bits, switched.data());
+    add_mask(mask, bits, switched.data());
     pack_bits({switched.data(), positions.size()}, bits, out);
     pack_switched(ring, c1.data(), bits, out + packed_bytes(positions.size(), bits));
 }
@@ -43,10 +53,16 @@ std::string LinearServer::weight_gradient(const Kept& kept, View<const double> g
     }
     check_finite(gradient, "gradient contains");
     packing_->check_gradient(kept.shape);
+    std::vector<double> agreed;
+    if (public_key_) {
+        check_agreed_gradient(gradient, outputs_);
+        agreed = agreed_gradient(kept.shape.samples, outputs_);
+    }
+    const View<const double> known = public_key_ ? View<const double>{agreed.data(), agreed.size()} : gradient;
     const Ring& ring = packing_->ring();
-    const double scale = packing_->gradient_scale(gradient), modulus = ring.modulus_value();
+    const double scale = packing_->gradient_scale(known), modulus = ring.modulus_value();
     const int most_bits = static_cast<int>(std::floor(std::log2(modulus)));
-    const int bits = std::min(most_bits, packing_->gradient_bits(kept.shape, gradient, scale));
+    const int bits = std::min(most_bits, packing_->gradient_bits(kept.shape, known, scale));
 
     check(packing_->cost(Served::weight_gradient, kept.shape, bits), limits_);
 
@@ -54,16 +70,16 @@ std::string LinearServer::weight_gradient(const Kept& kept, View<const double> g
     masked->header = kept.header;
     masked->head = {kept.shape, bits, parameters_.choice().scale * scale / modulus * std::ldexp(1.0, bits)};
     masked->runs = packing_->gradient_runs(kept.shape);
-    masked->masks.resize(masked->runs.size());
     CiphertextRuns layout(ring.degree(), bits);
+    std::vector<std::size_t> counts;
     for (const GradientRun& run : masked->runs) {
         layout.add(run.coefficients);
+        counts.push_back(run.coefficients);
     }
+    masked->masks = uniform_masks(counts, bits);
     WireWriter writer = begin_reply(kept.header, MessageType::weight_gradient, masked->head, layout.bytes());
     std::uint8_t* out = writer.reserve(layout.bytes());
 
-    SecretBuffer<std::uint8_t> mask_key(32);
-    os_random(mask_key.data(), mask_key.size());
     const std::vector<GradientRun>& runs = masked->runs;  // product by product
     const std::size_t at_once = packing_->gradient_products_at_once(kept.shape);
     for (std::size_t first = 0, end = 0; first < runs.size(); first = end) {
@@ -76,12 +92,8 @@ std::string LinearServer::weight_gradient(const Kept& kept, View<const double> g
             const std::size_t r = first + i;
             Buffer<std::uint64_t> c0(ring.size()), c1(ring.size());
             encoded->product(kept.groups, runs[r], c0.data(), c1.data());
-            SecretBuffer<std::uint64_t>& mask = masked->masks[r];
-            mask.resize(runs[r].coefficients);
-            ChaCha20 stream(mask_key.data(), Domain::mask, static_cast<std::uint32_t>(r), 0);
-            sample_bits(stream, bits, mask.data(), mask.size());
-            write_masked_run(ring, c0, c1, packing_->gradient_positions(kept.shape, runs[r]), mask, bits,
-                             out + layout.offset(r));
+            write_masked_run(ring, public_key_.get(), c0, c1, packing_->gradient_positions(kept.shape, runs[r]),
+                             masked->masks[r], bits, out + layout.offset(r));
         });
     }
     masked_out = std::move(masked);
@@ -104,10 +116,7 @@ void LinearServer::unmask(const Masked& masked, View<const std::uint8_t> opened,
         const GradientRun& run = masked.runs[r];
         Buffer<std::uint64_t> values(run.coefficients);
         reader.packed({values.data(), values.size()}, bits, std::uint64_t{1} << bits);
-        std::vector<std::int64_t> centred(run.coefficients);
-        for (std::size_t i = 0; i < values.size(); ++i) {
-            centred[i] = static_cast<std::int64_t>((values[i] - masked.masks[r][i]) << (64 - bits)) >> (64 - bits);
-        }
+        const std::vector<std::int64_t> centred = without_mask({values.data(), values.size()}, masked.masks[r], bits);
         const std::vector<double> part =
             packing_->decode_gradient(run, {centred.data(), centred.size()}, masked.head.scale);
         for (std::size_t i = 0; i < part.size(); ++i) {

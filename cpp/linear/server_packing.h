@@ -12,6 +12,7 @@
 #include "linear/costs.h"
 #include "linear/messages.h"
 #include "ring/ring.h"
+#include "rlwe/public_key.h"
 #include "wire/format.h"
 
 namespace hesplit {
@@ -21,7 +22,11 @@ struct ForwardRequest {
     Header header;
     RequestHead head;
     View<const std::uint8_t> ciphertexts;
+    std::shared_ptr<const PublicKey> public_key;  // of the client, where the reply is to hide the weights
 };
+
+// What masks the logits of a reply, modulo 2^bits: by group and product, uniform, in the order of its coefficients.
+using LogitMasks = std::vector<SecretBuffer<std::uint64_t>>;
 
 // The input ciphertexts of one group, one polynomial after the other, in NTT form.
 struct GroupInputs {
@@ -36,8 +41,10 @@ class LayerWeights {
 
     // Of a coefficient of the replies to requests of that shape.
     virtual int reply_bits(const BatchShape& shape) const = 0;
-    // The reply to a request. `kept`, if not null, receives its input ciphertexts, by group.
-    virtual std::string forward(const ForwardRequest& request, std::vector<GroupInputs>* kept) const = 0;
+    // The reply to a request. `kept`, if not null, receives its input ciphertexts, by group; with `masks` the reply is
+    // a share, and they receive the other (blocks).
+    virtual std::string forward(const ForwardRequest& request, std::vector<GroupInputs>* kept,
+                                LogitMasks* masks) const = 0;
     // Begins what can be computed of the reply to the next request, before that has come.
     virtual void work_ahead() const = 0;
 };

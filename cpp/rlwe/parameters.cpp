@@ -100,6 +100,7 @@ void check_private(const ParameterChoice& choice) {
 }
 
 void check_ranges(const ParameterChoice& choice) {
+    check_private(choice);
     // Replies that hide the weights need larger scales; activations are then rounded at a smaller one, and multiplied
     // by a power of two in the ring.
     const int most = choice.private_bits != 0 ? 120 : 60;
@@ -126,7 +127,6 @@ void check_ranges(const ParameterChoice& choice) {
         throw ParameterError("statistical_bits must be between " + std::to_string(kLeastStatisticalBits) + " and " +
                              std::to_string(kMostStatisticalBits) + ", got " + std::to_string(choice.statistical_bits));
     }
-    check_private(choice);
     if (choice.batch_size < 1 || choice.batch_size > 65536) {
         throw ParameterError("batch_size must be between 1 and 65536, got " + std::to_string(choice.batch_size));
     }

@@ -72,6 +72,10 @@ std::string name(MessageType type) {
             return "encrypted polynomials";
         case MessageType::products:
             return "products of polynomials";
+        case MessageType::share:
+            return "share of logits";
+        case MessageType::opened_share:
+            return "opened share of logits";
     }
     return "message of unknown type";
 }

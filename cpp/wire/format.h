@@ -40,6 +40,8 @@ enum class MessageType : std::uint8_t {
     public_key = 15,      // what anybody can encrypt with
     polynomials = 16,     // encrypted, for any linear map
     products = 17,        // what such a map made of them
+    share = 18,           // a reply whose logits are masked
+    opened_share = 19,    // decrypted, still masked, back to the server
 };
 
 inline constexpr std::uint8_t kWireVersion = 3;

@@ -18,8 +18,8 @@ void NextReplyC1::start(const std::shared_ptr<const BlockLayerWeights>& weights)
         return;
     }
     next_ = std::make_shared<std::shared_ptr<ReplyC1>>();
-    ahead_.start([weights, shape = shape_, seed = announced_, result = next_] {
-        *result = weights->reply_c1(shape, seed, true);
+    ahead_.start([weights, shape = shape_, seed = announced_, key = public_key_, result = next_] {
+        *result = weights->reply_c1(shape, seed, key, true);
     });
 }
 
@@ -28,10 +28,11 @@ std::shared_ptr<ReplyC1> NextReplyC1::take(const ForwardRequest& request, const 
     ahead_.wait();
     announced_ = request.head.announced;
     shape_ = request.head.shape;
+    public_key_ = request.public_key;
     const std::shared_ptr<ReplyC1> made = next_ ? std::move(*next_) : nullptr;
     next_.reset();
-    const bool fits =
-        made && made->seed == request.head.seed && made->shape == request.head.shape && made->owner.get() == weights;
+    const bool fits = made && made->seed == request.head.seed && made->shape == request.head.shape &&
+                      made->owner.get() == weights && made->public_key == request.public_key;
     return fits ? made : nullptr;
 }
 
@@ -93,6 +94,7 @@ bool BlockLayerWeights::worth_keeping(const BatchShape& shape) const {
 }
 
 std::shared_ptr<ReplyC1> BlockLayerWeights::reply_c1(const BatchShape& shape, const Seed& seed,
+                                                     const std::shared_ptr<const PublicKey>& public_key,
                                                      bool keep_inputs) const {
     const Ring& ring = serving_.ring;
     auto made = std::make_shared<ReplyC1>();
@@ -100,13 +102,14 @@ std::shared_ptr<ReplyC1> BlockLayerWeights::reply_c1(const BatchShape& shape, co
     made->shape = shape;
     made->owner = shared_from_this();
     made->weights = encoded(shape);
+    made->public_key = public_key;
     const BlockWeights& weights = *made->weights;
     const int bits = weights.scaling().reply_bits;
     const std::size_t products = weights.layout().products(), inputs = weights.layout().inputs();
     const std::size_t at_once = weights.products_at_once();
     made->inputs.resize(shape.groups());
     made->products.resize(shape.groups() * products);
-    made->hiding.resize(serving_.public_key ? made->products.size() : 0);
+    made->hiding.resize(public_key ? made->products.size() : 0);
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         Buffer<std::uint64_t>& c1 = made->inputs[group];
         c1.resize(inputs * ring.size());
@@ -120,9 +123,12 @@ std::shared_ptr<ReplyC1> BlockLayerWeights::reply_c1(const BatchShape& shape, co
             weights.products(prepared.empty() ? c1 : prepared, first, count, polys.data());
             for (std::size_t i = 0; i < count; ++i) {
                 const std::size_t index = group * products + first + i;
-                if (serving_.public_key) {
-                    hide(weights, first + i, shape.samples_of(group), polys.data() + i * ring.size(),
-                         made->hiding[index]);
+                if (public_key) {
+                    const std::vector<std::uint32_t> sent =
+                        output_positions(weights.layout(), first + i, shape.samples_of(group));
+                    made->hiding[index] =
+                        hide_product(*public_key, {sent.data(), sent.size()}, weights.padded_outputs(),
+                                     weights.scaling().flood_bits, polys.data() + i * ring.size());
                 }
                 std::vector<std::uint8_t>& packed = made->products[index];
                 packed.resize(packed_bytes(ring.degree(), bits));
@@ -136,31 +142,29 @@ std::shared_ptr<ReplyC1> BlockLayerWeights::reply_c1(const BatchShape& shape, co
     return made;
 }
 
-void BlockLayerWeights::hide(const BlockWeights& weights, std::size_t p, std::size_t samples, std::uint64_t* c1,
-                             Buffer<std::uint64_t>& c0_part) const {
-    const std::vector<std::uint32_t> positions = output_positions(weights.layout(), p, samples);
-    c0_part.resize(serving_.ring.prime_count() * weights.padded_outputs());
-    hide_product(*serving_.public_key, {positions.data(), positions.size()}, weights.padded_outputs(),
-                 weights.scaling().flood_bits, c1, c0_part.data());
-}
-
-std::string BlockLayerWeights::forward(const ForwardRequest& request, std::vector<GroupInputs>* kept) const {
+std::string BlockLayerWeights::forward(const ForwardRequest& request, std::vector<GroupInputs>* kept,
+                                       LogitMasks* masks) const {
     const Ring& ring = serving_.ring;
     const BatchShape& shape = request.head.shape;
     std::shared_ptr<ReplyC1> c1 = serving_.next.take(request, this);
     if (!c1) {
-        c1 = reply_c1(shape, request.head.seed, kept != nullptr);
+        c1 = reply_c1(shape, request.head.seed, request.public_key, kept != nullptr);
     }
     const BlockLayout& layout = c1->weights->layout();
     const Scaling& scaling = c1->weights->scaling();
     CiphertextRuns runs(ring.degree(), scaling.reply_bits);
+    std::vector<std::size_t> counts;
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t p = 0; p < layout.products(); ++p) {
-            runs.add(layout.outputs_of(p) * shape.samples_of(group));
+            counts.push_back(layout.outputs_of(p) * shape.samples_of(group));
+            runs.add(counts.back());
         }
     }
-    WireWriter writer =
-        begin_reply(request.header, MessageType::reply, {shape, scaling.reply_bits, scaling.reply_scale}, runs.bytes());
+    if (masks) {
+        *masks = uniform_masks(counts, scaling.reply_bits);
+    }
+    WireWriter writer = begin_reply(request.header, masks ? MessageType::share : MessageType::reply,
+                                    {shape, scaling.reply_bits, scaling.reply_scale}, runs.bytes());
     std::uint8_t* out = writer.reserve(runs.bytes());
     const std::size_t inputs = layout.inputs();
     for (std::size_t group = 0; group < shape.groups(); ++group) {
@@ -174,13 +178,14 @@ std::string BlockLayerWeights::forward(const ForwardRequest& request, std::vecto
             parallel_for(inputs, [&](std::size_t j) { ring.to_ntt(in_ntt.data() + j * ring.size()); });
             kept->push_back({std::move(in_ntt), std::move(c1->inputs[group])});
         }
-        reply_to_group(request, group, *c1, std::move(c0), runs, out);
+        reply_to_group(request, group, *c1, std::move(c0), runs, masks, out);
     }
     return writer.finish();
 }
 
 void BlockLayerWeights::reply_to_group(const ForwardRequest& request, std::size_t group, const ReplyC1& c1,
-                                       Buffer<std::uint64_t> c0, const CiphertextRuns& runs, std::uint8_t* out) const {
+                                       Buffer<std::uint64_t> c0, const CiphertextRuns& runs, const LogitMasks* masks,
+                                       std::uint8_t* out) const {
     const Ring& ring = serving_.ring;
     const BlockWeights& weights = *c1.weights;
     const int bits = weights.scaling().reply_bits;
@@ -195,10 +200,13 @@ void BlockLayerWeights::reply_to_group(const ForwardRequest& request, std::size_
             const std::size_t index = group * products + first + i;
             const std::size_t used = weights.layout().outputs_of(first + i) * samples;
             std::uint8_t* to = out + runs.offset(index);
-            if (serving_.public_key) {
+            if (!c1.hiding.empty()) {
                 add_residues(ring, c1.hiding[index].data(), padded, outputs.data() + i * ring.prime_count() * padded);
             }
             ring.switch_to_bits(outputs.data() + i * ring.prime_count() * padded, padded, bits, switched.data());
+            if (masks) {
+                add_mask((*masks)[index], bits, switched.data());
+            }
             pack_bits({switched.data(), used}, bits, to);
             std::copy(c1.products[index].begin(), c1.products[index].end(), to + packed_bytes(used, bits));
         }

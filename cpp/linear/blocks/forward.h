@@ -25,6 +25,7 @@ struct ReplyC1 {
     BatchShape shape;
     std::shared_ptr<const BlockLayerWeights> owner;  // whose weights those are
     std::shared_ptr<const BlockWeights> weights;
+    std::shared_ptr<const PublicKey> public_key;      // that hides them
     std::vector<Buffer<std::uint64_t>> inputs;        // by group, in NTT form
     std::vector<std::vector<std::uint8_t>> products;  // by group and product, packed
     // By group and product, [primes, padded_outputs()] residues, to be used once; empty unless weights are private.
@@ -43,8 +44,9 @@ class NextReplyC1 {
     // Guarded by mutex_; the job puts its result where next_ points to. ahead_ is last, so that a job ends before the
     // rest.
     std::mutex mutex_;
-    Seed announced_{};  // for the next request, of that shape
+    Seed announced_{};  // for the next request, of that shape and key
     BatchShape shape_;
+    std::shared_ptr<const PublicKey> public_key_;
     std::shared_ptr<std::shared_ptr<ReplyC1>> next_;
     Ahead ahead_;
 };
@@ -55,7 +57,6 @@ struct BlockServing {
     const Ring& ring;
     const PolynomialCodec& codec;
     NextReplyC1& next;
-    const PublicKey* public_key;  // not null: replies hide the weights
     std::size_t features;
     std::size_t outputs;
 };
@@ -66,22 +67,21 @@ class BlockLayerWeights final : public LayerWeights, public std::enable_shared_f
     BlockLayerWeights(const BlockServing& serving, std::vector<double> weight, std::vector<double> bias);
 
     int reply_bits(const BatchShape& shape) const override;
-    std::string forward(const ForwardRequest& request, std::vector<GroupInputs>* kept) const override;
+    std::string forward(const ForwardRequest& request, std::vector<GroupInputs>* kept,
+                        LogitMasks* masks) const override;
     void work_ahead() const override { serving_.next.start(shared_from_this()); }
 
     // Whether c1 of a reply is small enough to be kept between two requests.
     bool worth_keeping(const BatchShape& shape) const;
-    // `keep_inputs`: with c1 of the inputs, in NTT form.
-    std::shared_ptr<ReplyC1> reply_c1(const BatchShape& shape, const Seed& seed, bool keep_inputs) const;
+    // `public_key` hides the weights, null: they are not hidden; `keep_inputs`: with c1 of the inputs, in NTT form.
+    std::shared_ptr<ReplyC1> reply_c1(const BatchShape& shape, const Seed& seed,
+                                      const std::shared_ptr<const PublicKey>& public_key, bool keep_inputs) const;
     // The weights encoded for one layout.
     std::shared_ptr<const BlockWeights> encoded(const BatchShape& shape) const;
 
   private:
-    // Adds an encryption of zero to c1 of product p, and makes what its c0 then takes.
-    void hide(const BlockWeights& weights, std::size_t p, std::size_t samples, std::uint64_t* c1,
-              Buffer<std::uint64_t>& c0_part) const;
     void reply_to_group(const ForwardRequest& request, std::size_t group, const ReplyC1& c1, Buffer<std::uint64_t> c0,
-                        const CiphertextRuns& runs, std::uint8_t* out) const;
+                        const CiphertextRuns& runs, const LogitMasks* masks, std::uint8_t* out) const;
 
     BlockServing serving_;
     std::vector<double> weight_;

@@ -9,14 +9,12 @@
 
 namespace hesplit {
 
-BlockServerPacking::BlockServerPacking(const Parameters& parameters, std::size_t features, std::size_t outputs,
-                                       const PublicKey* public_key)
+BlockServerPacking::BlockServerPacking(const Parameters& parameters, std::size_t features, std::size_t outputs)
     : parameters_(parameters),
       features_(features),
       outputs_(outputs),
       ring_(parameters.ring_degree(), parameters.primes()),
-      codec_(ring_, dropped_bits(ring_)),
-      public_key_(public_key) {}
+      codec_(ring_, dropped_bits(ring_)) {}
 
 BlockLayout BlockServerPacking::layout(const BatchShape& shape) const {
     return block_layout(ring_, features_, outputs_, shape);
@@ -25,8 +23,7 @@ BlockLayout BlockServerPacking::layout(const BatchShape& shape) const {
 std::shared_ptr<const LayerWeights> BlockServerPacking::make_weights(std::vector<double> weight,
                                                                      std::vector<double> bias) const {
     return std::make_shared<const BlockLayerWeights>(
-        BlockServing{parameters_, ring_, codec_, next_, public_key_, features_, outputs_}, std::move(weight),
-        std::move(bias));
+        BlockServing{parameters_, ring_, codec_, next_, features_, outputs_}, std::move(weight), std::move(bias));
 }
 
 void BlockServerPacking::check_shape(const BatchShape& shape) const {
@@ -38,7 +35,8 @@ std::size_t BlockServerPacking::inputs(const BatchShape& shape) const {
 }
 
 ServingCost BlockServerPacking::cost(Served served, const BatchShape& shape, int bits) const {
-    return block_serving_cost(served, ring_, codec_.bytes(), layout(shape), shape, bits, public_key_ != nullptr);
+    return block_serving_cost(served, ring_, codec_.bytes(), layout(shape), shape, bits,
+                              parameters_.choice().private_bits != 0);
 }
 
 std::size_t BlockServerPacking::gradient_products_at_once(const BatchShape& shape) const {

@@ -15,9 +15,7 @@ namespace hesplit {
 
 class BlockServerPacking final : public ServerPacking {
   public:
-    // With `public_key` replies hide the weights; it must outlive this object.
-    BlockServerPacking(const Parameters& parameters, std::size_t features, std::size_t outputs,
-                       const PublicKey* public_key);
+    BlockServerPacking(const Parameters& parameters, std::size_t features, std::size_t outputs);
 
     const Ring& ring() const override { return ring_; }
     ServingCost weights_cost() const override { return {}; }  // encoded when it is known in which layout
@@ -49,7 +47,6 @@ class BlockServerPacking final : public ServerPacking {
     std::size_t outputs_;
     Ring ring_;
     PolynomialCodec codec_;
-    const PublicKey* public_key_;
     mutable NextReplyC1 next_;  // last, so that its job ends before the rest
 };
 

@@ -19,7 +19,8 @@ GroupInputs SlotLayerWeights::read_group(const ForwardRequest& request, std::siz
     return made;
 }
 
-std::string SlotLayerWeights::forward(const ForwardRequest& request, std::vector<GroupInputs>* kept) const {
+std::string SlotLayerWeights::forward(const ForwardRequest& request, std::vector<GroupInputs>* kept,
+                                      LogitMasks*) const {
     const Ring& ring = ring_.data();
     const Scaling& scaling = weights_.scaling();
     const int bits = scaling.reply_bits;

@@ -21,7 +21,8 @@ class SlotLayerWeights final : public LayerWeights {
         : weights_(std::move(weights)), ring_(ring), layout_(layout), keys_(keys), codec_(codec) {}
 
     int reply_bits(const BatchShape&) const override { return weights_.scaling().reply_bits; }
-    std::string forward(const ForwardRequest& request, std::vector<GroupInputs>* kept) const override;
+    std::string forward(const ForwardRequest& request, std::vector<GroupInputs>* kept,
+                        LogitMasks* masks) const override;
     // Every rotation needs c0 and c1 of a product of both: a seed alone is not enough to begin with.
     void work_ahead() const override {}
 

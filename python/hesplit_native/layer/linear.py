@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -25,6 +26,18 @@ else:
 ArrayT = TypeVar("ArrayT", bound="Array")
 Buffer = bytes | bytearray | memoryview
 Float = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LogitShare:
+    """One of two shares of logits: their sum modulo ``2**bits``, as a signed number, is the logit times `scale`.
+
+    ``values`` is uint64 [n, out_features].
+    """
+
+    values: npt.NDArray[np.uint64]
+    bits: int
+    scale: float
 
 
 class LinearClient:
@@ -135,12 +148,34 @@ class LinearClient:
             self.flooding_deviation = max(self.flooding_deviation, deviation)
         return y
 
-    def open_weight_gradient(self, message: Buffer, gradient: Array) -> bytes:
+    def open_share(self, message: Buffer, *, weight_gradient_follows: bool = False) -> bytes:
+        """The client's share of masked logits (`LinearServer.forward_share`), to be returned: a release like `decrypt_for_release`.
+
+        Raises
+        ------
+        ParameterError
+            When tau decryptions were released under this key already; errors otherwise as for `decrypt`.
+        """
+        if self._ledger is not None and self.parameters.releases:
+            self._ledger.take()
+        opened, deviation = self._native.open_share(message, weight_gradient_follows)
+        with self._lock:
+            self.flooding_deviation = max(self.flooding_deviation, deviation)
+        return opened
+
+    def decrypt_share(self, message: Buffer) -> LogitShare:
+        """The same share for use on this side, as `LinearServer.own_share` is on the other; errors as for `decrypt`."""
+        return LogitShare(*self._native.decrypt_share(message))
+
+    def open_weight_gradient(self, message: Buffer, gradient: Array | None = None) -> bytes:
         """Decrypt the server's masked dJ/dW for it (*Split Without a Leak*): a release, flooded if the parameters allow releases.
 
-        ``gradient`` is dJ/dy [n, out_features], as it was sent to the server.
+        ``gradient`` is dJ/dy [n, out_features], as it was sent to the server; None with private weights, where it is the server's.
         """
-        g = _matrix(gradient, "gradient", (None, self.out_features)).astype(np.float64, copy=False)
+        if gradient is None:
+            g = np.zeros(0)
+        else:
+            g = _matrix(gradient, "gradient", (None, self.out_features)).astype(np.float64, copy=False)
         if self._ledger is not None and self.parameters.releases:
             self._ledger.take()
         return self._native.open_weight_gradient(message, g)
@@ -215,8 +250,8 @@ class LinearServer:
         self.parameters = Parameters._wrap(self._native.parameters)
         if private and not self.parameters.private_bits:
             raise ParameterError(
-                "these parameters let the weights be read from replies (private_bits=0), and this server's are private; let the client "
-                "make its parameters with Parameters.recommend(..., private_weights=True)"
+                "these parameters let the weights be read from replies (private_bits=0), and they are private here; the client makes "
+                "others with Parameters.recommend(..., private_weights=True)"
             )
         self.set_weight(weight, bias)
 
@@ -242,6 +277,48 @@ class LinearServer:
         """`forward`, the number of samples, and with `keep` the request's ciphertexts for `weight_gradient`."""
         return self._native.forward_training(request, keep)
 
+    def forward_share(
+        self, request: Buffer, *, keep: bool = False
+    ) -> tuple[bytes, _core.Share, int, _core.KeptRequest | None]:
+        """A reply whose logits are masked uniformly, and the masks; otherwise as `forward_training`.
+
+        Neither side knows a logit: the client decrypts one share of it (`LinearClient.open_share`, `LinearClient.decrypt_share`),
+        the other one is here (`join`, `own_share`).
+
+        Raises
+        ------
+        ParameterError
+            Where the weights are not private: the reply would give them away.
+        """
+        return self._native.forward_share(request, keep)
+
+    def join(self, share: _core.Share, opened: Buffer) -> npt.NDArray[np.float64]:
+        """The logits [n, out_features] from what the client opened of its share.
+
+        Raises
+        ------
+        WireError, KeyMismatchError
+            Damaged bytes, or those of another request.
+        """
+        return self._native.join(share, opened)
+
+    def own_share(self, share: _core.Share) -> LogitShare:
+        """The server's share, for use here."""
+        return LogitShare(self._native.own_share(share), share.bits, share.scale)
+
+    def for_client(self, public_material: bytes) -> LinearServer:
+        """A server for another client of the same parameters, with the same weights in the same memory (packing ``"blocks"``).
+
+        Raises
+        ------
+        WireError, KeyMismatchError
+            When the bytes are not the public material of such a client.
+        """
+        made = object.__new__(LinearServer)
+        made._native = self._native.for_client(public_material)
+        made.in_features, made.out_features, made.parameters = self.in_features, self.out_features, self.parameters
+        return made
+
     def cost(self, request: Buffer, *, keep: bool = False) -> ServingCost:
         """What `forward` would take for a request, with `keep` what it takes to keep it; errors as for `forward`."""
         return ServingCost(**self._native.cost(request, keep))
@@ -258,7 +335,8 @@ class LinearServer:
         WireError
             When it would cost more than this server's limits, or the rotation keys are for smaller batches.
         RangeError
-            NaN or infinity in the gradient.
+            NaN or infinity in the gradient. With private weights, where its size must not show: one whose absolute values sum to more
+            than 1 over the batch for some output, which those of a mean cross entropy do not.
         """
         g = _matrix(gradient, "gradient", (None, self.out_features)).astype(np.float64, copy=False)
         return self._native.weight_gradient(kept, g)
