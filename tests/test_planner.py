@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -121,3 +122,14 @@ def test_large_layers_are_planned_without_preparing_them_frozen(monkeypatch):
     result = CliRunner().invoke(app, ["plan", "5000", "5000"])
     assert result.exit_code == 0, result.output
     assert "do not change" not in result.output
+
+
+def test_the_command_plans_for_private_weights(monkeypatch):
+    monkeypatch.setattr("hesplit_native.cli.plan._measured", lambda plan, *_: plan)
+    result = CliRunner().invoke(app, ["plan", "256", "5", "--private-weights"])
+    assert result.exit_code == 0, result.output
+    assert "what hides weights" in result.output
+    found = re.search(r"fromhex\('(\w+)'\)", result.output)
+    assert found is not None
+    params = hn.Parameters.from_bytes(bytes.fromhex(found[1]))
+    assert (params.private_bits, params.weight_norm) == (40, 16.0)

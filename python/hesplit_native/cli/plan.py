@@ -40,6 +40,7 @@ def plan_command(
     weight_norm: float = typer.Option(16.0, min=1e-9, help="Largest l2 norm of a row of the weight."),
     security: Attacker = typer.Option("standard", help="128 bits against classical or against quantum computers."),
     statistical_bits: int = typer.Option(30, min=20, max=60, help="Statistical security of flooded releases."),
+    private_weights: bool = typer.Option(False, "--private-weights", help="Replies that hide the server's weights."),
 ) -> None:
     """Choose ring degree, moduli, packing width, reply bits and threads for a layer and a link, and say why."""
     from rich.console import Console
@@ -53,7 +54,7 @@ def plan_command(
     found = plans(
         in_features, out_features, batch_size, link=speed, flooding=flooding, error_bound=error_bound,
         activation_bound=activation_bound, weight_norm=weight_norm,
-        security=security, statistical_bits=statistical_bits,
+        security=security, statistical_bits=statistical_bits, private_weights=private_weights,
     )  # fmt: skip
     # What is chosen is what took least here: the predictions are of other machines.
     both = [(plan, _measured(plan, in_features, out_features, batch_size, speed)) for plan in found]
@@ -80,7 +81,7 @@ def plan_command(
     console.print(
         f"Parameters.from_bytes(bytes.fromhex({best.parameters.to_bytes().hex()!r}))", highlight=False, soft_wrap=True
     )
-    if in_features * out_features <= _FROZEN_WEIGHTS:
+    if in_features * out_features <= _FROZEN_WEIGHTS and not private_weights:
         from hesplit_native.layer.frozen import MAX_ROWS
 
         _print_frozen(console, in_features, out_features, min(batch_size, MAX_ROWS), speed)
@@ -141,6 +142,7 @@ def _rows(found: list[Plan], measured: list[Plan]) -> list[tuple[str, list[str]]
         ("bits of a reply's coefficient", each(lambda p: str(p.reply_bits))),
         ("error of a logit, at most", each(lambda p: f"{p.error:.1e}")),
         ("deviation of flooding", each(lambda p: f"{p.flooding_deviation:.2g}")),
+        ("deviation of what hides weights", each(lambda p: f"{p.logit_noise:.2g}")),
         ("request", each(lambda p: size(p.request_bytes))),
         ("reply", each(lambda p: size(p.reply_bytes))),
         ("client, predicted", each(lambda p: f"{1e3 * p.client_seconds:.3f}")),
@@ -170,7 +172,8 @@ def _measured(plan: Plan, in_features: int, out_features: int, batch_size: int, 
     bias = np.zeros(out_features)
     x = generator.normal(size=(batch_size, in_features)).astype(np.float32)
     key = SecretKey.generate(plan.parameters)
-    client = LinearClient(key, in_features, out_features, fresh_keys=plan.parameters.releases == 1, link=link)
+    fresh_keys = plan.parameters.releases == 1 and not plan.parameters.private_bits
+    client = LinearClient(key, in_features, out_features, fresh_keys=fresh_keys, link=link)
     server = LinearServer(client.public_material(), weight, bias)
     threads, ahead = _core.num_threads(), _core.work_ahead()
     best = [float("inf"), float("inf")]

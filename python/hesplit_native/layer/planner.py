@@ -13,6 +13,7 @@ from hesplit_native.layer.parameters import (
     ERROR_BOUND,
     FLOODED_ERROR_BOUND,
     GIGABIT,
+    PRIVATE_BITS,
     STATISTICAL_BITS,
     WEIGHT_NORM,
     Parameters,
@@ -35,6 +36,7 @@ class Plan:
     reply_bits: int
     error: float
     flooding_deviation: float
+    logit_noise: float
     request_bytes: int
     reply_bytes: int
     client_seconds: float
@@ -65,6 +67,7 @@ def plans(
     weight_norm: float = WEIGHT_NORM,
     security: Attacker = "standard",
     statistical_bits: int = STATISTICAL_BITS,
+    private_weights: bool = False,
     cpus: int | None = None,
 ) -> list[Plan]:
     """The best plan on coefficient blocks for every ring degree that can hold the layer, fastest first.
@@ -75,7 +78,7 @@ def plans(
         Bits per second.
     flooding
         Whether decryptions are released, flooded with noise: under a fresh key per step or one key per run.
-    error_bound, activation_bound, weight_norm, security, statistical_bits
+    error_bound, activation_bound, weight_norm, security, statistical_bits, private_weights
         As in `Parameters.recommend`.
     cpus
         How many threads a side may use; None: as many as this machine has CPUs.
@@ -102,6 +105,7 @@ def plans(
         link=link,
         security=security,
         statistical_bits=statistical_bits,
+        private_bits=PRIVATE_BITS if private_weights else 0,
     ):
         layout = step.pop("layout")
         tasks = max(layout["inputs"], layout["products"])
