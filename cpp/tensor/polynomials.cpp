@@ -19,12 +19,6 @@ enum class Encryption : std::uint8_t { seeded = 1, whole = 2 };
 
 constexpr std::size_t kPositionBits = 16;  // ring degrees are up to 2^15
 
-void require_key(const TensorRing& ring, const ParameterHash& parameters) {
-    if (parameters != ring.parameters().hash()) {
-        throw KeyMismatchError("this key is for other parameters than the context");
-    }
-}
-
 std::size_t count_of(const TensorRing& ring, View<const std::int64_t> coefficients) {
     const std::size_t count = coefficients.size / ring.ring().degree();
     if (count < 1 || count > kMostPolynomials || coefficients.size % ring.ring().degree() != 0) {
@@ -64,6 +58,19 @@ TensorRing::TensorRing(Parameters parameters)
     }
 }
 
+void TensorRing::require(const ParameterHash& parameters) const {
+    if (parameters != parameters_.hash()) {
+        throw KeyMismatchError("this key is for other parameters than the context");
+    }
+}
+
+void TensorRing::require(const SecretKey& key, const Id& id) const {
+    require(key.parameters().hash());
+    if (key.id() != id) {
+        throw KeyMismatchError("this tensor was encrypted under another key");
+    }
+}
+
 void check_coefficients(View<const std::int64_t> coefficients) {
     for (const std::int64_t value : coefficients) {
         if (value > kMostCoefficient || value < -kMostCoefficient) {
@@ -74,7 +81,7 @@ void check_coefficients(View<const std::int64_t> coefficients) {
 
 std::string encrypt_polynomials(const TensorRing& tensor_ring, const SecretKey& key,
                                 View<const std::int64_t> coefficients) {
-    require_key(tensor_ring, key.parameters().hash());
+    tensor_ring.require(key.parameters().hash());
     const Ring& ring = tensor_ring.ring();
     const std::size_t count = count_of(tensor_ring, coefficients);
     const PolynomialCodec codec(ring, 0);
@@ -95,7 +102,7 @@ std::string encrypt_polynomials(const TensorRing& tensor_ring, const SecretKey& 
 
 std::string encrypt_polynomials(const TensorRing& tensor_ring, const PublicKey& key,
                                 View<const std::int64_t> coefficients) {
-    require_key(tensor_ring, key.parameters().hash());
+    tensor_ring.require(key.parameters().hash());
     const Ring& ring = tensor_ring.ring();
     const std::size_t count = count_of(tensor_ring, coefficients);
     const PolynomialCodec codec(ring, 0);
@@ -175,6 +182,12 @@ EncryptedPolynomials::EncryptedPolynomials(std::shared_ptr<const TensorRing> ten
     });
 }
 
+void EncryptedPolynomials::require_under(const TensorRing& tensor_ring, const Id& key) const {
+    if (ring_->parameters().hash() != tensor_ring.parameters().hash() || key_ != key) {
+        throw KeyMismatchError("tensors under different keys cannot be added");
+    }
+}
+
 std::string add_to_polynomials(const TensorRing& tensor_ring, View<const std::uint8_t> bytes,
                                View<const std::int64_t> coefficients) {
     const Ring& ring = tensor_ring.ring();
@@ -202,9 +215,7 @@ std::string sum_polynomials(const std::vector<const EncryptedPolynomials*>& term
     const EncryptedPolynomials& first = *terms.front();
     const TensorRing& tensor_ring = first.ring();
     for (const EncryptedPolynomials* term : terms) {
-        if (term->ring().parameters().hash() != tensor_ring.parameters().hash() || term->key() != first.key()) {
-            throw KeyMismatchError("tensors under different keys cannot be added");
-        }
+        term->require_under(tensor_ring, first.key());
         if (term->count() != first.count()) {
             throw ParameterError("expected as many polynomials of each tensor");
         }
@@ -228,10 +239,7 @@ std::string sum_polynomials(const std::vector<const EncryptedPolynomials*>& term
 }
 
 void EncryptedPolynomials::decrypt(const SecretKey& key, double* out) const {
-    require_key(*ring_, key.parameters().hash());
-    if (key.id() != key_) {
-        throw KeyMismatchError("this tensor was encrypted under another key");
-    }
+    ring_->require(key, key_);
     const Ring& ring = ring_->ring();
     const KeyBuffer<std::uint64_t> secret = secret_in_ring(key, ring);
     // Coefficients are below kMostSummands * kMostCoefficient = 2^65, and then there is noise. So that they fill the
@@ -261,10 +269,7 @@ void check_operands(const TensorRing& tensor_ring, const std::vector<Operand>& o
         throw ParameterError("expected operands, and 1 to " + std::to_string(kMostPolynomials) + " products");
     }
     for (const Operand& operand : operands) {
-        if (operand.polynomials->ring().parameters().hash() != tensor_ring.parameters().hash() ||
-            operand.polynomials->key() != operands.front().polynomials->key()) {
-            throw KeyMismatchError("tensors under different keys cannot be added");
-        }
+        operand.polynomials->require_under(tensor_ring, operands.front().polynomials->key());
         if (operand.weights.size != products.size() * operand.polynomials->count() * ring.degree()) {
             throw ParameterError("expected weights of shape [products, polynomials, " + std::to_string(ring.degree()) +
                                  "]");
@@ -369,24 +374,26 @@ namespace {
 
 // One product of a message, not yet read.
 struct ProductRun {
+    std::size_t first = 0;  // of its values among all
     std::size_t values = 0;
     const std::uint8_t* in = nullptr;
 };
 
+// The frame of a message of products: everything but the numbers themselves.
 struct ProductMessage {
+    Id key{};
     int bits = 0;
     double scale = 0;  // of a value
     std::vector<ProductRun> runs;
     std::size_t values = 0;
 };
 
-// The frame of a message of products: everything but the numbers themselves.
-ProductMessage read_products(const TensorRing& tensor_ring, View<const std::uint8_t> message, Id& key) {
+ProductMessage read_products(const TensorRing& tensor_ring, View<const std::uint8_t> message) {
     const Ring& ring = tensor_ring.ring();
     WireReader reader(message, MessageType::products);
-    key = reader.header().key;
-    reader.require(tensor_ring.parameters().hash(), key);
     ProductMessage products;
+    products.key = reader.header().key;
+    reader.require(tensor_ring.parameters().hash(), products.key);
     const std::size_t count = reader.u32();
     products.bits = reader.u8();
     products.scale = reader.f64();
@@ -400,7 +407,7 @@ ProductMessage read_products(const TensorRing& tensor_ring, View<const std::uint
             throw WireError("a product with an impossible number of values");
         }
         const std::size_t bytes = product_bytes(ring, values, products.bits) - sizeof(std::uint32_t);
-        products.runs.push_back({values, reader.raw(bytes).data});
+        products.runs.push_back({products.values, values, reader.raw(bytes).data});
         products.values += values;
     }
     reader.require_remaining(0);
@@ -410,29 +417,19 @@ ProductMessage read_products(const TensorRing& tensor_ring, View<const std::uint
 }  // namespace
 
 std::size_t count_products(const TensorRing& ring, View<const std::uint8_t> message) {
-    Id key{};
-    return read_products(ring, message, key).values;
+    return read_products(ring, message).values;
 }
 
 void decrypt_products(const TensorRing& tensor_ring, const SecretKey& key, View<const std::uint8_t> message,
                       double* out) {
-    require_key(tensor_ring, key.parameters().hash());
     const std::size_t degree = tensor_ring.ring().degree();
-    Id under{};
-    const ProductMessage products = read_products(tensor_ring, message, under);
-    if (under != key.id()) {
-        throw KeyMismatchError("this tensor was encrypted under another key");
-    }
+    const ProductMessage products = read_products(tensor_ring, message);
+    tensor_ring.require(key, products.key);
     const PhaseDecryptor decryptor(key, tensor_ring.auxiliary());
-    std::vector<std::size_t> starts;
-    std::size_t start = 0;
-    for (const ProductRun& run : products.runs) {
-        starts.push_back(start);
-        start += run.values;
-    }
     parallel_for(products.runs.size(), [&](std::size_t p) {
-        const std::uint8_t* in = products.runs[p].in;
-        const std::size_t count = products.runs[p].values;
+        const ProductRun& run = products.runs[p];
+        const std::uint8_t* in = run.in;
+        const std::size_t count = run.values;
         const std::uint64_t limit = std::uint64_t{1} << products.bits;
         Buffer<std::uint64_t> places(count), c0(count), c1(degree);
         unpack_bits(in, {places.data(), count}, kPositionBits, degree);
@@ -445,27 +442,25 @@ void decrypt_products(const TensorRing& tensor_ring, const SecretKey& key, View<
         decryptor.phase({c1.data(), degree}, {c0.data(), count}, {positions.data(), count}, products.bits,
                         phases.data());
         for (std::size_t i = 0; i < count; ++i) {
-            out[starts[p] + i] = static_cast<double>(phases[i]) / products.scale;
+            out[run.first + i] = static_cast<double>(phases[i]) / products.scale;
         }
     });
 }
 
 std::string add_to_products(const TensorRing& tensor_ring, View<const std::uint8_t> message,
                             View<const double> constants) {
-    Id key{};
-    const ProductMessage products = read_products(tensor_ring, message, key);
+    const ProductMessage products = read_products(tensor_ring, message);
     if (constants.size != products.values) {
         throw ParameterError("expected a constant for each of " + std::to_string(products.values) + " values");
     }
     std::string sum(message.begin(), message.end());
     const std::uint64_t limit = std::uint64_t{1} << products.bits;
-    std::size_t at = 0;
     for (const ProductRun& run : products.runs) {
         const std::size_t skipped = packed_bytes(run.values, kPositionBits);
         Buffer<std::uint64_t> c0(run.values);
         unpack_bits(run.in + skipped, {c0.data(), run.values}, products.bits, limit);
         for (std::size_t i = 0; i < run.values; ++i) {
-            const double added = constants[at++] * products.scale;
+            const double added = constants[run.first + i] * products.scale;
             if (!(std::abs(added) < std::ldexp(1.0, products.bits - 1))) {
                 throw RangeError("a constant is beyond the range of this tensor");
             }

@@ -11,7 +11,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -33,6 +32,11 @@ class TensorRing {
     const Parameters& parameters() const { return parameters_; }
     const Ring& ring() const { return ring_; }
     const Ring& auxiliary() const { return auxiliary_; }
+
+    // Throws KeyMismatchError for a key of other parameters.
+    void require(const ParameterHash& parameters) const;
+    // Throws KeyMismatchError unless `key` decrypts what was encrypted under the key with this id.
+    void require(const SecretKey& key, const Id& id) const;
 
   private:
     Parameters parameters_;
@@ -59,6 +63,9 @@ class EncryptedPolynomials {
     const Id& key() const { return key_; }
     std::size_t count() const { return c0_.size() / ring_->ring().size(); }
 
+    // Throws KeyMismatchError unless they can be added up with others in this ring, under this key.
+    void require_under(const TensorRing& ring, const Id& key) const;
+
     // In NTT form.
     const std::uint64_t* c0(std::size_t j) const { return c0_.data() + j * ring_->ring().size(); }
     const std::uint64_t* c1(std::size_t j) const { return c1_.data() + j * ring_->ring().size(); }
@@ -80,7 +87,8 @@ void check_coefficients(View<const std::int64_t> coefficients);
 std::string encrypt_polynomials(const TensorRing& ring, const SecretKey& key, View<const std::int64_t> coefficients);
 std::string encrypt_polynomials(const TensorRing& ring, const PublicKey& key, View<const std::int64_t> coefficients);
 
-// The same message with coefficients added, [count, N]; the sums have to fit, which nobody checks here.
+// The same message with coefficients added, [count, N]; the sums have to fit, which nobody checks here. Throws
+// WireError, KeyMismatchError or ParameterError.
 std::string add_to_polynomials(const TensorRing& ring, View<const std::uint8_t> message,
                                View<const std::int64_t> coefficients);
 
@@ -101,16 +109,17 @@ struct Wanted {
 
 // A message with the coefficients of the products; decrypt_products() gives them in this order, divided by `unit`, with
 // numbers of `bits` bits. All operands are under one key. Nobody checks here that sums stay below q/2 - that is what
-// whoever chooses the weights knows. Throws ParameterError.
+// whoever chooses the weights knows. Throws KeyMismatchError or ParameterError.
 std::string multiply_polynomials(const TensorRing& ring, const std::vector<Operand>& operands,
                                  const std::vector<Wanted>& products, int bits, double unit);
 
 // How many values a message of products holds. Throws WireError or KeyMismatchError.
 std::size_t count_products(const TensorRing& ring, View<const std::uint8_t> message);
-// `key` of that message, whose values `out` receives. Throws WireError or KeyMismatchError.
+// The values of that message. Throws WireError or KeyMismatchError.
 void decrypt_products(const TensorRing& ring, const SecretKey& key, View<const std::uint8_t> message, double* out);
 
-// The same message with a constant added to each of its values; the sums have to fit, which nobody checks here.
+// The same message with a constant added to each of its values; the sums have to fit, which nobody checks here. Throws
+// WireError, KeyMismatchError, ParameterError, or RangeError for a constant that no value of so many bits can be.
 std::string add_to_products(const TensorRing& ring, View<const std::uint8_t> message, View<const double> constants);
 
 // What the switch to that many bits adds to a value before the division by `unit`, as an integer modulo q: a bound on
