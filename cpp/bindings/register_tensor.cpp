@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
-#include "tensor/polynomials.h"
+#include "tensor/products.h"
 
 namespace py = pybind11;
 

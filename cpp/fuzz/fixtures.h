@@ -12,7 +12,7 @@
 #include "linear/sealed/client.h"
 #include "linear/sealed/server.h"
 #include "linear/server.h"
-#include "tensor/polynomials.h"
+#include "tensor/products.h"
 
 namespace hesplit::fuzz {
 
