@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import hesplit_native as hn
 from hesplit_native import _core, _testing
-from hesplit_native.tenseal import sums
+from hesplit_native.tenseal import sources
 
 
 def test_chacha20_known_answer():
@@ -190,11 +190,11 @@ def test_threads_and_fresh_randomness_after_a_fork():
         lambda: _core.FrozenClient(None, 4, False),
         lambda: _core.inspect_reply(None, b""),
         lambda: _core.EncryptedPolynomials(None, b""),
-        lambda: _core.encrypt_polynomials(sums.ring(), None, np.zeros((1, 4096), np.int64)),
-        lambda: _core.decrypt_products(sums.ring(), None, b""),
+        lambda: _core.encrypt_polynomials(sources.ring(), None, np.zeros((1, 4096), np.int64)),
+        lambda: _core.decrypt_products(sources.ring(), None, b""),
         lambda: _core.sum_polynomials([None]),
         lambda: _core.multiply_polynomials(
-            sums.ring(), [(None, np.zeros((1, 1, 4096), np.int64))], [(np.zeros(1, np.uint32), np.zeros(1))], 30, 1.0
+            sources.ring(), [(None, np.zeros((1, 1, 4096), np.int64))], [(np.zeros(1, np.uint32), np.zeros(1))], 30, 1.0
         ),
     ],
 )

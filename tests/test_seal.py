@@ -129,13 +129,13 @@ def test_keys_there_and_back(options):
 @settings(max_examples=8, deadline=None)
 @given(count=st.integers(1, 3), seed=st.integers(0, 1000))
 def test_seal_decrypts_what_a_public_key_encrypted(count, seed):
-    from hesplit_native.tenseal import sums
+    from hesplit_native.tenseal import sources
 
-    secret = _core.SecretKey.generate(sums.PARAMETERS._native)
+    secret = _core.SecretKey.generate(sources.PARAMETERS._native)
     key = _core.PublicKey.from_bytes(secret.public_key().to_bytes())
-    primes, degree, scale = list(sums.PARAMETERS._native.primes), 4096, 2.0**30
+    primes, degree, scale = list(sources.PARAMETERS._native.primes), 4096, 2.0**30
     values = np.random.default_rng(seed).integers(-(2**40), 2**40, size=(count, degree))
-    message = _core.encrypt_polynomials(sums.ring(), key, values)
+    message = _core.encrypt_polynomials(sources.ring(), key, values)
     # Behind header, kind and count: c0 and c1 of each, a run of 45 bits a prime.
     run = degree * 45 // 8
     parts = [message[at : at + run] for at in range(64 + 5, len(message) - 8, run)]

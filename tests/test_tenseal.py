@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import hesplit_native as hn
 import hesplit_native.tenseal as ts
 from hesplit_native import _core
 from hesplit_native.errors import HESplitError, KeyMismatchError, RangeError, WireError
-from hesplit_native.tenseal import sums
+from hesplit_native.tenseal import sources
 from hesplit_native.tenseal.layout import Layout
 
 SCALE = 2.0**21
@@ -49,7 +50,7 @@ def bound(x: np.ndarray, matrix: np.ndarray) -> float:
     sums_of_columns = np.abs(matrix).reshape(-1, matrix.shape[-1]).sum(0).max()
     norms = np.sqrt((matrix**2).reshape(-1, matrix.shape[-1]).sum(0).max())
     rows = np.abs(x).reshape(len(x), -1).sum(1).max()
-    return 7 / SCALE + rows * sums_of_columns * 2.0**-33 + 8 * 250 * norms / sums.SCALE + 1e-12
+    return 7 / SCALE + rows * sums_of_columns * 2.0**-33 + 8 * 250 * norms / sources.SCALE + 1e-12
 
 
 @st.composite
@@ -110,6 +111,8 @@ OPERATIONS: dict[str, tuple[Any, Any]] = {
     "sum last": (lambda t, v: t.sum_(len(t.decrypt(CONTEXT.secret_key()).shape) - 1), lambda x, v: x.sum(-1)),
     "transpose": (lambda t, v: t.transpose() * 2, lambda x, v: np.swapaxes(x, -1, -2) * 2),
     "slice": (lambda t, v: t[0:2, 1:3], lambda x, v: x[..., 0:2, 1:3]),
+    "slice * array": (lambda t, v: t[0:3, 1:4] * v[:3, :3], lambda x, v: x[..., 0:3, 1:4] * v[:3, :3]),
+    "* array * array": (lambda t, v: t * v * v[::-1], lambda x, v: x * v * v[::-1]),
     "index": (lambda t, v: t[-1], lambda x, v: x[..., -1:, :]),
     "mm twice": (lambda t, v: t.mm(v.T).mm(v) - 1, lambda x, v: x @ v.T @ v - 1),
     "@": (lambda t, v: t @ v.T, lambda x, v: x @ v.T),
@@ -192,16 +195,16 @@ def test_sums_of_fresh_tensors_stay_fresh() -> None:
 
 def test_no_sum_wraps_around() -> None:
     """The largest numbers that can be encrypted, as many as may be added up, under the largest weights."""
-    largest = np.full((2, 5), sums.BOUND)
+    largest = np.full((2, 5), sources.BOUND)
     total = ts.ckks_tensor(CONTEXT, largest)
     for _ in range(_core.MOST_SUMMANDS + 3):
         total = total + ts.ckks_tensor(PUBLIC, largest)
     count = _core.MOST_SUMMANDS + 4
-    assert np.abs(decrypted(sent(total)) / (count * sums.BOUND) - 1).max() < 3e-8
+    assert np.abs(decrypted(sent(total)) / (count * sources.BOUND) - 1).max() < 3e-8
     w = np.full((5, 3), 1e6)
-    assert np.abs(decrypted(sent(total.mm(w))) / (count * sums.BOUND * 5e6) - 1).max() < 1e-6
+    assert np.abs(decrypted(sent(total.mm(w))) / (count * sources.BOUND * 5e6) - 1).max() < 1e-6
     few = ts.ckks_tensor(CONTEXT, largest) + ts.ckks_tensor(PUBLIC, largest) + largest
-    assert np.abs(decrypted(sent(sent(few).mm(w))) / (3 * sums.BOUND * 5e6) - 1).max() < 1e-6
+    assert np.abs(decrypted(sent(sent(few).mm(w))) / (3 * sources.BOUND * 5e6) - 1).max() < 1e-6
 
 
 def test_a_batch_of_vectors_needs_no_reshaping() -> None:
@@ -700,6 +703,29 @@ def test_messages_of_another_kind() -> None:
         ts.CKKSTensor.load(tensor, CONTEXT)
 
 
+def test_ciphertexts_are_read_once_they_are_needed_but_those_from_outside_at_once() -> None:
+    for context in (CONTEXT, PUBLIC):
+        tensor = ts.ckks_tensor(context, np.ones((2, 3))) * 2 + 1
+        data = tensor.serialize()
+        (term,) = tensor._sum.terms
+        assert "polynomials" not in vars(term.source)
+        damaged = bytearray(data)
+        damaged[-100] ^= 1
+        with pytest.raises(WireError):
+            ts.CKKSTensor.load(CONTEXT, bytes(damaged))
+        (term,) = ts.CKKSTensor.load(CONTEXT, data)._sum.terms
+        assert "polynomials" in vars(term.source)
+
+
+def test_threads_may_compute_with_one_tensor() -> None:
+    x, w = np.ones((40, 300)), np.ones((300, 20))
+    tensor = ts.ckks_tensor(CONTEXT, x)
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(lambda factor: decrypted(sent(tensor.mm(w * factor))) / factor, range(1, 9))
+        for result in results:
+            assert np.abs(result - 300).max() < 1e-5
+
+
 # The layout and the public key beneath.
 
 
@@ -715,22 +741,22 @@ def test_layouts_hold_every_number(rows: int, columns: int) -> None:
 
 
 def test_public_keys_and_what_they_encrypt() -> None:
-    secret = _core.SecretKey.generate(sums.PARAMETERS._native)
+    secret = _core.SecretKey.generate(sources.PARAMETERS._native)
     first, second = secret.public_key(), secret.public_key()
     assert first.to_bytes() != second.to_bytes()
     assert first.id == second.id == secret.id
     read = _core.PublicKey.from_bytes(first.to_bytes())
     zeros = np.zeros((3, 4096), np.int64)
     for key in (first, second, read):
-        found = _core.EncryptedPolynomials(sums.ring(), _core.encrypt_polynomials(sums.ring(), key, zeros)).decrypt(
-            secret
-        )
+        found = _core.EncryptedPolynomials(
+            sources.ring(), _core.encrypt_polynomials(sources.ring(), key, zeros)
+        ).decrypt(secret)
         # e*u + e0 + e1*s: variance 10.5 * (1 + 2 * 2N/3), and what decryption rounds, below 2^6.
         assert 200 < found.std() < 290
         assert np.abs(found).max() < 8 * 250
-    fresh = _core.EncryptedPolynomials(sums.ring(), _core.encrypt_polynomials(sums.ring(), secret, zeros)).decrypt(
-        secret
-    )
+    fresh = _core.EncryptedPolynomials(
+        sources.ring(), _core.encrypt_polynomials(sources.ring(), secret, zeros)
+    ).decrypt(secret)
     assert fresh.std() < 30
     damaged = bytearray(first.to_bytes())
     damaged[200] ^= 1
@@ -740,9 +766,9 @@ def test_public_keys_and_what_they_encrypt() -> None:
         _core.PublicKey.from_bytes(bytes(secret.to_bytearray()))
     other = hn.SecretKey.generate(hn.Parameters.recommend(in_features=4, out_features=2, batch_size=1))._native
     with pytest.raises(KeyMismatchError):
-        _core.encrypt_polynomials(sums.ring(), other, zeros)
+        _core.encrypt_polynomials(sources.ring(), other, zeros)
     with pytest.raises(KeyMismatchError):
-        _core.encrypt_polynomials(sums.ring(), other.public_key(), zeros)
+        _core.encrypt_polynomials(sources.ring(), other.public_key(), zeros)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

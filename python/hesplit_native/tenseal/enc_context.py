@@ -12,10 +12,10 @@ import numpy as np
 from hesplit_native import _core
 from hesplit_native.errors import KeyMismatchError, WireError
 from hesplit_native.tenseal import wire
-from hesplit_native.tenseal.sums import PARAMETERS, Key
+from hesplit_native.tenseal.sources import PARAMETERS, Key
 
 # What SEAL, and so TenSEAL, takes at most by ring degree, in bits. These are refused as there, although the ring that is computed
-# in is another one (`sums.PARAMETERS`).
+# in is another one (`sources.PARAMETERS`).
 _SEAL_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
 
 

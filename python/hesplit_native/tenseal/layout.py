@@ -83,10 +83,6 @@ class Layout:
         padded = blocks.transpose(0, 3, 1, 2).reshape(self.groups * self.group, self.parts * self.width)
         return np.ascontiguousarray(padded[: self.rows, : self.columns])
 
-    def rows_of(self, group: int) -> int:
-        """Rows of a group; the last may have fewer."""
-        return min(self.group, self.rows - group * self.group)
-
 
 @dataclass(frozen=True)
 class Order:
@@ -123,6 +119,13 @@ class Order:
                 )
             ]
 
+    def places(self, spacing: int) -> list[list[npt.NDArray[np.uint32]]]:
+        """At which coefficient of its product each value is found, by group and product."""
+        return [
+            [(output % self.per_product * spacing + row % self.group).astype(np.uint32) for row, output in products]
+            for products in self.cells()
+        ]
+
     def scatter(self, values: Floats) -> Floats:
         """The values in this order as ``[rows, outputs]``."""
         out = np.empty((self.rows, self.outputs))
@@ -138,22 +141,11 @@ class Order:
         return [[values[row, output] for row, output in products] for products in self.cells()]
 
 
-def row_weights(layout: Layout, matrix: npt.NDArray[np.int64], spacing: int, per_product: int) -> npt.NDArray[np.int64]:
-    """Weight polynomials ``[products, parts, degree]`` of the map ``[columns, outputs]`` of every row."""
-    columns, outputs = matrix.shape
-    products = -(-outputs // per_product)
-    padded = np.zeros((layout.parts * layout.width, products * per_product), np.int64)
-    padded[:columns, :outputs] = matrix
-    # [parts, width, products, per_product] -> [products, parts, per_product, width]
-    blocks = padded.reshape(layout.parts, layout.width, products, per_product).transpose(2, 0, 3, 1)
-    exponents = np.arange(per_product)[:, None] * spacing - np.arange(layout.width) * layout.group
-    out = np.zeros((products, layout.parts, layout.degree), np.int64)
-    _add(out, exponents.ravel(), blocks.reshape(products, layout.parts, -1))
-    return out
+def weights(layout: Layout, matrix: npt.NDArray[np.int64], spacing: int, per_product: int) -> npt.NDArray[np.int64]:
+    """Weight polynomials ``[products, parts, degree]`` of a map ``[rows, columns, outputs]`` of numbers of one group.
 
-
-def all_weights(layout: Layout, matrix: npt.NDArray[np.int64], spacing: int, per_product: int) -> npt.NDArray[np.int64]:
-    """Weight polynomials ``[products, parts, degree]`` of a map ``[rows, columns, outputs]`` of all numbers of one group."""
+    With one row they map the first row's numbers, and every other row's at the places beside them.
+    """
     rows, columns, outputs = matrix.shape
     products = -(-outputs // per_product)
     padded = np.zeros((rows, layout.parts * layout.width, products * per_product), np.int64)

@@ -10,11 +10,13 @@ import numpy as np
 
 from hesplit_native import _core
 from hesplit_native.errors import RangeError, WireError
-from hesplit_native.tenseal import sums, wire
+from hesplit_native.tenseal import sources, wire
 from hesplit_native.tenseal.enc_context import Context, SecretKey, checked_scale
 from hesplit_native.tenseal.layout import Floats, Layout, Order
-from hesplit_native.tenseal.sums import Fresh, Product, Sum, Term, ring
+from hesplit_native.tenseal.sources import Fresh, Product, ring
+from hesplit_native.tenseal.sums import Sum
 from hesplit_native.tenseal.tensors.plaintensor import as_array
+from hesplit_native.tenseal.terms import Term
 
 T = TypeVar("T", bound="Encrypted")
 
@@ -22,7 +24,7 @@ T = TypeVar("T", bound="Encrypted")
 _MAX_NUMBERS = 1 << 26
 _MAX_AXES = 16
 _MAX_TERMS = 64
-_LEAST_PRODUCT_BYTES = sums.PARAMETERS.ring_degree * 2  # of c1, with 16 bits a number
+_LEAST_PRODUCT_BYTES = sources.PARAMETERS.ring_degree * 2  # of c1, with 16 bits a number
 
 
 class Encrypted:
@@ -301,10 +303,7 @@ def _read_source(part: wire.Fields, messages: list[bytes], size: int, batch: int
         fits = layout.rows * layout.columns == rows * size and (batch is None or layout.rows == batch)
         if not fits or layout.group > layout.rows or layout.block > degree or len(messages) != layout.groups:
             raise WireError("an encrypted tensor with an impossible layout")
-        source = Fresh.read(layout, part.count("summands", _core.MOST_SUMMANDS), messages)
-        if any(polynomials.count != layout.parts for polynomials in source.polynomials):
-            raise WireError("an encrypted tensor with another number of polynomials than its layout has")
-        return source
+        return Fresh.load(layout, part.count("summands", _core.MOST_SUMMANDS), messages)
     numbers = part.counts("product", _MAX_NUMBERS, 4)
     if len(numbers) != 4:
         raise WireError("a product with an impossible layout")
