@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
 
-from hesplit_native import _core
-from hesplit_native.errors import RangeError, WireError
-from hesplit_native.tenseal import sources, wire
+from hesplit_native.errors import RangeError
+from hesplit_native.tenseal import serialization
 from hesplit_native.tenseal.enc_context import Context, SecretKey, checked_scale
-from hesplit_native.tenseal.layout import Floats, Layout, Order
-from hesplit_native.tenseal.sources import Fresh, Product, ring
+from hesplit_native.tenseal.layout import Floats
 from hesplit_native.tenseal.sums import Sum
 from hesplit_native.tenseal.tensors.plaintensor import as_array
-from hesplit_native.tenseal.terms import Term
 
 T = TypeVar("T", bound="Encrypted")
-
-# Of a tensor from outside.
-_MAX_NUMBERS = 1 << 26
-_MAX_AXES = 16
-_MAX_TERMS = 64
-_LEAST_PRODUCT_BYTES = sources.PARAMETERS.ring_degree * 2  # of c1, with 16 bits a number
 
 
 class Encrypted:
@@ -213,29 +203,7 @@ class Encrypted:
 
     def serialize(self) -> bytes:
         """As bytes, all operations done."""
-        held = self._sum.evaluated()
-        if len(held.terms) > _MAX_TERMS:
-            raise NotImplementedError(
-                f"a tensor that is the sum of so many results that were serialized before ({len(held.terms)}, of which {_MAX_TERMS} "
-                "are supported) cannot be serialized"
-            )
-        terms: list[dict[str, Any]] = []
-        blobs: list[bytes] = []
-        for term in held.terms:
-            source = term.source
-            head: dict[str, Any] = {"factor": term.factor, "messages": len(source.messages)}
-            if isinstance(source, Fresh):
-                layout = source.layout
-                head["fresh"] = [layout.rows, layout.columns, layout.group, layout.width]
-                head["summands"] = source.summands
-            else:
-                order = source.order
-                head["product"] = [order.rows, order.outputs, order.group, order.per_product]
-                head["room"] = source.room
-            terms.append(head)
-            blobs += source.messages
-        header = {"kind": self._kind, "shape": held.shape, "batch": held.batch, "scale": held.precision, "terms": terms}
-        return wire.write(header, blobs)
+        return serialization.dump(self._sum, self._kind)
 
     @classmethod
     def load(cls: type[T], context: Context, data: bytes) -> T:
@@ -259,29 +227,9 @@ class Encrypted:
         """The same without a context, which `link_context` gives later."""
         if not isinstance(data, bytes):
             raise TypeError(f"Invalid input types vector: {type(data)}")
-        fields, blobs = wire.read(data, cls._kind)
-        shape = fields.counts("shape", _MAX_NUMBERS, _MAX_AXES)
-        batch = None if fields.missing("batch") else fields.count("batch", _MAX_NUMBERS)
-        size = math.prod(shape)
-        if size * (batch or 1) > _MAX_NUMBERS:
-            raise WireError(f"a tensor of more than {_MAX_NUMBERS} numbers")
-        try:
-            precision = checked_scale(fields.number("scale"))
-        except WireError:
-            raise
-        except ValueError as error:
-            raise WireError(f"a {cls._kind} with an impossible scale") from error
-        terms = []
-        for part in fields.parts("terms", _MAX_TERMS):
-            count = part.count("messages", len(blobs) or 1)
-            messages, blobs = blobs[:count], blobs[count:]
-            source = _read_source(part, messages, size, batch)
-            terms.append(Term(source, part.number("factor")))
-        if blobs:
-            raise WireError(f"a {cls._kind} with more ciphertexts than it says")
         tensor = object.__new__(cls)
         tensor._context = None
-        tensor._sum = Sum(shape, batch, precision, tuple(terms), np.zeros(size))
+        tensor._sum = serialization.load(data, cls._kind)
         return tensor
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -290,32 +238,3 @@ class Encrypted:
     def __repr__(self) -> str:
         batch = "" if self._sum.batch is None else f", batch of {self._sum.batch}"
         return f"{type(self).__name__}(shape={self.shape}{batch})"
-
-
-def _read_source(part: wire.Fields, messages: list[bytes], size: int, batch: int | None) -> Fresh | Product:
-    degree = ring().degree
-    rows = batch or 1
-    if not part.missing("fresh"):
-        numbers = part.counts("fresh", _MAX_NUMBERS, 4)
-        if len(numbers) != 4:
-            raise WireError("an encrypted tensor with an impossible layout")
-        layout = Layout(degree, *numbers)
-        fits = layout.rows * layout.columns == rows * size and (batch is None or layout.rows == batch)
-        if not fits or layout.group > layout.rows or layout.block > degree or len(messages) != layout.groups:
-            raise WireError("an encrypted tensor with an impossible layout")
-        return Fresh.load(layout, part.count("summands", _core.MOST_SUMMANDS), messages)
-    numbers = part.counts("product", _MAX_NUMBERS, 4)
-    if len(numbers) != 4:
-        raise WireError("a product with an impossible layout")
-    order = Order(*numbers)
-    if order.rows * order.outputs != rows * size or order.group > order.rows or order.per_product > degree:
-        raise WireError("a product with an impossible layout")
-    # A product takes its c1 at least: no more of them than there are bytes for, before anything is done for each.
-    if order.groups * order.products * _LEAST_PRODUCT_BYTES > sum(map(len, messages)):
-        raise WireError("a product with another number of values than its layout has")
-    if sum(_core.count_products(ring(), message) for message in messages) != rows * size:
-        raise WireError("a product with another number of values than its layout has")
-    room = part.number("room")
-    if room < 0:
-        raise WireError("a product with an impossible room for constants")
-    return Product(order, room, tuple(messages))
