@@ -17,6 +17,7 @@ from hesplit_native.tenseal.sources import PARAMETERS, Key
 # What SEAL, and so TenSEAL, takes at most by ring degree, in bits. These are refused as there, although the ring that is computed
 # in is another one (`sources.PARAMETERS`).
 _SEAL_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
+_MAX_PRIMES = 64
 
 
 class SCHEME_TYPE(enum.Enum):
@@ -192,10 +193,7 @@ class Context:
     def copy(self) -> Context:
         """Another context with the same keys."""
         other = Context.__new__(Context)
-        other._set(self._degree, self._bits, self._scale, self._secret, self._public)
-        other._galois, other._relin = self._galois, self._relin
-        other.auto_relin, other.auto_rescale = self.auto_relin, self.auto_rescale
-        other.auto_mod_switch = self.auto_mod_switch
+        vars(other).update(vars(self))
         return other
 
     __copy__ = copy
@@ -238,13 +236,12 @@ class Context:
             For anything else, a context of TenSEAL itself included.
         """
         fields, blobs = wire.read(data, "context")
-        degree = fields.count("poly_modulus_degree", 1 << 15)
-        bits = fields.counts("coeff_mod_bit_sizes", 60, 64)
+        degree = fields.count("poly_modulus_degree", max(_SEAL_BITS))
+        given = fields.counts("coeff_mod_bit_sizes", 60, _MAX_PRIMES)
+        scale = None if fields.missing("global_scale") else fields.number("global_scale")
         try:
-            _checked(degree, bits)
-            scale = None if fields.missing("global_scale") else checked_scale(fields.number("global_scale"))
-        except WireError:
-            raise
+            bits = _checked(degree, given)
+            scale = None if scale is None else checked_scale(scale)
         except ValueError as error:
             raise WireError(f"a context with impossible parameters: {error}") from error
         has_public, has_secret = fields.flag("public"), fields.flag("secret")
@@ -295,8 +292,8 @@ def _checked(degree: int | None, bits: Sequence[Any]) -> tuple[int, ...]:
     limit = _SEAL_BITS.get(degree or 0)
     if limit is None:
         raise ValueError(f"poly_modulus_degree must be one of {', '.join(map(str, _SEAL_BITS))}, got {degree}")
-    if len(bits) < 1 or any(not isinstance(n, int | np.integer) or not 2 <= n <= 60 for n in bits):
-        raise ValueError(f"coeff_mod_bit_sizes must be numbers of 2 to 60 bits, got {list(bits)}")
+    if not 1 <= len(bits) <= _MAX_PRIMES or any(not isinstance(n, int | np.integer) or not 2 <= n <= 60 for n in bits):
+        raise ValueError(f"coeff_mod_bit_sizes must be 1 to {_MAX_PRIMES} numbers from 2 to 60, got {list(bits)}")
     if sum(bits) > limit:
         raise ValueError(
             f"encryption parameters are not set correctly: coeff_mod_bit_sizes sum to {sum(bits)} bits, and SEAL takes at most "

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from hesplit_native.tenseal.enc_context import SecretKey
-from hesplit_native.tenseal.sums import Sum
 from hesplit_native.tenseal.tensors.encrypted import Encrypted
 from hesplit_native.tenseal.tensors.plaintensor import PlainTensor, as_array
 
@@ -56,27 +55,16 @@ class CKKSTensor(Encrypted):
     __matmul__ = mm
     __imatmul__ = mm_
 
-    def _product(self, other: Any) -> Sum:
-        if isinstance(other, Encrypted):
-            raise NotImplementedError(
-                "a product of two tensors of ciphertexts is not here; one of them has to be plain"
-            )
-        if len(self.shape) != 1:
-            return self._sum.matmul(self._plain(other))
-        values = self._plain(other)
-        return self._sum.reshaped((1, self._sum.size)).matmul(values).reshaped(values.shape[1:])
-
     def dot(self, other: Any) -> CKKSTensor:
         """Of two vectors the sum of products, of a matrix and a vector the products of its rows, of two matrices `mm`."""
-        values = self._plain(other) if not isinstance(other, Encrypted) else None
-        if values is not None and values.ndim == 1:
-            if len(self.shape) == 1 and (self._sum.batch is not None or list(values.shape) != self.shape):
+        values = self._plain(other)
+        if values.ndim == 1 and len(self.shape) == 1:
+            if self._sum.batch is not None or list(values.shape) != self.shape:
                 return self._new(self._multiplied(values).summed(0))  # in a batch over that, as in TenSEAL
-            if len(self.shape) == 1:
-                return self._new(self._sum.reshaped((1, *self.shape)).matmul(values[:, None]).reshaped(()))
-            if len(self.shape) == 2 and self._sum.batch is None:
-                return self._new(self._sum.matmul(values[:, None]).reshaped(self.shape[:1]))
-        return self.mm(other)
+            return self._new(self._product(values[:, None]).reshaped(()))
+        if values.ndim == 1 and len(self.shape) == 2 and self._sum.batch is None:
+            return self._new(self._product(values[:, None]).reshaped(self.shape[:1]))
+        return self.mm(values)
 
     def dot_(self, other: Any) -> CKKSTensor:
         """`dot` in place."""

@@ -6,7 +6,6 @@ from typing import Any, NoReturn
 
 from hesplit_native.tenseal.enc_context import SecretKey
 from hesplit_native.tenseal.layout import Floats
-from hesplit_native.tenseal.sums import Sum
 from hesplit_native.tenseal.tensors.encrypted import Encrypted
 from hesplit_native.tenseal.tensors.plaintensor import as_array
 
@@ -58,8 +57,6 @@ class CKKSVector(Encrypted):
 
     def dot(self, other: Any) -> CKKSVector:
         """The sum of products with a plain vector, as a vector of one."""
-        if isinstance(other, Encrypted):
-            return self._new(self._multiplied(other))  # which says that it is not here
         values = self._operand(other)
         if values.ndim != 1:
             raise ValueError("can only operate with a vector")
@@ -79,14 +76,6 @@ class CKKSVector(Encrypted):
 
     matmul = __matmul__ = mm
     matmul_ = __imatmul__ = mm_
-
-    def _product(self, matrix: Any) -> Sum:
-        if isinstance(matrix, Encrypted):
-            raise NotImplementedError(
-                "a product of two tensors of ciphertexts is not here; one of them has to be plain"
-            )
-        values = self._plain(matrix)
-        return self._sum.reshaped((1, self._sum.size)).matmul(values).reshaped((values.shape[-1],))
 
     def conv2d_im2col(self, *arguments: Any, **options: Any) -> NoReturn:
         """Not here."""

@@ -85,6 +85,10 @@ class Encrypted:
 
     def _plain(self, other: Any) -> Floats:
         """Plain numbers in an array of their own: the caller may change theirs before a result is computed."""
+        if isinstance(other, Encrypted):
+            raise NotImplementedError(
+                "a product of two tensors of ciphertexts is not here; one of them has to be plain"
+            )
         try:
             values = np.asarray(float(other)) if isinstance(other, numbers.Real) else np.array(as_array(other))
         except TypeError:
@@ -105,11 +109,14 @@ class Encrypted:
         return self._sum.plus(sign * self._operand(other))
 
     def _multiplied(self, other: Any) -> Sum:
-        if isinstance(other, Encrypted):
-            raise NotImplementedError(
-                "a product of two tensors of ciphertexts is not here; one of them has to be plain"
-            )
         return self._sum.times(self._operand(other))
+
+    def _product(self, other: Any) -> Sum:
+        """A matrix, or a vector, times a plain matrix."""
+        values = self._plain(other)
+        if len(self.shape) != 1:
+            return self._sum.matmul(values)
+        return self._sum.reshaped((1, self._sum.size)).matmul(values).reshaped(values.shape[1:])
 
     def add(self: T, other: Any) -> T:
         """Add plain numbers or a tensor of ciphertexts, broadcast."""
