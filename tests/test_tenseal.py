@@ -361,6 +361,29 @@ def test_maps_are_no_larger_than_what_they_give() -> None:
         assert np.abs(found - exact).max() < 1e-3
 
 
+def test_indices_of_any_integer_type_keep_their_axis() -> None:
+    x = np.random.default_rng(13).normal(size=(3, 4))
+    tensor = ts.ckks_tensor(CONTEXT, x)
+    for index in (1, np.int64(1), -2, np.int8(-2)):
+        assert tensor[index].shape == [1, 4]
+        assert tensor.transpose()[:, index].shape == [4, 1]
+        assert np.abs(decrypted(tensor[index, np.int32(3)]) - x[1:2, 3:]).max() < 1e-5
+    assert ts.ckks_tensor(CONTEXT, np.arange(200.0))[np.int8(127)].decrypt().tolist() == pytest.approx([127], abs=1e-4)
+    for index in (3, np.int64(3), np.int8(-4)):
+        with pytest.raises(IndexError):
+            tensor[index]
+
+
+def test_the_first_power_in_place_is_the_tensor_itself() -> None:
+    tensor = ts.ckks_tensor(CONTEXT, [1.0, 2.0])
+    assert tensor.pow_(1) is tensor
+    copy_of_it = tensor.pow(1)
+    copy_of_it.add_(1)
+    assert np.abs(decrypted(tensor) - [1, 2]).max() < 1e-5
+    with pytest.raises(NotImplementedError, match="powers"):
+        tensor.pow_(2)
+
+
 def test_a_sum_of_everything_has_no_axes() -> None:
     total = ts.ckks_tensor(CONTEXT, [1.0, 2.0]).sum()
     for tensor in (total, total.transpose(), total.transpose()[...], total.reshape([]), sent(total + 0)):
@@ -455,6 +478,22 @@ def test_factors_beyond_what_can_be_written() -> None:
         tensor.mul_(1e308)
 
 
+def test_what_nobody_would_load_is_not_serialized() -> None:
+    tensor = ts.ckks_tensor(CONTEXT, [[1.0, 2.0]])
+    for largest in (2.0**1000, -(2.0**1000)):
+        assert np.abs(decrypted(sent(tensor * largest)) / largest / [[1, 2]] - 1).max() < 1e-7
+    assert np.abs(decrypted(sent(tensor.mm([[1e270], [1.0]]) + 1e270)) / 2e270 - 1).max() < 1e-6
+    for operand in ([[1e303], [1.0]], [[-1e290], [1e290]]):
+        with pytest.raises(RangeError, match="too large"):
+            tensor.mm(operand).serialize()
+    with pytest.raises(RangeError, match="too large"):
+        (tensor.mm([[1.0], [1.0]]) + 1e300).decrypt()
+    many = tensor.reshape([1] * 15 + [2])
+    assert many.shape == sent(many).shape
+    with pytest.raises(NotImplementedError, match="16 axes"):
+        tensor.reshape([1] * 16 + [2]).serialize()
+
+
 def test_sums_of_too_many_results_are_refused_where_they_are_sent() -> None:
     results = [sent(ts.ckks_tensor(CONTEXT, [[1.0, 2.0]]).mm([[1.0], [1.0]])) for _ in range(65)]
     total = sum(results[1:64], results[0])
@@ -499,6 +538,12 @@ def test_shapes_that_do_not_fit() -> None:
         lambda: tensor.sum(2),
         lambda: batch.sum(2),
         lambda: tensor.polyval([]),
+        lambda: tensor + np.zeros((0, 1, 1)),
+        lambda: ts.ckks_tensor(CONTEXT, [1.0]) * [],
+        lambda: ts.ckks_tensor(CONTEXT, [[1.0]]) - np.zeros((0, 1)),
+        lambda: ts.ckks_tensor(CONTEXT, [1.0]).broadcast([0]),
+        lambda: tensor.mm(np.zeros((3, 0))),
+        lambda: ts.ckks_vector(CONTEXT, [1.0]).mm(np.zeros((1, 0))),
         lambda: tensor.sum_batch(),
     ):
         with pytest.raises(ValueError):  # noqa: PT011 (numpy's own messages among them)
@@ -514,6 +559,7 @@ def test_contexts_that_cannot_be() -> None:
         {"poly_modulus_degree": 4096, "coeff_mod_bit_sizes": [60, 60]},
         {"poly_modulus_degree": 5000, "coeff_mod_bit_sizes": [30]},
         {"poly_modulus_degree": 4096},
+        {"poly_modulus_degree": 32768, "coeff_mod_bit_sizes": [13] * 65},
         {"poly_modulus_degree": 8192, "coeff_mod_bit_sizes": [40, 1.5]},
     ):
         with pytest.raises(ValueError, match=r"coeff_mod_bit_sizes|poly_modulus_degree"):

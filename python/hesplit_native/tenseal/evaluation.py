@@ -17,6 +17,8 @@ from hesplit_native.tenseal.terms import Term
 # Numbers of weight polynomials that are made at a time.
 _CHUNK = 1 << 22
 _LEAST_BITS = 24
+# Of a result: with more, the bits of its product and the room for constants could not be said in floating point.
+_LARGEST = 2.0**950
 
 
 def added_up(terms: Sequence[Term], constant: Floats) -> Term | None:
@@ -66,7 +68,7 @@ def multiplied(terms: Sequence[Term], constant: Floats, precision: float) -> Pro
     Raises
     ------
     RangeError
-        Maps or constants are not finite.
+        Maps or constants are not finite, or results may be beyond 2^950.
     """
     sources = [term.source for term in terms if isinstance(term.source, Fresh)]
     layouts = [source.layout for source in sources]
@@ -128,7 +130,7 @@ def _scaling(maps: Sequence[Floats], constant: Floats, precision: float) -> tupl
     """
     largest = float(np.abs(constant).max())
     largest += BOUND * sum(float(np.abs(matrix).reshape(-1, matrix.shape[-1]).sum(0).max()) for matrix in maps)
-    if not math.isfinite(largest):
+    if not largest <= _LARGEST:
         raise RangeError("a plain operand contains NaN or Inf, or is too large")
     room = ring().modulus / 4 / SCALE
     # Below the last bound every weight is rounded to zero anyway.

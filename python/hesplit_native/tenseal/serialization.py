@@ -16,7 +16,7 @@ from hesplit_native.tenseal.sources import Fresh, Product, ring
 from hesplit_native.tenseal.sums import Sum
 from hesplit_native.tenseal.terms import Term
 
-# Of a tensor from outside.
+# Of a tensor from outside, which fits a header then.
 _MAX_NUMBERS = 1 << 26
 _MAX_AXES = 16
 _MAX_TERMS = 64
@@ -29,8 +29,12 @@ def dump(tensor: Sum, kind: str) -> bytes:
     Raises
     ------
     NotImplementedError
-        Nobody could load it: it is the sum of too many results that were serialized before.
+        Nobody would load it: it is too large, or the sum of too many results that were serialized before.
     """
+    if tensor.size * (tensor.batch or 1) > _MAX_NUMBERS or len(tensor.shape) > _MAX_AXES:
+        raise NotImplementedError(
+            f"a tensor of more than {_MAX_NUMBERS} numbers or {_MAX_AXES} axes cannot be serialized; do it in parts, or reshape it"
+        )
     done = tensor.evaluated()
     if len(done.terms) > _MAX_TERMS:
         raise NotImplementedError(

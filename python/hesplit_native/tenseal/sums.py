@@ -75,6 +75,10 @@ class Sum:
         """As numpy.broadcast_to."""
         if shape == self.shape:
             return self
+        if 0 in shape:
+            raise ValueError(
+                f"a tensor of shape {_named(self)} cannot become one of shape {list(shape)}, which is empty"
+            )
         return self.taken(np.broadcast_to(np.arange(self.size).reshape(self.shape), shape), "broadcasting")
 
     def plus(self, values: Floats) -> Sum:
@@ -106,7 +110,7 @@ class Sum:
         """``[p, q] @ [q, c]``."""
         if len(self.shape) != 2:
             raise ValueError("this tensor isn't a matrix")
-        if right.ndim != 2 or right.shape[0] != self.shape[1]:
+        if right.ndim != 2 or right.shape[0] != self.shape[1] or right.size == 0:
             raise ValueError(f"can't multiply matrices of shapes {list(self.shape)} and {list(right.shape)}")
         p, q = self.shape
         c = right.shape[1]

@@ -107,7 +107,8 @@ class CKKSTensor(Encrypted):
         index = np.arange(self._sum.size).reshape(self._sum.shape)
         # As in TenSEAL an index keeps its axis, with one number.
         items = item if isinstance(item, tuple) else (item,)
-        chosen = index[tuple(slice(n, n + 1 or None) if isinstance(n, int) else n for n in items)]
+        items = tuple(slice(int(n), int(n) + 1 or None) if isinstance(n, int | np.integer) else n for n in items)
+        chosen = index[items]
         if chosen.size == 0:
             raise IndexError(f"no number of a tensor of shape {self.shape} is at {item}")
         return self._new(self._sum.taken(np.asarray(chosen), "a slice"))

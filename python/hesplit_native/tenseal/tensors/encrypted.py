@@ -188,11 +188,16 @@ class Encrypted:
 
     def pow(self: T, power: int) -> T:
         """The first power; others are not here."""
+        return self.copy().pow_(power)
+
+    def pow_(self: T, power: int) -> T:
+        """The first power in place."""
         if power != 1:
             raise NotImplementedError("powers of a tensor of ciphertexts are not here")
-        return self.copy()
+        return self
 
-    pow_ = __pow__ = __ipow__ = pow
+    __pow__ = pow
+    __ipow__ = pow_
 
     def square(self) -> NoReturn:
         """Not here."""
