@@ -96,27 +96,59 @@ def encrypted_batch(ts, context, matrix):
     return tensor.reshape_([1, matrix.shape[1]])
 
 
-def splitways_client(ts, link, steps):
-    context, net, optimizer = started(ts, link)
+def received(ts, link, context):
+    return ts.tensors.ckkstensor.CKKSTensor.load(context, link.receive())
+
+
+def client(ts, link, steps, step):
+    """Train by a script's `step`; yields each step's seconds, bytes, loss and error of the logits."""
+    context = make_context(ts)
+    link.send(context.serialize(save_secret_key=False))
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     for x, y in batches(steps):
         begun, before = perf_counter(), link.bytes
         a = net(x)
-        link.send(encrypted_batch(ts, context, a.detach()).serialize())
-        logits = ts.tensors.ckkstensor.CKKSTensor.load(context, link.receive())
-        logits = torch.tensor(logits.decrypt().tolist(), dtype=torch.float32).reshape(len(y), CLASSES)
-        loss, gradient = loss_of(logits, y)
-        link.send({"dy": gradient.numpy(), "dw": (gradient.T @ a.detach()).numpy()})
-        da = ts.tensors.ckkstensor.CKKSTensor.load(context, link.receive()).decrypt().tolist()
-        learn(optimizer, a, torch.tensor(da, dtype=torch.float32).reshape(a.shape))
+        logits, loss, gradient = step(ts, link, context, a.detach(), y)
+        optimizer.zero_grad()
+        a.backward(gradient)
+        optimizer.step()
         spent, used = perf_counter() - begun, link.bytes - before
-        yield report(link, a, logits, loss, spent, used)
+        yield spent, used, loss, error_of(link, a.detach(), logits)
+
+
+def judged(logits, y):
+    """Decrypted logits, their loss, and dJ/dy."""
+    logits = torch.tensor(logits.decrypt().tolist(), dtype=torch.float32).reshape(len(y), CLASSES).requires_grad_()
+    loss = nn.functional.cross_entropy(logits, y)
+    loss.backward()
+    return logits.detach(), loss.item(), logits.grad
+
+
+def error_of(link, a, logits):
+    """How far logits are from plain ones, which the server computes. Not part of the step."""
+    link.send(a.numpy())
+    return float(np.abs(logits.numpy() - link.plain()).max())
+
+
+def checked(link, w, b):
+    """The server's part of `error_of`."""
+    link.send(link.plain() @ w.T + b)
+
+
+def splitways_step(ts, link, context, a, y):
+    link.send(encrypted_batch(ts, context, a).serialize())
+    logits, loss, gradient = judged(received(ts, link, context), y)
+    link.send({"dy": gradient.numpy(), "dw": (gradient.T @ a).numpy()})
+    da = received(ts, link, context).decrypt().tolist()
+    return logits, loss, torch.tensor(da, dtype=torch.float32).reshape(a.shape)
 
 
 def splitways_server(ts, link, steps):
     context = ts.Context.load(link.receive())
     w, b = first_weights()
     for _ in range(steps):
-        a = ts.tensors.ckkstensor.CKKSTensor.load(context, link.receive())
+        a = received(ts, link, context)
         link.send((a.mm(w.T.tolist()) + b.tolist()).serialize())
         told = link.plain()
         link.send(ts.ckks_tensor(context, (told["dy"] @ w).tolist(), batch=True).serialize())
@@ -125,30 +157,22 @@ def splitways_server(ts, link, steps):
         b -= RATE * told["dy"].sum(0)
 
 
-def hesplit_client(ts, link, steps):
-    context, net, optimizer = started(ts, link)
-    for x, y in batches(steps):
-        begun, before = perf_counter(), link.bytes
-        a = net(x)
-        link.send(encrypted_batch(ts, context, a.detach()).serialize())
-        link.send(encrypted_batch(ts, context, a.detach().T).serialize())
-        logits = ts.tensors.ckkstensor.CKKSTensor.load(context, link.receive())
-        logits = torch.tensor(logits.decrypt().tolist(), dtype=torch.float32).reshape(len(y), CLASSES)
-        loss, gradient = loss_of(logits, y)
-        link.send(gradient.numpy())
-        w = ts.tensors.ckkstensor.CKKSTensor.load(context, link.receive()).decrypt().tolist()
-        link.send(np.array(w).reshape(FEATURES, CLASSES).T)
-        learn(optimizer, a, torch.tensor(link.plain(), dtype=torch.float32))
-        spent, used = perf_counter() - begun, link.bytes - before
-        yield report(link, a, logits, loss, spent, used)
+def hesplit_step(ts, link, context, a, y):
+    link.send(encrypted_batch(ts, context, a).serialize())
+    link.send(encrypted_batch(ts, context, a.T).serialize())
+    logits, loss, gradient = judged(received(ts, link, context), y)
+    link.send(gradient.numpy())
+    w = received(ts, link, context).decrypt().tolist()
+    link.send(np.array(w).reshape(FEATURES, CLASSES).T)
+    return logits, loss, torch.tensor(link.plain(), dtype=torch.float32)
 
 
 def hesplit_server(ts, link, steps):
     context = ts.Context.load(link.receive())
     w, b = first_weights()
     for _ in range(steps):
-        a = ts.tensors.ckkstensor.CKKSTensor.load(context, link.receive())
-        transposed = ts.tensors.ckkstensor.CKKSTensor.load(context, link.receive())
+        a = received(ts, link, context)
+        transposed = received(ts, link, context)
         link.send((a.mm(w.T.tolist()) + b.tolist()).serialize())
         gradient = link.plain()
         # A ciphertext minus a ciphertext of the same shape: W's is made under the public context. The step goes into the plain
@@ -162,38 +186,7 @@ def hesplit_server(ts, link, steps):
         b = b - RATE * gradient.sum(0)
 
 
-def started(ts, link):
-    context = make_context(ts)
-    link.send(context.serialize(save_secret_key=False))
-    net = network()
-    return context, net, torch.optim.Adam(net.parameters(), lr=1e-3)
-
-
-def loss_of(logits, y):
-    logits.requires_grad_()
-    loss = nn.functional.cross_entropy(logits, y)
-    loss.backward()
-    return loss.item(), logits.grad
-
-
-def learn(optimizer, a, gradient):
-    optimizer.zero_grad()
-    a.backward(gradient)
-    optimizer.step()
-
-
-def report(link, a, logits, loss, spent, used):
-    """The step's seconds, bytes, loss, and how far its logits are from plain ones. Not part of the step."""
-    link.send(a.detach().numpy())
-    exact = link.plain()
-    return spent, used, loss, float(np.abs(logits.detach().numpy() - exact).max())
-
-
-def checked(link, w, b):
-    link.send(link.plain() @ w.T + b)
-
-
-SCRIPTS = {"splitways": (splitways_client, splitways_server), "hesplit": (hesplit_client, hesplit_server)}
+SCRIPTS = {"splitways": (splitways_step, splitways_server), "hesplit": (hesplit_step, hesplit_server)}
 
 
 def serve(script, engine, end, steps):
@@ -211,7 +204,7 @@ def run(script, engine, steps):
     there.close()
     torch.set_num_threads(1)  # the network is small, and other work is on these cores
     with here:
-        rows = list(SCRIPTS[script][0](importlib.import_module(engine), Link(here), steps))
+        rows = list(client(importlib.import_module(engine), Link(here), steps, SCRIPTS[script][0]))
     server.join(60)
     return [np.array(column) for column in zip(*rows, strict=True)]
 
