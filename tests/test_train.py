@@ -652,6 +652,39 @@ def test_networks_that_do_not_fit(network, match):
         train(network, pictures())
 
 
+@pytest.mark.parametrize(
+    ("rows", "participants", "options"),
+    [
+        (81, [np.arange(40), np.arange(40, 81)], {}),  # 81 rows of one client would end with one row
+        (81, 3, {}),
+        (97, [range(48), range(48, 97)], {"protocol": "splitways", "flooding": "off"}),  # a rest that leaks is left out
+        (80, [range(16), range(16, 80)], {"batch_size": 16}),
+        (81, [range(17), range(17, 81)], {"limit_batches": 1}),
+    ],
+)
+def test_rows_of_each_participant_suit_batch_normalisation(rows, participants, options):
+    train(cnn(), pictures(rows), participants=participants, epochs=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("rows", "participants", "client"),
+    [
+        (80, [range(17), range(17, 80)], 17),  # 80 rows of one client would do
+        (80, [range(47), range(47, 80)], 33),
+        (66, 2, 33),
+        (48, [range(32), range(32, 47), [47]], 1),
+    ],
+)
+def test_rows_of_a_participant_that_end_with_one_row(rows, participants, client):
+    with pytest.raises(
+        hn.ParameterError, match=rf"a client's {client} rows in batches of 16 end with a batch of one row"
+    ):
+        train(cnn(), pictures(rows), participants=participants)
+    train(
+        nn.Flatten(), pictures(rows), participants=participants, epochs=1
+    )  # without batch normalisation they are fine
+
+
 SITES = [list(range(40)), np.arange(40, 70), np.arange(70, 80)]
 
 

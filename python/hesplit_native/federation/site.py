@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -134,7 +133,7 @@ class SiteRun:
         self.run = Run(
             replace(config, checkpoint_every=_NEVER // config.accumulate * config.accumulate),
             replace(task, optimizer=optimizer),
-            [np.arange(len(found.train))],
+            found.shares,
             connect=(lambda index: opened.open()) if opened is not None else None,
             checkpoints=site.state,
             group=plan.group,

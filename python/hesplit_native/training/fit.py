@@ -34,9 +34,13 @@ _NEEDS_MORE = ("macro_f1", "auroc")
 _SMALLER_IS_BETTER = ("loss", "mae")
 
 
+#: How many, or the rows of each, by index.
+Participants = int | Sequence[Sequence[int] | npt.NDArray[np.int64]]
+
+
 @dataclass(frozen=True)
 class PreparedData:
-    """Examples by what they are for, and what their labels are."""
+    """Examples by what they are for, what their labels are, and the rows of each participant."""
 
     train: Examples
     validation: Examples | None
@@ -44,6 +48,7 @@ class PreparedData:
     labels: own_data.Labels
     batch_size: int | None
     classes: tuple[str, ...]
+    shares: list[npt.NDArray[np.int64]]
 
 
 def train(
@@ -68,7 +73,7 @@ def train(
     tls: Tls | None = None,
     client_id: str = "client",
     insecure: bool = False,
-    participants: int | Sequence[Sequence[int] | npt.NDArray[np.int64]] = 1,
+    participants: Participants = 1,
     mode: Mode = "turns",
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -161,8 +166,9 @@ def train(
     found, config, task = prepare(
         network, data, validation, test, outputs=outputs, loss=loss, classes=classes, metrics=metrics, epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, protocol=protocol, seed=seed, device=device, more=more,
+        participants=participants,
     )  # fmt: skip
-    shares = _shares(participants, len(found.train), seed)
+    shares = found.shares
     if len(shares) > 1:
         task = replace(task, network=replace(cast(OwnNetwork, task.network), copied=True))
     task = replace(
@@ -213,9 +219,12 @@ def prepare(
     seed: int,
     device: torch.device | str,
     more: dict[str, Any],
+    participants: Participants = 1,
 ) -> tuple[PreparedData, RunConfig, Task]:
     """Data, configuration and task of a run with `train`'s arguments, all of them checked; errors as there."""
-    found = _data(data, validation, test, outputs=outputs, own_loss=loss is not None, seed=seed, names=classes)
+    found = _data(
+        data, validation, test, outputs=outputs, own_loss=loss is not None, seed=seed, names=classes, participants=participants
+    )  # fmt: skip
     rows = batch_size or found.batch_size or _BATCH
     if isinstance(data, DataLoader) and data.drop_last and len(found.train) > rows:
         more = {"limit_batches": len(found.train) // rows} | more
@@ -224,7 +233,8 @@ def prepare(
 
 
 def _data(
-    data: Any, validation: Any, test: Any, *, outputs: int | None, own_loss: bool, seed: int, names: Sequence[str] | None
+    data: Any, validation: Any, test: Any, *, outputs: int | None, own_loss: bool, seed: int, names: Sequence[str] | None,
+    participants: Participants,
 ) -> PreparedData:  # fmt: skip
     if isinstance(data, Dataset):
         own, tested = own_data.of_dataset(data)
@@ -256,7 +266,8 @@ def _data(
     named = tuple(names) if names is not None else tuple(str(index) for index in range(labels.outputs))
     if len(named) != labels.outputs or len(set(named)) != len(named):
         raise ParameterError(f"classes: expected {labels.outputs} different names, got {list(named)}")
-    return PreparedData(train, held_out, tests, labels, batch_size, named)
+    shares = _shares(participants, len(train), seed)
+    return PreparedData(train, held_out, tests, labels, batch_size, named, shares)
 
 
 def _first(examples: Examples) -> tuple[Any, Tensor]:
@@ -285,8 +296,8 @@ def _task(
     chosen = loss or LOSSES[kind]
     check_loss(chosen, outputs, some)
     own = own_network(network, inputs, len(some), outputs, device)
-    batches = epoch_batches(config, len(data.train), outputs)
-    check_last_batch(network, len(data.train), config.batch_size, batches)
+    for rows in sorted({len(share) for share in data.shares}):
+        check_last_batch(network, rows, config.batch_size, epoch_batches(config, rows, outputs))
     if data.validation is not None:
         _same_rows(inputs, _first(data.validation)[0], "the validation data")
     if data.test is not None:
@@ -322,9 +333,7 @@ def _device(device: torch.device | str) -> torch.device:
     return found
 
 
-def _shares(
-    participants: int | Sequence[Sequence[int] | npt.NDArray[np.int64]], rows: int, seed: int
-) -> list[npt.NDArray[np.int64]]:
+def _shares(participants: Participants, rows: int, seed: int) -> list[npt.NDArray[np.int64]]:
     """The rows of each participant, all of them someone's and nobody's twice."""
     if isinstance(participants, int):
         return even_shares(rows, participants, seed) if participants != 1 else [np.arange(rows)]

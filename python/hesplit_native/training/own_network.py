@@ -106,13 +106,13 @@ def check_loss(loss: Loss, outputs: int, labels: Tensor) -> None:
 
 
 def check_last_batch(module: nn.Module, rows: int, batch_size: int, batches: int) -> None:
-    """ParameterError where the last of an epoch's batches is one row, which batch normalisation cannot take."""
+    """ParameterError where the last of a client's batches of an epoch is one row, which batch normalisation cannot take."""
     last = min(rows, batches * batch_size) - (batches - 1) * batch_size
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     if last == 1 and any(isinstance(part, norms) and part.training for part in module.modules()):
         raise ParameterError(
-            f"{rows} rows in batches of {batch_size} end with a batch of one row, which batch normalisation cannot take; choose "
-            "another batch_size, or leave a row out"
+            f"a client's {rows} rows in batches of {batch_size} end with a batch of one row, which batch normalisation cannot take; "
+            "choose another batch_size, or leave a row out"
         )
 
 
