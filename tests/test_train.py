@@ -220,6 +220,21 @@ def test_data_in_every_form_are_the_same_data(form):
 def test_loaders_that_drop_the_last_batch():
     loader = DataLoader(Rows(*pictures()), batch_size=BATCH, drop_last=True)
     assert train(cnn(), loader, batch_size=None).batches == 2 * (ROWS // BATCH)
+    longer = train(cnn(), loader, batch_size=None, limit_batches=ROWS)  # a limit is not a wish for the short batch
+    assert longer.batches == 2 * (ROWS // BATCH)
+    few = DataLoader(Rows(*pictures(10)), batch_size=BATCH, drop_last=True)
+    assert train(cnn(), few, batch_size=None).batches == 2  # where there is no other it stays
+
+
+@pytest.mark.parametrize(
+    ("participants", "batches"),
+    [([range(17), range(17, 90)], 1 + 4), ([range(33), range(33, 65), range(65, 90)], 2 + 2 + 1), (2, 2 + 2), (6, 6)],
+)
+def test_loaders_that_drop_the_last_batch_of_every_participant(participants, batches, tmp_path):
+    loader = DataLoader(Rows(*pictures()), batch_size=BATCH, drop_last=True)
+    result = train(cnn(), loader, batch_size=None, participants=participants, output=tmp_path)
+    assert (result.batches, result.batches_per_epoch) == (2 * batches, batches)
+    assert json.loads((tmp_path / "metrics.json").read_text())["batches_per_epoch"] == batches
 
 
 def test_a_data_set_of_the_package_with_its_test_rows():

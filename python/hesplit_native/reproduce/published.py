@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hesplit_native.training.report import batches_per_epoch, size
+from hesplit_native.training.report import size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,7 +85,7 @@ def published_table(values: dict[str, Any]) -> Table | None:
     table = Table(title="Beside Split Ways, table 1", title_justify="left")
     for name in ("", "seconds per epoch", "test accuracy", "sent per epoch"):
         table.add_column(name, justify="right" if name else "left", no_wrap=not name)
-    epochs = max(values["batches"] / batches_per_epoch(values), 1e-9)
+    epochs = max(values["batches"] / values["batches_per_epoch"], 1e-9)
     bytes_per_epoch = (values["bytes_up"] + values["bytes_down"]) / epochs
     seconds = values["train_seconds"] / epochs
     table.add_row(

@@ -39,15 +39,17 @@ def even_shares(rows: int, participants: int, seed: int) -> list[npt.NDArray[np.
     return [np.sort(part) for part in np.array_split(order, participants)]
 
 
-def epoch_batches(config: RunConfig, rows: int, outputs: int) -> int:
+def epoch_batches(config: RunConfig, rows: int, outputs: int, *, drop_last: bool = False) -> int:
     """Batches of an epoch over so many rows.
 
-    A short last one is left out where the server would recover its activations; with `accumulate` there are only whole sums.
+    A short last one is left out with `drop_last`, and where the server would recover its activations; with `accumulate` there are
+    only whole sums.
     """
     whole = -(-rows // config.batch_size)
     rest = rows % config.batch_size
     together = rest + (config.accumulate - 1) * config.batch_size
-    if rest and whole > 1 and not config.accept_leak and leaks(config.protocol, together, outputs):
+    leaking = not config.accept_leak and leaks(config.protocol, together, outputs)
+    if rest and whole > 1 and (drop_last or leaking):
         whole -= 1
     count = min(whole, config.limit_batches or whole) // config.accumulate * config.accumulate
     if count == 0:

@@ -226,10 +226,10 @@ def prepare(
         data, validation, test, outputs=outputs, own_loss=loss is not None, seed=seed, names=classes, participants=participants
     )  # fmt: skip
     rows = batch_size or found.batch_size or _BATCH
-    if isinstance(data, DataLoader) and data.drop_last and len(found.train) > rows:
-        more = {"limit_batches": len(found.train) // rows} | more
+    drop_last = isinstance(data, DataLoader) and data.drop_last
     config = _config(more, protocol=protocol, batch_size=rows, epochs=epochs, learning_rate=learning_rate, seed=seed)
-    return found, config, _task(network, found, config, loss, _device(device), metrics=metrics)
+    task = _task(network, found, config, loss, _device(device), metrics=metrics, drop_last=drop_last)
+    return found, config, task
 
 
 def _data(
@@ -286,7 +286,8 @@ def _config(more: dict[str, Any], **given: Any) -> RunConfig:
 
 
 def _task(
-    network: nn.Module, data: PreparedData, config: RunConfig, loss: Loss | None, device: torch.device, *, metrics: bool | None
+    network: nn.Module, data: PreparedData, config: RunConfig, loss: Loss | None, device: torch.device, *, metrics: bool | None,
+    drop_last: bool,
 ) -> Task:  # fmt: skip
     kind, outputs = data.labels.kind, data.labels.outputs
     check_objective(config, kind, own_loss=loss is not None)
@@ -297,7 +298,8 @@ def _task(
     check_loss(chosen, outputs, some)
     own = own_network(network, inputs, len(some), outputs, device)
     for rows in sorted({len(share) for share in data.shares}):
-        check_last_batch(network, rows, config.batch_size, epoch_batches(config, rows, outputs))
+        batches = epoch_batches(config, rows, outputs, drop_last=drop_last)
+        check_last_batch(network, rows, config.batch_size, batches)
     if data.validation is not None:
         _same_rows(inputs, _first(data.validation)[0], "the validation data")
     if data.test is not None:
@@ -312,6 +314,7 @@ def _task(
         measure=measure(kind, chosen, data.classes, more=has_torchmetrics() if metrics is None else metrics),
         device=device,
         rows_at_once=max(64, config.batch_size),
+        drop_last=drop_last,
     )
 
 

@@ -55,6 +55,7 @@ def _metrics(result: RunResult, source: dict[str, Any]) -> dict[str, Any]:
         "history": [asdict(record) for record in result.history],
         "epochs": result.epochs,
         "batches": result.batches,
+        "batches_per_epoch": result.batches_per_epoch,
         "train_seconds": result.train_seconds,
         "seconds_by_phase": result.seconds_by_phase,
         "server_seconds_by_phase": result.server_seconds_by_phase,
@@ -164,7 +165,7 @@ def summary_table(values: dict[str, Any]) -> Table:
     table.add_column("in all", justify="right")
     table.add_column("per epoch", justify="right")
     table.add_column("per batch", justify="right")
-    epochs = values["batches"] / max(batches_per_epoch(values), 1)
+    epochs = values["batches"] / max(values["batches_per_epoch"], 1)
     batches = max(values["batches"], 1)
     if "validation" in values:
         _add_scores(table, values)
@@ -240,10 +241,3 @@ def class_table(values: dict[str, Any]) -> Table | None:
         )
         table.add_row(label, *shown)
     return table
-
-
-def batches_per_epoch(values: dict[str, Any]) -> float:
-    """Batches of an epoch, by the metrics of a run."""
-    whole = -(-values["train_rows"] // values["config"]["batch_size"])
-    limit = values["config"]["limit_batches"]
-    return float(min(whole, limit or whole))

@@ -52,6 +52,7 @@ class RunResult:
     evaluation_bytes_up: int = 0
     evaluation_bytes_down: int = 0
     batches: int = 0
+    batches_per_epoch: int = 0
     parameters: dict[str, Any] | None = None
     clipped: int = 0
     flooding_deviation: float = 0.0

@@ -218,7 +218,7 @@ class Run:
         key = SecretKey.generate(parameters) if parameters is not None and len(shares) > 1 else None
         found = []
         for index, share in enumerate(shares):
-            batches = epoch_batches(config, len(share), network.outputs)
+            batches = epoch_batches(config, len(share), network.outputs, drop_last=self.task.drop_last)
             client = Client(
                 config,
                 self.task,
@@ -648,6 +648,7 @@ class Run:
             parameters=last.parameters.to_dict() if last.parameters else None,
             clipped=sum(client.clipped for client in clients),
             flooding_deviation=max(getattr(client.linear, "flooding_deviation", 0.0) for client in clients),
+            batches_per_epoch=self.batches_per_epoch,
             participants=len(clients),
             notes=(*notes(self.config, network.outputs), *together, *self.account.notes),
             epsilon=self.account.epsilon(),

@@ -170,6 +170,8 @@ class Task:
         Of the client's part of the network; everything after it is computed on the CPU.
     rows_at_once
         Rows that the client's part takes at once in evaluations; None: as many as are sent.
+    drop_last
+        Whether a short last batch of an epoch is left out, unless it is the only one.
     """
 
     network: Network
@@ -186,6 +188,7 @@ class Task:
     patience: int | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     rows_at_once: int | None = None
+    drop_last: bool = False
 
     def signals(self) -> Iterator[npt.NDArray[Any]]:
         """Of all rows that may be released."""
