@@ -76,7 +76,6 @@ void register_tensor(py::module_& module) {
 
     py::class_<TensorRing, std::shared_ptr<TensorRing>>(module, "TensorRing")
         .def(py::init<Parameters>(), py::arg("parameters"))
-        .def_property_readonly("parameters", &TensorRing::parameters)
         .def_property_readonly("degree", [](const TensorRing& ring) { return ring.ring().degree(); })
         .def_property_readonly("modulus", [](const TensorRing& ring) { return ring.ring().modulus_value(); })
         .def("rounding_deviation", &product_rounding_deviation, py::arg("bits"));
