@@ -45,6 +45,12 @@ def decrypted(tensor: Any) -> np.ndarray:
     return np.array(tensor.decrypt().tolist())
 
 
+def decrypted_of(tensor: Any) -> np.ndarray:
+    """The same of tensors and vectors."""
+    found = tensor.decrypt()
+    return np.array(found if isinstance(found, list) else found.tolist())
+
+
 def bound(x: np.ndarray, matrix: np.ndarray) -> float:
     """Of |decrypted - exact|: the rounding, that of weights, and the noise (docs/tenseal.md)."""
     sums_of_columns = np.abs(matrix).reshape(-1, matrix.shape[-1]).sum(0).max()
@@ -374,14 +380,42 @@ def test_indices_of_any_integer_type_keep_their_axis() -> None:
             tensor[index]
 
 
-def test_the_first_power_in_place_is_the_tensor_itself() -> None:
+IN_PLACE: dict[str, list[tuple[str, list[Any]]]] = {
+    "tensor": [
+        ("add", [2.0]), ("sub", [np.ones((3, 3))]), ("mul", [[1.0, 2.0, 3.0]]), ("neg", []), ("pow", [1]), ("polyval", [[1, 2]]),
+        ("sum", [1]), ("mm", [np.ones((3, 2))]), ("dot", [np.ones(3)]), ("reshape", [[9]]), ("broadcast", [[2, 3, 3]]),
+        ("transpose", []),
+    ],
+    "batch": [("add", [2.0]), ("mul", [[1.0, 2.0, 3.0]]), ("sum", [0]), ("sum", [1]), ("dot", [np.ones(3)]), ("sum_batch", [])],
+    "vector": [
+        ("add", [2.0]), ("sub", [np.ones(3)]), ("mul", [[1.0, 2.0, 3.0]]), ("neg", []), ("pow", [1]), ("polyval", [[1, 2]]),
+        ("sum", []), ("mm", [np.ones((3, 2))]), ("matmul", [np.ones((3, 2))]), ("dot", [np.ones(3)]),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_operations_in_place_change_the_tensor_and_no_other(kind: str) -> None:
+    x = np.random.default_rng(14).normal(size=(3, 3))
+    for name, arguments in IN_PLACE[kind]:
+        tensor: Any = (
+            ts.ckks_vector(CONTEXT, x[0]) if kind == "vector" else ts.ckks_tensor(CONTEXT, x, batch=kind == "batch")
+        )
+        before, other = decrypted_of(tensor), tensor.copy()
+        expected = getattr(tensor, name)(*arguments)
+        assert np.array_equal(decrypted_of(tensor), before)
+        assert getattr(tensor, f"{name}_")(*arguments) is tensor
+        assert (type(expected), expected.shape) == (type(tensor), tensor.shape)
+        assert np.abs(decrypted_of(tensor) - decrypted_of(expected)).max() < 1e-5
+        assert np.array_equal(decrypted_of(other), before)
+
+
+def test_other_powers_in_place_are_refused() -> None:
     tensor = ts.ckks_tensor(CONTEXT, [1.0, 2.0])
-    assert tensor.pow_(1) is tensor
-    copy_of_it = tensor.pow(1)
-    copy_of_it.add_(1)
-    assert np.abs(decrypted(tensor) - [1, 2]).max() < 1e-5
     with pytest.raises(NotImplementedError, match="powers"):
         tensor.pow_(2)
+    with pytest.raises(NotImplementedError, match="powers"):
+        tensor **= 2
 
 
 def test_a_sum_of_everything_has_no_axes() -> None:

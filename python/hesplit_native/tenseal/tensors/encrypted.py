@@ -28,10 +28,9 @@ class Encrypted:
     _kind: ClassVar[str]
 
     def __init__(self, context: Any, values: Floats, scale: float | None, batch: bool) -> None:
-        if not isinstance(context, Context):
-            raise TypeError("context must be a tenseal.Context")
+        self._context: Context | None = None
+        self.link_context(context)
         precision = context.global_scale if scale is None else checked_scale(scale)
-        self._context: Context | None = context
         self._sum = Sum.encrypt(context.key(), values, batch, precision)
 
     def _new(self: T, result: Sum) -> T:
