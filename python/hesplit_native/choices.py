@@ -11,7 +11,7 @@ Labels = Literal["single", "multi"]
 Split = Literal["paper", "unique", "patients"]
 
 #: Who computes what, and what is encrypted.
-ProtocolName = Literal["local", "vanilla", "plain", "splitways", "hesplit", "sealed"]
+ProtocolName = Literal["local", "vanilla", "plain", "splitways", "hesplit", "sealed", "vertical"]
 Model = Literal["m1", "m2", "base"]
 Recipe = Literal["default", "paper"]
 ServerOptimizer = Literal["adam", "sgd", "momentum"]

@@ -40,6 +40,10 @@ class Protocol:
         The client sends dJ/dW, so that it can send the sum over several batches.
     packings
         Ways of filling ciphertexts that it runs on.
+    own_labels
+        The labels are the server's: clients name rows of them.
+    private_weights
+        Replies hide the server's weights (`Parameters.private_bits`).
     """
 
     name: ProtocolName
@@ -49,6 +53,8 @@ class Protocol:
     client_holds_layer: bool = False
     accumulates: bool = False
     packings: tuple[Packing, ...] = ("blocks", "slots")
+    own_labels: bool = False
+    private_weights: bool = False
 
     @property
     def is_split(self) -> bool:
@@ -83,5 +89,9 @@ _EVERY_ONE = (
     Protocol("splitways", frozenset({"gradient"}), encrypts=True, releases=1, accumulates=True),
     Protocol("hesplit", frozenset({"gradient"}), encrypts=True, releases=2),
     Protocol("sealed", frozenset(), encrypts=True, client_holds_layer=True, packings=("blocks",)),
-)
+    Protocol(
+        "vertical", frozenset({"labels", "gradient"}), encrypts=True, releases=2, packings=("blocks",),
+        own_labels=True, private_weights=True,
+    ),
+)  # fmt: skip
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _EVERY_ONE}

@@ -68,9 +68,9 @@ def encrypted_logits(
 
 
 class EncryptedLayer:
-    """A trained layer whose forward pass is on ciphertexts of one client."""
+    """A trained layer whose forward pass is on ciphertexts of one client; with `private` replies must hide its weights."""
 
-    def __init__(self, terms: Terms, layer: TrainedLayer, public_material: bytes) -> None:
+    def __init__(self, terms: Terms, layer: TrainedLayer, public_material: bytes, *, private: bool = False) -> None:
         self.terms = terms
         self.layer = layer
         try:
@@ -78,11 +78,12 @@ class EncryptedLayer:
                 public_material,
                 layer.linear.weight,
                 layer.linear.bias,
+                private=private,
                 max_batch=terms.max_rows,
                 max_reply_bytes=MAX_MESSAGE - HEADER_BYTES,
             )
         except ParameterError as error:
-            raise ProtocolError(f"handshake: the public material is for a layer of another shape: {error}") from error
+            raise ProtocolError(f"handshake: the public material does not fit the layer: {error}") from error
         check_hash(terms, self.server.parameters.hash)
         self._encoded = layer.version
         self._layouts: set[int] = set()  # bytes of the encoded weights of each

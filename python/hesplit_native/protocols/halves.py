@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from hesplit_native.choices import Overflow
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
 from hesplit_native.layer.linear import LinearClient, SealedClient
@@ -75,11 +77,11 @@ class Halves:
     """How to make both sides of one protocol.
 
     `encryption` gives new keys and the public material that the handshake sends; `client` the client's half; `layer` what a server
-    holds in the clear for one session or group, None if nothing; `server` the server's half from the terms, that layer and the
-    public material.
+    holds in the clear for one session or group, None if nothing; `server` the server's half from the terms, that layer, the public
+    material and the server's own labels, where it has such.
     """
 
     client: MakeClient
-    server: Callable[[Terms, ServerLayer | None, bytes], Answers] | None
+    server: Callable[[Terms, ServerLayer | None, bytes, Tensor | None], Answers] | None
     layer: Callable[[Terms], ServerLayer | None] = lambda terms: None
     encryption: Callable[[ClientSetup], tuple[Encryption | None, bytes]] = _no_encryption

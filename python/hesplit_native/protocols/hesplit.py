@@ -132,7 +132,7 @@ def _client(setup: ClientSetup, session: Session | None, encryption: Encryption 
     return HESplitClient(session, encryption)
 
 
-def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes) -> HESplitServer:
+def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes, labels: Tensor | None) -> HESplitServer:
     assert isinstance(layer, TrainedLayer)
     return HESplitServer(terms, layer, public_material)
 

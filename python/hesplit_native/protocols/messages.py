@@ -2,6 +2,7 @@
 
     header   magic "HESL", version u16, type u16, step u64, session (16 bytes)      (little endian, 32 bytes)
     matrix   dtype u8, dimensions u8 (= 2), zero u16, rows u32, columns u32, then the raw values, row-major
+    rows     count u32, then as many u64
     text     length u32, then UTF-8
     blob     the rest of the body: ciphertexts and public material, validated by the core
 
@@ -47,15 +48,17 @@ class MessageType(IntEnum):
     FORWARD = 3  # activations: a matrix (plain) or a blob (encrypted); a BACKWARD must follow
     LOGITS = 4  # a matrix or a blob
     BACKWARD = 5  # gradient at the logits; splitways: then the weight gradient; sealed: a blob
-    INPUT_GRADIENT = 6  # a matrix; sealed: a blob
+    INPUT_GRADIENT = 6  # a matrix; vertical: loss and correct predictions before it; sealed: a blob
     EVALUATE = 7  # as FORWARD, but nothing is learnt from it
     END = 8  # empty
     SUMMARY = 9  # text: the server's seconds by phase
     ERROR = 10  # text: why the sender ends the session
-    LEARN = 11  # vanilla: activations, then labels as a matrix of one column
+    LEARN = (
+        11  # vanilla: activations, then labels as a matrix of one column; vertical: rows, then a blob of activations
+    )
     LEARNT = 12  # vanilla: loss and correct predictions as a [1, 2] matrix, then the input gradient
-    MASKED_GRADIENT = 13  # hesplit: a blob, the encrypted and masked weight gradient
-    OPENED_GRADIENT = 14  # hesplit: a blob, decrypted and still masked
+    MASKED_GRADIENT = 13  # hesplit, vertical: a blob, the encrypted and masked weight gradient
+    OPENED_GRADIENT = 14  # hesplit, vertical: a blob, decrypted and still masked
     REFRESH = 15  # sealed: a blob, all weights anew
     DONE = 16  # empty
     CHECKPOINT = 17  # text: the step whose state the server stores, and whether it stays when later ones are stored
@@ -75,6 +78,8 @@ class MessageType(IntEnum):
     RESULT = 31  # frozen: a blob
     REFUSED = 32  # text: why this request is not answered; the conversation goes on
     RATE = 33  # text: the learning rate of the server's layer from now on
+    SHARE = 34  # vertical: a blob, the encrypted and masked logits
+    OPENED_SHARE = 35  # vertical: a blob, decrypted and still masked
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,30 @@ def take_matrix(body: memoryview, name: str, *, rows: range, columns: int) -> tu
     values = np.frombuffer(body, dtype="<f4", count=height * width, offset=_MATRIX.size)
     _check_finite(values, name)
     return values.reshape(height, width), body[_MATRIX.size + size :]
+
+
+def rows(values: npt.NDArray[np.int64]) -> bytes:
+    """The part of a body that names rows of a table, [n], none below 0."""
+    return _LENGTH.pack(len(values)) + values.astype("<u8").tobytes()
+
+
+def take_rows(body: memoryview, name: str, *, most: int, end: int) -> tuple[npt.NDArray[np.int64], memoryview]:
+    """Read 1 to `most` rows, different ones below `end`, from the front of `body`: int64 [n], and the body after them."""
+    count = rows_announced(body, name)
+    if not 1 <= count <= most or len(body) - _LENGTH.size < 8 * count:
+        raise WireError(f"{name}: {count} rows announced in {len(body)} bytes; 1 to {most} are possible here")
+    found = np.frombuffer(body, dtype="<u8", count=count, offset=_LENGTH.size)
+    if found.max() >= end or len(np.unique(found)) < count:
+        raise WireError(f"{name}: expected different rows between 0 and {end - 1}")
+    return found.astype(np.int64), body[_LENGTH.size + 8 * count :]
+
+
+def rows_announced(body: memoryview, name: str) -> int:
+    """How many rows the front of `body` announces."""
+    if len(body) < _LENGTH.size:
+        raise WireError(f"{name}: the message ends before the rows begin")
+    count: int = _LENGTH.unpack_from(body)[0]
+    return count
 
 
 def take_nothing(rest: memoryview, name: str) -> None:

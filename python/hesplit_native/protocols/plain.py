@@ -93,7 +93,7 @@ def _client(setup: ClientSetup, session: Session | None, encryption: Encryption 
     return PlainClient(session)
 
 
-def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes) -> PlainServer:
+def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes, labels: Tensor | None) -> PlainServer:
     assert isinstance(layer, TrainedLayer)
     return PlainServer(terms, layer)
 

@@ -74,6 +74,8 @@ def answered_rows(terms: Terms, kind: MessageType, body: memoryview) -> tuple[in
     """
     if kind not in (MessageType.FORWARD, MessageType.EVALUATE, MessageType.LEARN):
         return 0, 0
+    if PROTOCOLS[terms.protocol].own_labels and kind is MessageType.LEARN:
+        return messages.rows_announced(body, "rows"), 1  # dJ/da: of y the client gets a uniform share
     training = kind is not MessageType.EVALUATE
     if PROTOCOLS[terms.protocol].encrypts:
         rows: int = _SAMPLES.unpack_from(body, _SAMPLES_AT)[0]

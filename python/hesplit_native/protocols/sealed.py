@@ -141,7 +141,9 @@ def _client(setup: ClientSetup, session: Session | None, encryption: Encryption 
     return SealedProtocolClient(session, encryption, setup.layer)
 
 
-def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes) -> SealedProtocolServer:
+def _server(
+    terms: Terms, layer: ServerLayer | None, public_material: bytes, labels: Tensor | None
+) -> SealedProtocolServer:
     return SealedProtocolServer(terms, public_material)
 
 

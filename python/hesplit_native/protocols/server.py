@@ -49,6 +49,7 @@ _EXPIRY_SECONDS = 3600.0  # between two looks for checkpoints that are too old
 
 _PHASES = {
     MessageType.LOGITS: "forward",
+    MessageType.SHARE: "forward",
     MessageType.MASKED_GRADIENT: "backward and update",
     MessageType.INPUT_GRADIENT: "backward and update",
     MessageType.LEARNT: "forward, backward and update",
@@ -107,6 +108,8 @@ class Server:
     layers
         Layers of a model that sessions may start from, each with a copy of its own, by naming one in the terms (`Terms.layer`).
         Where there are no biases they begin at zero.
+    labels
+        This server's own, for sessions of `vertical`: classes int64 [n], or independent labels 0 or 1 float32 [n, out].
     on_event
         Called with a line for the log.
     """
@@ -115,6 +118,7 @@ class Server:
         self,
         *,
         layers: Iterable[Weights] = (),
+        labels: Tensor | None = None,
         checkpoints: Path | None = None,
         keep_days: float = KEEP_DAYS,
         output: Path | None = None,
@@ -132,6 +136,7 @@ class Server:
         self._sessions = Sessions(self.budget, self._store, on_event)
         self._last_layer: ServerLayer | None = None
         self._output = output
+        self._labels = labels
         self._start = {layer.name: layer for layer in layers}
         self._on_event = on_event
         self._expired = -_EXPIRY_SECONDS
@@ -298,7 +303,7 @@ class Server:
         self._store.reserve(run, room)
         try:
             group, layer = self._layer(client, opening, run)
-            protocol = halves.server(terms, layer, material)
+            protocol = halves.server(terms, layer, material, self._labels)
         except BaseException:
             self._store.forget_empty(run)
             raise

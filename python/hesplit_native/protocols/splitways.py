@@ -117,7 +117,7 @@ def _client(setup: ClientSetup, session: Session | None, encryption: Encryption 
     return SplitWaysClient(session, encryption, accumulate=setup.accumulate)
 
 
-def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes) -> SplitWaysServer:
+def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes, labels: Tensor | None) -> SplitWaysServer:
     assert isinstance(layer, TrainedLayer)
     return SplitWaysServer(terms, layer, public_material)
 

@@ -140,7 +140,7 @@ def _client(setup: ClientSetup, session: Session | None, encryption: Encryption 
     return VanillaClient(session, setup.terms.classes)
 
 
-def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes) -> VanillaServer:
+def _server(terms: Terms, layer: ServerLayer | None, public_material: bytes, labels: Tensor | None) -> VanillaServer:
     assert isinstance(layer, VanillaLayers)
     return VanillaServer(terms, layer)
 

@@ -30,6 +30,8 @@ from hesplit_native.training.defences import Defender
 from hesplit_native.training.task import Inputs, Task, call, each
 from hesplit_native.transport.channel import Channel
 
+#: Of a logit where what hides the weights is part of its error.
+PRIVATE_ERROR_BOUND = 0.125
 #: Releases under one key that last for a whole run are planned for (docs/security.md).
 RUN_RELEASES = 1 << 20
 
@@ -76,6 +78,8 @@ def choose_parameters(config: RunConfig, in_features: int, out_features: int) ->
         releases=releases,
         security=config.security,
         statistical_bits=config.statistical_bits,
+        private_weights=config.traits.private_weights,
+        error_bound=PRIVATE_ERROR_BOUND if config.traits.private_weights else None,
     )
 
 

@@ -83,7 +83,8 @@ class RunConfig:
     `recipe` ``"default"`` is plain cross-entropy with Adam on both sides; ``"paper"`` is what the papers' code does: softmax before
     a cross-entropy that applies it again, and plain gradient descent at the server of the encrypted protocols.
     `server_optimizer` overrides the recipe's. `flooding` is how released decryptions are made safe to release: ``"step"``, a fresh
-    key in every step; ``"run"``, one key for the run; ``"off"``, not at all. `parameter_set` names a published set of CKKS
+    key in every step (in `vertical`, which needs one key, the same as ``"run"``); ``"run"``, one key for the run; ``"off"``, not at
+    all. `parameter_set` names a published set of CKKS
     parameters (`hesplit_native.layer.published`), which runs on slots with flooding off. `security` and `statistical_bits` are as in
     `Parameters.recommend`. `limit_batches` shortens every epoch.
     `accumulate` lets a `splitways` client send dJ/dW summed over so many batches, when they are over, instead of after each.
@@ -148,6 +149,11 @@ class RunConfig:
             raise ParameterError("checkpoint_every must be a multiple of accumulate: no checkpoint holds half a sum")
         if self.traits.labels_at_server and self.defences.gradient_epsilon is not None:
             raise ParameterError(f"in {self.protocol} the server computes dJ/dy: the client has no gradient to noise")
+        if self.traits.own_labels and self.defences.label_epsilon is not None:
+            raise ParameterError(f"in {self.protocol} the labels are the server's: the client has none to noise")
+        if self.traits.private_weights and self.flooding == "step":
+            # Its server re-randomises replies under the client's public key, which it is told once.
+            object.__setattr__(self, "flooding", "run")
         if self.layer and (self.traits.client_holds_layer or self.model == "base"):
             holder = (
                 "the client holds the layer"

@@ -189,7 +189,10 @@ class Run:
         #: Connections that can break are made again.
         self._reconnects = connect is not None
         if connect is None and config.traits.is_split:
-            self.server = Server(checkpoints=checkpoints / "server" if checkpoints else None)
+            self.server = Server(
+                checkpoints=checkpoints / "server" if checkpoints else None,
+                labels=task.train.labels() if config.traits.own_labels else None,
+            )
             connect = _participants_of(self.server)
         self._connect = connect
         self._alone = not group
@@ -457,7 +460,7 @@ class Run:
         left = batches[progress.batch :]
         for rows, (x, y) in zip(left, self.task.train.batches(left), strict=True):
             self.account.add(rows)
-            labels = y if self.labels is None else self.labels[rows]
+            labels = rows if self.config.traits.own_labels else y if self.labels is None else self.labels[rows]
             self._tally.add(*participant.client.learn(x, labels), len(rows))
             progress.batch += 1
             progress.steps[progress.turn] += 1
