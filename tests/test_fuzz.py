@@ -97,7 +97,8 @@ class Talk:
         parameters = None
         if kind.encrypts:
             recommend = hn.Parameters.recommend_sealed if kind.seals_weights else hn.Parameters.recommend
-            parameters = recommend(in_features=FEATURES, out_features=OUTPUTS, batch_size=ROWS)
+            private = {"private_weights": True} if kind.private_weights else {}
+            parameters = recommend(in_features=FEATURES, out_features=OUTPUTS, batch_size=ROWS, **private)
         self.terms = Terms(
             protocol, FEATURES, OUTPUTS, ROWS, 10, 2,
             0.0 if kind.client_holds_layer else 0.01, "client" if kind.client_holds_layer else "adam",
@@ -108,7 +109,7 @@ class Talk:
         layer = TrainedLayer(local) if kind.client_holds_layer else None
         setup = ClientSetup(self.terms, Phases(), parameters=parameters, layer=layer)
         encryption, material = kind.halves.encryption(setup)
-        self.server = Server(checkpoints=folder)
+        self.server = Server(checkpoints=folder, labels=torch.tensor([2, 0, 1]))
         self.sent = []
         channel = InProcessChannel(self.server.converse(ClientInfo("test")))
         send = channel.send

@@ -399,7 +399,9 @@ class Trainer:
         if about.seals_weights:
             parameters = hn.Parameters.recommend_sealed(**shape)
         elif about.encrypts:
-            parameters = hn.Parameters.recommend(**shape, releases=8 * about.releases)
+            parameters = hn.Parameters.recommend(
+                **shape, releases=8 * about.releases, private_weights=about.private_weights
+            )
         values = {
             "protocol": protocol,
             "parameter_hash": parameters.hash if parameters else "",
@@ -436,7 +438,18 @@ EVERY = [name for name, protocol in PROTOCOLS.items() if protocol.is_split]
 
 
 class TestTrainingServer:
-    @pytest.mark.parametrize("protocol", EVERY)
+    def test_training_that_answers_with_shares_counts_the_gradient_alone(self, folder, make_terms):
+        server = Server(queries=12, query_ledger=folder, labels=torch.zeros(3, dtype=torch.long))
+        trainer = Trainer(server, make_terms, "vertical")
+        trainer.step()
+        assert in_file(folder) == {"": 4}
+        assert len(trainer.evaluate(5)) == 5
+        with pytest.raises(QueryBudgetExceeded, match=r"4 rows take 4 answers .* 3 are left: ask with 3 rows"):
+            trainer.step()
+        trainer.step(3)
+        assert in_file(folder) == {"": 12}
+
+    @pytest.mark.parametrize("protocol", [name for name in EVERY if name != "vertical"])
     def test_every_protocol_counts_and_its_session_goes_on(self, folder, make_terms, protocol):
         server = Server(queries=20, query_ledger=folder)
         trainer = Trainer(server, make_terms, protocol)

@@ -658,7 +658,7 @@ class Returns(nn.Module):
         (Returns(lambda x: x.mean()), r"gives \[\] for a batch of 2 rows"),
         (Returns(lambda x: (x, x)), "gives tuple for a batch"),
         (Returns(lambda x: x.long()), r"gives torch\.int64"),
-        (Returns(lambda x: x.repeat(1, 1, 40, 40)), "gives 129600 features a row"),
+        (Returns(lambda x: x.repeat(1, 1, 120, 120)), "gives 1166400 features a row"),
         (functional.relu, "expected a torch.nn.Module"),
     ],
 )

@@ -69,9 +69,17 @@ class Curve:
 
 
 def settings() -> list[LayerSetting]:
-    """Layers whose lattices LLL reduces, and the papers'."""
+    """Layers whose lattices LLL reduces, and the papers': with replies as they are, and with private ones."""
     shapes = ((12, 1), (20, 1), (40, 1), (12, 5), (256, 5))
-    return [LayerSetting(f"weights of {d} -> {o}, replies as they are", d, o) for d, o in shapes]
+    kinds: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+        ("replies as they are", {}, {}),
+        ("private replies", {"private_weights": True}, {"private": True}),
+    )
+    return [
+        LayerSetting(f"weights of {d} -> {o}, {title}", d, o, parameters=parameters, server=server)
+        for title, parameters, server in kinds
+        for d, o in shapes
+    ]
 
 
 class AskedLayer:

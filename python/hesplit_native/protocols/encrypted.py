@@ -78,13 +78,16 @@ class EncryptedLayer:
                 public_material,
                 layer.linear.weight,
                 layer.linear.bias,
-                private=private,
                 max_batch=terms.max_rows,
                 max_reply_bytes=MAX_MESSAGE - HEADER_BYTES,
             )
         except ParameterError as error:
-            raise ProtocolError(f"handshake: the public material does not fit the layer: {error}") from error
+            raise ProtocolError(f"handshake: the public material is for a layer of another shape: {error}") from error
         check_hash(terms, self.server.parameters.hash)
+        if private and not self.server.parameters.private_bits:
+            raise ProtocolError(
+                f"handshake: {terms.protocol} needs parameters whose replies hide the weights (private_bits), and these do not"
+            )
         self._encoded = layer.version
         self._layouts: set[int] = set()  # bytes of the encoded weights of each
 

@@ -34,8 +34,11 @@ class RemoteLayer(Protocol):
 class RemoteLearner(Protocol):
     """Everything after the client's layers, labels and loss included, at the server."""
 
-    def learn(self, x: Tensor, labels: Tensor) -> tuple[float, int, Tensor]:
-        """Loss, correct predictions and dJ/da [n, in] for activations [n, in] and labels [n]; updates the layers."""
+    def learn(self, x: Tensor, labels: Tensor) -> tuple[float, float, Tensor]:
+        """Loss, correct predictions and dJ/da [n, in] for activations [n, in] and labels [n]; updates the layers.
+
+        Where the labels are the server's own, `labels` are rows of them (`Protocol.own_labels`).
+        """
         ...
 
     def evaluate(self, x: Tensor) -> Tensor:

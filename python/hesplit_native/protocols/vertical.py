@@ -45,7 +45,7 @@ class VerticalClient:
         self.session = session
         self.linear = linear
 
-    def learn(self, x: Tensor, labels: Tensor) -> tuple[float, int, Tensor]:
+    def learn(self, x: Tensor, labels: Tensor) -> tuple[float, float, Tensor]:
         """Mean loss, correct predictions and dJ/da [n, in] for activations [n, in]; `labels` [n] are rows of the server's labels."""
         session, phases = self.session, self.session.phases
         inside = self.linear.clip_counted(x.detach())
@@ -66,7 +66,7 @@ class VerticalClient:
         reply = session.exchange(MessageType.OPENED_GRADIENT, MessageType.INPUT_GRADIENT, opened)
         outcome, rest = messages.take_matrix(reply.body, "loss", rows=range(1, 2), columns=2)
         gradient = take_tensor(rest, "input gradient", len(x), session.terms.in_features)
-        return float(outcome[0, 0]), int(outcome[0, 1]), gradient
+        return float(outcome[0, 0]), float(outcome[0, 1]), gradient
 
     def evaluate(self, x: Tensor) -> Tensor:
         """Logits float32 [n, out] for local use."""
@@ -177,15 +177,15 @@ def check_labels(labels: Tensor, outputs: int) -> Tensor:
     )
 
 
-def objective(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-    """The mean loss of logits [n, out], and how many rows are predicted as they are labelled.
+def objective(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """The mean loss of logits [n, out], and how many rows are predicted as they are labelled, whole or in part.
 
     Cross-entropy of classes [n], or of independent labels [n, out]; a mean of either has |dJ/dy| that sum to 1 at most.
     """
     if labels.ndim == 1:
-        return functional.cross_entropy(logits, labels), int((logits.argmax(1) == labels).sum())
+        return functional.cross_entropy(logits, labels), float((logits.argmax(1) == labels).sum())
     loss = functional.binary_cross_entropy_with_logits(logits, labels)
-    return loss, int(((logits > 0) == (labels > 0.5)).all(1).sum())
+    return loss, float(((logits > 0) == (labels > 0.5)).double().mean(1).sum())
 
 
 def _client(setup: ClientSetup, session: Session | None, encryption: Encryption | None) -> VerticalClient:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hesplit_native.errors import DataError
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
+from hesplit_native.layer.linear import LinearClient
 from hesplit_native.layer.parameters import SEALED_ERROR_BOUND, WEIGHT_NORM, Parameters
 from hesplit_native.protocols import PROTOCOLS
 from hesplit_native.protocols.costs import usual_evaluation
@@ -201,9 +202,11 @@ class Client:
     def begin(self, *, resume: tuple[str, int] | None = None, reconnect: bool = False) -> None:
         """Shake hands with the server, under new keys; after `resume` from a checkpoint that was loaded into this client."""
         halves = self.config.traits.halves
-        clipped = self.clipped
+        clipped, deviation = self.clipped, self.flooding_deviation
         self.linear, material = halves.encryption(self._setup)
         self.clipped = clipped
+        if isinstance(self.linear, LinearClient):
+            self.linear.flooding_deviation = deviation
         if self.session is not None:
             assert resume is not None
             assert self._connect is not None
@@ -235,6 +238,11 @@ class Client:
     def clipped(self, count: int) -> None:
         if self.linear is not None:
             self.linear.clipped = count
+
+    @property
+    def flooding_deviation(self) -> float:
+        """The largest deviation so far of the noise that flooded a logit."""
+        return getattr(self.linear, "flooding_deviation", 0.0)
 
     def take_over(self, previous: Client) -> None:
         """Go on from what another participant has learnt: convolutions, and the layer where the client holds it.

@@ -163,6 +163,8 @@ def train(
     ParameterError
         A network or loss that does not fit the data; choices that cannot be, or need a package that is missing.
     """
+    if protocol == "vertical" and isinstance(data, Tensor | np.ndarray):
+        data = data, _labels_elsewhere(len(data), outputs, server)
     found, config, task = prepare(
         network, data, validation, test, outputs=outputs, loss=loss, classes=classes, metrics=metrics, epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, protocol=protocol, seed=seed, device=device, more=more,
@@ -200,6 +202,17 @@ def train(
     if folder is not None or progress:
         _report(result, found, folder, progress=progress)
     return result
+
+
+def _labels_elsewhere(rows: int, outputs: int | None, server: object) -> Tensor:
+    """In place of labels that only the server has; its rows are those of the data."""
+    if server is None:
+        raise ParameterError(
+            "in vertical the labels are the server's: name it, or give (x, y) for a server in this process"
+        )
+    if outputs is None:
+        raise ParameterError("say how many outputs the server's layer has for its labels: outputs=…")
+    return torch.zeros(rows, dtype=torch.int64)
 
 
 def prepare(

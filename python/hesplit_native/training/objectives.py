@@ -27,10 +27,8 @@ def check_objective(config: RunConfig, kind: Kind, *, own_loss: bool = False) ->
     """
     if kind == "classes" and not own_loss:
         return
-    if config.traits.labels_at_server:
-        raise ParameterError(
-            f"in {config.protocol} the server computes the loss, cross-entropy of classes; take another protocol"
-        )
+    if config.traits.labels_at_server and not (config.traits.own_labels and kind == "labels" and not own_loss):
+        raise ParameterError(f"in {config.protocol} the server computes the loss, cross-entropy; take another protocol")
     if config.defences.label_epsilon is not None:
         raise ParameterError(
             "label_epsilon noises classes under cross-entropy; there is no such noise for other labels or losses"

@@ -650,7 +650,7 @@ class Run:
             server_seconds_by_phase=self.server_seconds,
             parameters=last.parameters.to_dict() if last.parameters else None,
             clipped=sum(client.clipped for client in clients),
-            flooding_deviation=max(getattr(client.linear, "flooding_deviation", 0.0) for client in clients),
+            flooding_deviation=max(client.flooding_deviation for client in clients),
             batches_per_epoch=self.batches_per_epoch,
             participants=len(clients),
             notes=(*notes(self.config, network.outputs), *together, *self.account.notes),
