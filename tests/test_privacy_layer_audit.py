@@ -78,6 +78,17 @@ def test_the_layer_is_one_that_was_trained(data):
     assert (y.argmax(1) == data.test_y).mean() > 0.4
 
 
+@pytest.mark.parametrize(("features", "outputs"), [(12, 1), (20, 1), (12, 5)])
+def test_private_replies_say_answers_and_nothing_else(data, features, outputs):
+    found = {}
+    for setting in layer_audit.settings():
+        if (setting.in_features, setting.out_features) == (features, outputs):
+            found[bool(setting.server)] = layer_audit.audit_layer(setting, data).findings
+    assert (found[False]["reply"].value, found[False]["head"].value) == (1, 1)
+    assert (found[True]["reply"].value, found[True]["head"].value) == (0, 0.5)
+    assert found[True]["answers"].value == 1  # which is why they are counted
+
+
 def test_noise_slows_least_squares_and_the_budget_is_before_w_is_determined(data):
     found = layer_audit.curve(LayerSetting("", 20, 2), data, deviations=(0.0, 4.0), most=2000)
     assert (found.budget, found.solving) == (10, 21)
@@ -107,7 +118,8 @@ def test_the_command_has_rows_for_layers(tmp_path):
     done = CliRunner().invoke(app, ["audit", "--quick", "--rows", "weights of 12", "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "weights of 12 -> 1, replies as they are" in done.output
+    assert "weights of 12 -> 1, private replies" in done.output
     assert "recovers of the server's weights" in (tmp_path / "audit.md").read_text(encoding="utf-8")
     values = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
-    assert (len(values["rows"]), len(values["layers"])) == (0, 1)
+    assert (len(values["rows"]), len(values["layers"])) == (0, 2)
     assert values["curve"]["solving"] == 13

@@ -466,6 +466,7 @@ def _worth_trying(packing: Packing, security: Attacker, private: bool) -> list[t
             *((2048, [bits]) for bits in range(40 if security == "standard" else 30, 51)),
             *((2048, [bits // 2, bits - bits // 2]) for bits in (51, 52, 53)),
             *((4096, [bits, bits]) for bits in range(30, 51)),
+            *((4096, [bits, bits, bits]) for bits in ((34, 35) if private else ())),
             (4096, [51, 51]),
             (4096, [53, 53]),
             *((8192, [bits, bits, bits]) for bits in ((*range(36, 51), 60) if private else (50, 60))),
