@@ -280,9 +280,8 @@ ServingCost of_blocks(Served served, const Parameters& parameters, const ServedL
         return cost;
     }
     const PolynomialCodec codec(ring, dropped_bits(ring));
-    const BlockLayout layout =
-        planned_layout(parameters.choice(), layer.features, layer.outputs, layer.samples,
-                       {ring.prime_count(), codec.bits_per_coefficient(), kTypicalReplyBits, layer.byte_ns});
+    const BlockLayout layout = planned_layout(parameters.choice(), layer.features, layer.outputs, layer.samples,
+                                              block_medium(ring, kTypicalReplyBits, layer.byte_ns));
     const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(layout.group_size),
                            static_cast<std::uint32_t>(layout.width)};
     return block_serving_cost(served, ring, codec.bytes(), layout, shape, most_reply_bits(ring), private_weights);

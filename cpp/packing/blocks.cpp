@@ -51,7 +51,9 @@ BlockCost block_cost(const BlockLayout& layout, const BlockMedium& medium, std::
     // Nanoseconds per coefficient and prime: encrypting an input and reading it at the server; encoding weights and
     // multiplying them with an input; finishing a product and decrypting it; a multiplication of the matrix product.
     constexpr double kEncrypt = 7.5, kReceive = 7, kEncode = 2.2, kMultiply = 0.15, kFinish = 2.2, kDecrypt = 2;
-    constexpr double kStrand = 0.06;
+    // Between IFMA's, where both take 0.04 to 0.06, and AVX2's, where long primes take four times as long as short
+    // ones.
+    const double strand = medium.short_primes ? 0.045 : 0.12;
     const bool strands = prefers_strands(layout, medium.primes);
     const auto width = static_cast<double>(layout.width);
     const auto coefficients =
@@ -62,7 +64,7 @@ BlockCost block_cost(const BlockLayout& layout, const BlockMedium& medium, std::
     const auto products = static_cast<double>(layout.products());
     BlockCost cost;
     cost.client = each * (inputs * kEncrypt + products * kDecrypt);
-    cost.server = each * (inputs * kReceive + inputs * products * (strands ? (width + 1) * kStrand : kMultiply) +
+    cost.server = each * (inputs * kReceive + inputs * products * (strands ? (width + 1) * strand : kMultiply) +
                           products * kFinish) +
                   (strands ? 0 : once * inputs * products * kEncode);
     cost.link = medium.byte_ns / 8 * coefficients * (inputs * medium.request_bits + products * medium.reply_bits);

@@ -70,8 +70,12 @@ struct BlockMedium {
     std::size_t primes = 1;
     double request_bits = 0;
     double reply_bits = 0;
-    double byte_ns = 8;  // of the link; 8 is a gigabit per second
+    double byte_ns = 8;         // of the link; 8 is a gigabit per second
+    bool short_primes = false;  // all of up to kCheapPrimeBits
 };
+
+// Sums of matrix products modulo primes of up to so many bits take 32-bit multiplications, on every processor.
+inline constexpr int kCheapPrimeBits = 29;
 
 // By a model whose constants were measured on AVX-512 IFMA (docs/benchmarks.md); the same on every processor, so that
 // layouts are.

@@ -15,8 +15,7 @@ BlockClientPacking::BlockClientPacking(const Parameters& parameters, std::size_t
       features_(features),
       outputs_(outputs),
       ring_(parameters.ring_degree(), parameters.primes()),
-      medium_{ring_.prime_count(), PolynomialCodec(ring_, dropped_bits(ring_)).bits_per_coefficient(),
-              kTypicalReplyBits, byte_ns} {}
+      medium_(block_medium(ring_, kTypicalReplyBits, byte_ns)) {}
 
 BlockLayout BlockClientPacking::layout(const BatchShape& shape) const {
     return block_layout(ring_, features_, outputs_, shape);

@@ -5,11 +5,21 @@
 
 #include "base/error.h"
 #include "linear/precision.h"
+#include "wire/codec.h"
 
 namespace hesplit {
 
 BlockLayout block_layout(const Ring& ring, std::size_t features, std::size_t outputs, const BatchShape& shape) {
     return BlockLayout{ring.degree(), features, outputs, shape.group_size, shape.width};
+}
+
+BlockMedium block_medium(const Ring& ring, double reply_bits, double byte_ns) {
+    BlockMedium medium{ring.prime_count(), PolynomialCodec(ring, dropped_bits(ring)).bits_per_coefficient(), reply_bits,
+                       byte_ns, true};
+    for (std::size_t row = 0; row < ring.prime_count(); ++row) {
+        medium.short_primes = medium.short_primes && ring.prime(row) >> kCheapPrimeBits == 0;
+    }
+    return medium;
 }
 
 BlockLayout planned_layout(const ParameterChoice& choice, std::size_t features, std::size_t outputs,

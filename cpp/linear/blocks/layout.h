@@ -13,6 +13,8 @@
 namespace hesplit {
 
 BlockLayout block_layout(const Ring& ring, std::size_t features, std::size_t outputs, const BatchShape& shape);
+// How ciphertexts over this ring are made and sent, with replies of so many bits a coefficient.
+BlockMedium block_medium(const Ring& ring, double reply_bits, double byte_ns);
 // How a batch is laid out. With private weights no more outputs share a product than in a batch of the agreed size,
 // where that can be: its noise in the worst case, which the flood covers, is then no larger.
 BlockLayout planned_layout(const ParameterChoice& choice, std::size_t features, std::size_t outputs,

@@ -13,7 +13,7 @@ BlockPlan::BlockPlan(const Parameters& parameters, const PlannedLayer& layer)
       ring_(parameters.ring_degree(), parameters.primes()),
       codec_(ring_, dropped_bits(ring_)),
       layout_(planned_layout(choice_, layer.features, layer.outputs, layer.samples,
-                             {ring_.prime_count(), codec_.bits_per_coefficient(), kTypicalReplyBits, layer.byte_ns})),
+                             block_medium(ring_, kTypicalReplyBits, layer.byte_ns))),
       norms_(planned_norms(choice_, layer.weight_norm, layout_.per_product())) {}
 
 Scaling BlockPlan::scaling(double scale) const {
@@ -51,10 +51,8 @@ LayerEstimate BlockPlan::estimate() const {
     estimate.request_bytes = groups * estimate.inputs * codec_.bytes();
     const std::size_t coefficients = ring_.degree() + layout_.per_product() * layout_.group_size;
     estimate.reply_bytes = groups * estimate.products * packed_bytes(coefficients, found.reply_bits);
-    estimate.cost = block_cost(
-        layout_,
-        {ring_.prime_count(), codec_.bits_per_coefficient(), static_cast<double>(found.reply_bits), layer_.byte_ns},
-        layer_.samples);
+    const BlockMedium medium = block_medium(ring_, static_cast<double>(found.reply_bits), layer_.byte_ns);
+    estimate.cost = block_cost(layout_, medium, layer_.samples);
     return estimate;
 }
 

@@ -161,7 +161,8 @@ class Parameters:
         if error_bound is None:
             error_bound = FLOODED_ERROR_BOUND if releases else 2 * logit_noise if logit_noise else ERROR_BOUND
         best: Parameters | None = None
-        best_cost = (math.inf, math.inf)
+        least: Parameters | None = None
+        best_cost = (math.inf, math.inf, math.inf)
         for candidate, step in feasible(
             in_features, out_features, batch_size, packing=packing, activation_bound=activation_bound,
             activation_norm=activation_norm, weight_norm=weight_norm, error_bound=error_bound, releases=releases,
@@ -170,9 +171,16 @@ class Parameters:
         ):  # fmt: skip
             if logit_noise is not None and step["logit_noise"] > logit_noise:
                 continue
+            least = least or candidate
+            if candidate.ring_degree > least.ring_degree or candidate.total_bits > least.total_bits + _SHORTER_REPLIES:
+                break  # more only adds bytes and work
             bytes_moved = step["request_bytes"] + step["reply_bytes"]
             seconds = sum(step.get(f"{part}_seconds", 0.0) for part in ("client", "server", "link"))
-            cost = (seconds if link and packing == "blocks" else bytes_moved, step["error"])
+            cost = (
+                seconds if link and packing == "blocks" else bytes_moved,
+                step.get("server_seconds", 0.0),
+                step["error"],
+            )
             if cost < best_cost:
                 best, best_cost = candidate, cost
         if best is None:
@@ -393,10 +401,7 @@ def feasible(
 ) -> Iterator[tuple[Parameters, dict[str, Any]]]:
     """Every set worth trying that keeps the error bound, at its best scale, with `Parameters.estimate` of it."""
     shape = (in_features, out_features, batch_size)
-    found = False
-    for ring_degree, modulus_bits in _candidates(packing, security, private_bits > 0):
-        if found and packing == "blocks" and max(modulus_bits) > _VECTOR_PRIME_BITS:
-            continue
+    for ring_degree, modulus_bits in _candidates(packing, security):
         candidate = Parameters(
             ring_degree=ring_degree,
             modulus_bits=modulus_bits,
@@ -421,12 +426,7 @@ def feasible(
             continue
         if private_bits and not _keeps_smaller_batches(candidate, shape, weight_norm):
             continue
-        found = True
         yield candidate, step
-
-
-#: Vector kernels take primes up to this; with longer ones a layer takes several times as long, whatever bytes they save.
-_VECTOR_PRIME_BITS = 50
 
 
 def _keeps_smaller_batches(candidate: Parameters, shape: tuple[int, int, int], weight_norm: float) -> bool:
@@ -448,28 +448,39 @@ def describe_security(security: Security) -> str:
 _AGAINST: dict[str, str] = {"standard": "classical", "quantum": "quantum"}
 
 
-def _candidates(packing: Packing, security: Attacker, private: bool = False) -> list[tuple[int, list[int]]]:
-    """Ring degrees and primes that are worth trying and have 128 bits; with slots the last prime is for key switching.
-
-    Larger moduli than fit a vector kernel are products of several primes (`_VECTOR_PRIME_BITS`).
-    """
+def _candidates(packing: Packing, security: Attacker) -> list[tuple[int, list[int]]]:
+    """Ring degrees and primes that are worth trying and have 128 bits; with slots the last prime is for key switching."""
     return [
         (ring_degree, modulus_bits)
-        for ring_degree, modulus_bits in _worth_trying(packing, security, private)
+        for ring_degree, modulus_bits in _worth_trying(packing, security)
         if sum(modulus_bits) <= _core.max_modulus_bits(ring_degree, security)
     ]
 
 
-def _worth_trying(packing: Packing, security: Attacker, private: bool) -> list[tuple[int, list[int]]]:
+# Bits of modulus beyond the least that holds a layer, up to which replies may become shorter by more than requests grow.
+_SHORTER_REPLIES = 12
+#: Vector kernels take primes up to this.
+_VECTOR_PRIME_BITS = 50
+#: Up to this matrix products of large layers take 32-bit multiplications (kCheapPrimeBits).
+_CHEAP_PRIME_BITS = 29
+_LEAST_PRIME_BITS = 20
+
+
+def _splits(bits: int) -> list[list[int]]:
+    """A modulus of so many bits as a product of primes of nearly one size: of as few as vector kernels take, and of short ones."""
+    fewest, short = math.ceil(bits / _VECTOR_PRIME_BITS), math.ceil(bits / _CHEAP_PRIME_BITS)
+    # Of fewer bits there are not enough primes.
+    numbers = sorted({fewest, short if bits // short >= _LEAST_PRIME_BITS else fewest})
+    return [[(bits + part) // parts for part in range(parts)] for parts in numbers]
+
+
+def _worth_trying(packing: Packing, security: Attacker) -> list[tuple[int, list[int]]]:
     if packing == "blocks":
+        least = 40 if security == "standard" else 30
         return [
-            *((2048, [bits]) for bits in range(40 if security == "standard" else 30, 51)),
-            *((2048, [bits // 2, bits - bits // 2]) for bits in (51, 52, 53)),
-            *((4096, [bits, bits]) for bits in range(30, 51)),
-            *((4096, [bits, bits, bits]) for bits in ((34, 35) if private else ())),
-            (4096, [51, 51]),
-            (4096, [53, 53]),
-            *((8192, [bits, bits, bits]) for bits in ((*range(36, 51), 60) if private else (50, 60))),
+            *((2048, split) for bits in range(least, 54) for split in _splits(bits)),
+            *((4096, split) for bits in range(54, 107, 2) for split in _splits(bits)),
+            *((8192, split) for bits in (*range(108, 151, 6), 180, 200) for split in _splits(bits)),
         ]
     return [
         (4096, [33, 33, 40]),
