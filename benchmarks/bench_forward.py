@@ -23,4 +23,20 @@ class Forward:
         return len(self.layer.reply)
 
 
-Forward.track_reply_bytes.unit = "bytes"
+class PrivateForward:
+    """Replies that hide the weights."""
+
+    params = [SHAPES]
+    param_names = ["(batch, in, out)"]
+
+    def setup(self, shape):
+        self.layer = Layer("blocks", shape, private=True)
+
+    def time_forward(self, shape):
+        self.layer.server.forward(self.layer.request)
+
+    def track_reply_bytes(self, shape):
+        return len(self.layer.reply)
+
+
+Forward.track_reply_bytes.unit = PrivateForward.track_reply_bytes.unit = "bytes"

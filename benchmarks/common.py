@@ -16,8 +16,9 @@ class Layer:
     """What the suites share. Set up once per parameter combination; nothing here is timed."""
 
     def __init__(
-        self, packing: str, shape: tuple[int, int, int], *, releases: int = 0, weight_gradients: bool = False
-    ) -> None:
+        self, packing: str, shape: tuple[int, int, int], *, releases: int = 0, weight_gradients: bool = False,
+        private: bool = False,
+    ) -> None:  # fmt: skip
         import torch
 
         torch.set_num_threads(1)
@@ -27,7 +28,7 @@ class Layer:
         generator = np.random.default_rng(0)
         self.params = hn.Parameters.recommend(
             in_features=d, out_features=o, batch_size=n, packing=packing, weight_norm=8.0, releases=releases,
-            activation_bound=32.0,
+            activation_bound=32.0, private_weights=private,
         )  # fmt: skip
         self.x = generator.normal(size=(n, d)).astype(np.float32)
         self.weight = generator.normal(size=(o, d)) * 4 / np.sqrt(d)
