@@ -70,7 +70,8 @@ def main() -> None:
     hn.set_num_threads(chosen.threads)
     hn.set_work_ahead(False)
     print(
-        "rows x in -> out (error bound)   weights   N, bits      encrypt  server decrypt |   request     reply  key, once | flood, error"
+        "rows x in -> out (error bound)   weights   N, bits      encrypt  server decrypt |   request     reply  key, once "
+        "| flood, error"
     )
     for rows, features, outputs, options in SHAPES:
         layers = [Layer(rows, features, outputs, options, private=private) for private in (False, True)]
