@@ -82,16 +82,12 @@ class FrozenServer:
         precision: Precision = "float32",
         epoch: str = "",
     ) -> None:
-        matrix = _matrix(weight, "weight").astype(np.float64, copy=False)
-        self.out_features, self.in_features = matrix.shape
+        matrix = matrix_of(weight, bias)
+        self.out_features, self.in_features = weight.shape
         self.has_bias = bias is not None
-        if bias is not None:
-            if np.shape(bias) != (self.out_features,):
-                raise ParameterError(f"expected a bias of shape [{self.out_features}], got {list(np.shape(bias))}")
-            matrix = np.column_stack([matrix, np.asarray(bias, np.float64)])
         self.precision, self.epoch = precision, epoch
         self._agreement = _agreement(matrix.shape[1], precision, epoch)
-        self._native = _core.FrozenServer(self._agreement, np.ascontiguousarray(matrix))
+        self._native = _core.FrozenServer(self._agreement, matrix)
 
     @property
     def hint_bytes(self) -> int:
@@ -222,7 +218,7 @@ class FrozenClient:
         ParameterError
             Another shape or dtype.
         """
-        return self._native.encrypt(_matrix(x, "x"))
+        return self._native.encrypt(checked_matrix(x, "x"))
 
     def decrypt(self, reply: Buffer, secret: FrozenSecret) -> npt.NDArray[np.float64]:
         """The products [n, out_features].
@@ -237,13 +233,30 @@ class FrozenClient:
         return self._native.decrypt(reply, secret)
 
 
+def matrix_of(weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None) -> npt.NDArray[np.float64]:
+    """The weights of a layer, [out_features, in_features], with a bias as the last column: float64, C-contiguous.
+
+    Raises
+    ------
+    ParameterError
+        For another shape or dtype.
+    """
+    matrix = checked_matrix(weight, "weight").astype(np.float64, copy=False)
+    if bias is None:
+        return matrix
+    if np.shape(bias) != matrix.shape[:1]:
+        raise ParameterError(f"expected a bias of shape [{len(matrix)}], got {list(np.shape(bias))}")
+    return np.column_stack([matrix, np.asarray(bias, np.float64)])
+
+
 def _agreement(features: int, precision: Precision, epoch: str) -> _core.FrozenAgreement:
     if precision not in _PRECISIONS:
         raise ParameterError(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}")
     return _core.FrozenAgreement(features, _PRECISIONS[precision], epoch)
 
 
-def _matrix(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+def checked_matrix(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """The same, C-contiguous; ParameterError unless it is a matrix of float32 or float64."""
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype not in (np.float32, np.float64):
         found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
         raise ParameterError(f"expected {name} as a matrix of float32 or float64, got {found}")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from hesplit_native.errors import ParameterError, RangeError
 from hesplit_native.layer.parameters import GIGABIT, Parameters, byte_nanoseconds
@@ -67,3 +71,25 @@ def _holds(parameters: Parameters, shapes: list[tuple[int, int, int]]) -> bool:
     except RangeError:
         return False
     return True
+
+
+def normalised_rows(x: npt.NDArray[Any], name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Rows [n, d] of l2 norm at most 1, and what they were divided by, [n]; by parts, so that no square overflows or vanishes.
+
+    Raises
+    ------
+    RangeError
+        For NaN and infinity, and for a row whose norm float64 does not hold.
+    """
+    largest = np.abs(x).max(axis=1, initial=0.0).astype(np.float64)
+    if not np.isfinite(largest).all():
+        raise RangeError(f"{name} contains NaN or Inf")
+    inside = x / np.where(largest > 0, largest, 1.0)[:, None]
+    # A little more, so that rounding leaves no row beyond 1.
+    parts = np.maximum(np.sqrt(np.einsum("ij,ij->i", inside, inside)), 1.0) * (1 + 1e-9)
+    inside /= parts[:, None]
+    with np.errstate(over="ignore"):
+        norms = largest * parts
+    if not np.isfinite(norms).all():
+        raise RangeError(f"{name} has a row whose norm is beyond float64")
+    return inside, norms

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from hesplit_native.choices import Overflow
-from hesplit_native.errors import RangeError
 from hesplit_native.layer.keys import SecretKey
 from hesplit_native.layer.linear import LinearClient, LinearServer
-from hesplit_native.layer.normalised import MAX_ROWS, normalised_parameters
+from hesplit_native.layer.normalised import MAX_ROWS, normalised_parameters, normalised_rows
 from hesplit_native.layer.parameters import Parameters
 from hesplit_native.nn.sharing import Sharing, equal
 
@@ -55,7 +54,7 @@ class Engine:
     def _multiply_rows(self, server: LinearServer, x: npt.NDArray[Any]) -> Float64:
         if not self.normalises:
             return self.client.decrypt(server.forward(self.client.encrypt(x)))
-        inside, norms = _normalised(x, "x")
+        inside, norms = normalised_rows(x, "x")
         y = self.client.decrypt(server.forward(self.client.encrypt(inside)))
         return y * (norms * self._weight_norm)[:, None]
 
@@ -65,7 +64,7 @@ class Engine:
             return self._server
         stacked = np.concatenate([weight.double().numpy() for weight in weights])
         if self.normalises:
-            largest = _normalised(stacked, "weight")[1].max(initial=0.0)
+            largest = normalised_rows(stacked, "weight")[1].max(initial=0.0)
             self._weight_norm = float(largest) or 1.0
             stacked /= self._weight_norm
         if self._server is None:
@@ -74,18 +73,6 @@ class Engine:
             self._server.set_weight(stacked)
         self.weights = tuple(weight.clone() for weight in weights)
         return self._server
-
-
-def _normalised(x: npt.NDArray[Any], name: str) -> tuple[Float64, Float64]:
-    """Rows of l2 norm at most 1, and what they were divided by; by parts, so that no square overflows or vanishes."""
-    largest = np.abs(x).max(axis=1, initial=0.0).astype(np.float64)
-    if not np.isfinite(largest).all():
-        raise RangeError(f"{name} contains NaN or Inf")
-    inside = x / np.where(largest > 0, largest, 1.0)[:, None]
-    # A little more, so that rounding leaves no row beyond 1.
-    norms = np.maximum(np.sqrt(np.einsum("ij,ij->i", inside, inside)), 1.0) * (1 + 1e-9)
-    inside /= norms[:, None]
-    return inside, largest * norms
 
 
 @dataclass

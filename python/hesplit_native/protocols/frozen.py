@@ -1,7 +1,8 @@
 """A server that holds a model: anybody's encrypted rows times its weights, which nothing ever changes.
 
 The server keeps nothing of its clients, neither keys nor state: every request is answered on its own, by any server that holds the
-same weights. What a request breaks costs that request; the conversation goes on.
+same weights. Only of layers whose replies hide their weights it keeps a client's public key, for as long as the connection lasts. What
+a request breaks costs that request; the conversation goes on.
 """
 
 from __future__ import annotations
@@ -14,60 +15,27 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from hesplit_native.choices import Direction
-from hesplit_native.errors import BudgetError, HESplitError, ParameterError, ProtocolError, WireError
+from hesplit_native.errors import BudgetError, HESplitError, KeyMismatchError, ParameterError, ProtocolError, WireError
 from hesplit_native.layer.frozen import FrozenServer
+from hesplit_native.layer.private import PrivateProducts
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.budget import Budget, Hold
 from hesplit_native.protocols.frozen_messages import (
     HINT_PART,
     LOGGED_REFUSALS,
-    Description,
     offer,
     refusal,
     take_address,
+    take_key,
     unknown_layer,
 )
 from hesplit_native.protocols.messages import NO_SESSION, Message, MessageType
 from hesplit_native.protocols.queries import QueryLedger
+from hesplit_native.protocols.served_layers import FrozenLayer, PrivateLayer
 from hesplit_native.transport.channel import SHORT_MESSAGE, ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
 _TRAINING = (MessageType.HELLO, MessageType.RESUME, MessageType.RESTORE)
-
-
-@dataclass(frozen=True)
-class FrozenLayer:
-    """A layer that is served: its matrix, and the transposed one for gradients, or None."""
-
-    name: str
-    forward: FrozenServer
-    backward: FrozenServer | None
-
-    @property
-    def description(self) -> Description:
-        """What clients are told."""
-        w = self.forward
-        return Description(
-            self.name, w.in_features, w.out_features, w.has_bias, w.precision, w.epoch, self.backward is not None
-        )
-
-    @property
-    def resident_bytes(self) -> int:
-        """Memory of both matrices."""
-        return sum(matrix.resident_bytes for matrix in self.matrices)
-
-    @property
-    def matrices(self) -> tuple[FrozenServer, ...]:
-        """Forward, and backward where gradients are served."""
-        return (self.forward,) if self.backward is None else (self.forward, self.backward)
-
-    def at(self, direction: Direction) -> FrozenServer:
-        """The matrix of a direction; ParameterError where gradients are not served."""
-        if direction == "forward":
-            return self.forward
-        if self.backward is None:
-            raise ParameterError(f"the server answers no backward requests, for {self.name} as for its other layers")
-        return self.backward
 
 
 @dataclass(frozen=True)
@@ -89,7 +57,7 @@ class _Admitted:
     error: HESplitError | None = None
     later: bool = False
     direction: Direction = "forward"
-    matrices: tuple[FrozenServer, ...] = ()
+    matrices: tuple[FrozenServer | PrivateProducts, ...] = ()
     rows: int = 0  # of all of them
 
 
@@ -98,7 +66,9 @@ class _Visit:
     """One connection."""
 
     client: ClientInfo
-    hold: Hold
+    hold: Hold  # of `key_bytes` and what the present message takes
+    keys: dict[str, PrivateProducts] = field(default_factory=dict)  # by layer
+    key_bytes: int = 0
     admitted: _Admitted | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     refused: int = 0
@@ -112,7 +82,7 @@ class FrozenService:
     layers
         What is served.
     memory
-        Bytes that all clients' requests together may take, messages on their way and replies included.
+        Bytes that all clients' requests and keys together may take, messages on their way and replies included.
     memory_per_client
         Bytes that one client's may take; None: as `memory`.
     memory_kept
@@ -129,7 +99,7 @@ class FrozenService:
 
     def __init__(
         self,
-        layers: Iterable[FrozenLayer],
+        layers: Iterable[FrozenLayer | PrivateLayer],
         *,
         memory: int,
         memory_per_client: int | None = None,
@@ -177,29 +147,40 @@ class FrozenService:
 
     def _admit(self, visit: _Visit, beginning: memoryview, length: int) -> bool:
         """Hold the memory that a message will take. True where it is refused: the rest of it is not wanted."""
-        visit.hold.resize(0)
+        visit.hold.resize(visit.key_bytes)
         admitted = visit.admitted = _Admitted()
         needed = 0
         try:
-            needed = self._needed(admitted, messages.unpack(beginning), length)
-            visit.hold.resize(needed)
+            needed = self._needed(visit, admitted, messages.unpack(beginning), length)
+            visit.hold.resize(visit.key_bytes + needed)
         except HESplitError as error:
             admitted.error = error
-            admitted.later = isinstance(error, BudgetError) and self.budget.could_hold(needed)
+            admitted.later = isinstance(error, BudgetError) and self.budget.could_hold(visit.key_bytes + needed)
         return admitted.error is not None
 
-    def _needed(self, admitted: _Admitted, request: Message, length: int) -> int:
+    def _needed(self, visit: _Visit, admitted: _Admitted, request: Message, length: int) -> int:
         """The most bytes that a request takes: in pieces and joined, then while it is worked on, with its reply twice over."""
-        if request.type is not MessageType.PRODUCT:
-            if length > SHORT_MESSAGE:
-                raise WireError(f"a message of {length} bytes; a {request.type.name} is no longer than {SHORT_MESSAGE}")
-            if request.type is MessageType.HINT:
-                (layer,), direction, _, _ = take_address(request.body, "hint", most=1)
-                return length + min(HINT_PART, self._layer(layer).at(direction).hint_bytes)
-            return length + len(self._offer)
+        if request.type is MessageType.PRODUCT:
+            return self._needed_by_product(visit, admitted, request, length)
+        if length > SHORT_MESSAGE:
+            raise WireError(f"a message of {length} bytes; a {request.type.name} is no longer than {SHORT_MESSAGE}")
+        if request.type is MessageType.HINT:
+            (layer,), direction, _, _ = take_address(request.body, "hint", most=1)
+            return length + min(HINT_PART, self._layer(layer).at(direction).hint_bytes)
+        if request.type is MessageType.KEY:
+            private, material = self._key(request.body)
+            expected = private.server.agreement.material_bytes
+            if len(material) != expected:
+                raise WireError(
+                    f"key: the public material for {private.name} takes {expected} bytes, not {len(material)}"
+                )
+            return length + private.server.agreement.client_bytes
+        return length + len(self._offer)
+
+    def _needed_by_product(self, visit: _Visit, admitted: _Admitted, request: Message, length: int) -> int:
         layers, admitted.direction, _, body = take_address(request.body, "product")
         found = [self._layer(layer) for layer in layers]
-        matrices = admitted.matrices = tuple(layer.at(admitted.direction) for layer in found)
+        matrices = admitted.matrices = tuple(_matrix_of(visit, layer, admitted.direction) for layer in found)
         for other in found[1:]:
             if admitted.direction == "backward" or not other.description.takes_rows_of(found[0].description):
                 raise ParameterError(f"rows for {layers[0]} cannot serve {other.name} ({admitted.direction}), too")
@@ -216,10 +197,25 @@ class FrozenService:
         working = max(cost.working_bytes for cost in costs) + 2 * sum(cost.reply_bytes for cost in costs)
         return length + max(length, working)
 
-    def _layer(self, name: str) -> FrozenLayer:
+    def _layer(self, name: str) -> FrozenLayer | PrivateLayer:
         if name not in self.layers:
             raise unknown_layer(name, self.layers)
         return self.layers[name]
+
+    def _key(self, body: memoryview) -> tuple[PrivateLayer, memoryview]:
+        """For which layer a client has sent a key, and its public material."""
+        values, material = take_key(body)
+        name = values.get("name")
+        if not isinstance(name, str):
+            raise WireError("key: expected the description of a layer")
+        layer = self._layer(name)
+        if not isinstance(layer, PrivateLayer):
+            raise ParameterError(f"the weights of {name} are not private: its requests need no key")
+        if values != layer.description.to_json():
+            raise KeyMismatchError(
+                f"{name} is another layer here than the one that this key was made for: ask for the layers again"
+            )
+        return layer, material
 
     # Answering
 
@@ -245,7 +241,7 @@ class FrozenService:
         if name == "product":
             name = admitted.direction
         reply = messages.pack(kind, step, NO_SESSION, *parts)
-        visit.hold.resize(len(reply))  # until the next message: the transport has it
+        visit.hold.resize(visit.key_bytes + len(reply))  # until the next message: the transport has it
         seconds = perf_counter() - start
         visit.seconds[name] = visit.seconds.get(name, 0.0) + seconds
         self._on_request(Answered(name, outcome, admitted.rows, len(message), len(reply), seconds))
@@ -261,6 +257,13 @@ class FrozenService:
             return MessageType.RESULT, tuple(matrix.multiply(body) for matrix in admitted.matrices)
         if request.type is MessageType.HINT:
             return MessageType.HINT_PART, self._hint(request.body)
+        if request.type is MessageType.KEY:
+            layer, material = self._key(request.body)
+            products = layer.server.for_client(material)
+            if layer.name not in visit.keys:
+                visit.key_bytes += layer.server.agreement.client_bytes
+            visit.keys[layer.name] = products
+            return MessageType.DONE, ()
         if request.type is MessageType.LAYERS:
             messages.take_nothing(request.body, "layers")
             return MessageType.OFFER, (self._offer,)
@@ -281,6 +284,19 @@ class FrozenService:
             raise WireError(f"hint: expected as `have` a number from 0 to {matrix.hint_bytes}")
         hint = self.hints.get((layer, direction), matrix.hint)
         return messages.text(json.dumps({"bytes": len(hint)})), memoryview(hint)[have : have + HINT_PART]
+
+
+def _matrix_of(
+    visit: _Visit, layer: FrozenLayer | PrivateLayer, direction: Direction
+) -> FrozenServer | PrivateProducts:
+    """What answers a client about a layer."""
+    if isinstance(layer, FrozenLayer) or direction == "backward":
+        return layer.at(direction)
+    if layer.name not in visit.keys:
+        raise KeyMismatchError(
+            f"the weights of {layer.name} are private, and no key for it came over this connection: send it first"
+        )
+    return visit.keys[layer.name]
 
 
 class HintCache:

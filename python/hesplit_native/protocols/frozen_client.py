@@ -1,7 +1,7 @@
 """The client of a model server: its layers, used on rows that stay encrypted.
 
-Requests refer to nothing that a server remembers. So one that is lost with its connection is sent again, to the same server or to
-another that holds the same weights.
+Requests refer to nothing that a server remembers, but for a key that goes before those for private layers on every channel. So one
+that is lost with its connection is sent again, to the same server or to another that holds the same weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from hesplit_native.choices import Direction
 from hesplit_native.errors import KeyMismatchError, ParameterError, WireError, shortened
-from hesplit_native.layer.frozen import MAX_ROWS, FrozenClient, FrozenSecret
+from hesplit_native.layer.frozen import MAX_ROWS, FrozenClient, FrozenSecret, checked_matrix
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.budget import default_memory
 from hesplit_native.protocols.frozen_messages import (
@@ -33,6 +33,7 @@ from hesplit_native.protocols.frozen_messages import (
     unknown_layer,
 )
 from hesplit_native.protocols.messages import MessageType
+from hesplit_native.protocols.private_client import PrivateKeyed, keyed
 from hesplit_native.protocols.replicas import Replicas
 from hesplit_native.transport import ClientInfo, ClientTls, InProcessChannel
 from hesplit_native.transport import connect as open_channel
@@ -64,7 +65,8 @@ class _Matrix:
 class Connection:
     """The layers of a model server, or of several with the same weights. Made by `connect`; safe to use from several threads.
 
-    A request whose connection is lost is sent again; with several servers the next one gets it.
+    A request whose connection is lost is sent again; with several servers the next one gets it. Private layers are asked under keys
+    that live as long as the connection, and are zeroed when it is closed.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Connection:
         self._patience = patience
         self._hint_memory = default_memory() if hint_memory is None else hint_memory
         self._matrices: OrderedDict[tuple[str, Direction], _Matrix] = OrderedDict()  # used last, last
+        self._private: dict[str, PrivateKeyed] = {}
         self._lock = threading.Lock()
         self._layers: dict[str, Description] = {}
         self._fetch_layers(patience=0.0)
@@ -122,17 +125,21 @@ class Connection:
         BudgetError
             The server has no memory for a request of that size.
         QueryBudgetExceeded
-            It gives this client fewer answers. Of more than 2048 rows, which are sent in several requests, those before were counted.
+            It gives this client fewer answers. Of more than 2048 rows (for private layers 128 or fewer), which are sent in several
+            requests, those before were counted.
         ConnectionLost
             No server was there for as long as this connection is patient.
         """
         described = self.describe(layer)
         if direction == "backward" and not described.backward:
-            raise ParameterError(f"the server answers no backward requests for {layer}")
+            why = "" if described.private is None else ": its weights are private, and would follow from the answers"
+            raise ParameterError(f"the server answers no backward requests for {layer}{why}")
         return self._in_parts((layer,), direction, x)[0]
 
     def multiply_together(self, layers: Sequence[str], x: npt.NDArray[Any]) -> list[Float64]:
         """``x W^T + b`` for each of these layers, as `multiply`, but x is encrypted and sent once for all, or for every 8 of them.
+
+        Private layers, whose keys are their own, are asked one by one.
 
         Raises
         ------
@@ -140,6 +147,9 @@ class Connection:
             Layers of which one cannot be fed by the rows of another (`Description.takes_rows_of`).
         """
         names = list(dict.fromkeys(layers))
+        if all(self.describe(name).private is not None for name in names):
+            alone = {name: self.multiply(name, x) for name in names}
+            return [alone[name] for name in layers]
         for name in names[1:]:
             one, other = self.describe(names[0]), self.describe(name)
             if not other.takes_rows_of(one):
@@ -157,8 +167,12 @@ class Connection:
         return self._layers[layer]
 
     def close(self) -> None:
-        """Leave the server. The connection cannot be used afterwards."""
+        """Leave the server, and zero the keys. The connection cannot be used afterwards."""
         self._replicas.close()
+        with self._lock:
+            private, self._private = self._private, {}
+        for layer in private.values():
+            layer.client.destroy()
 
     def __enter__(self) -> Connection:
         return self
@@ -184,8 +198,14 @@ class Connection:
         inner = shapes[0][0]
         if x.ndim != 2 or x.shape[1] != inner:
             raise ParameterError(f"{layers[0]}: expected [n, {inner}], got {list(x.shape)}")
-        rows = max(1, min(MAX_ROWS, MAX_VALUES // max(inner, sum(outer for _, outer in shapes))))
-        parts = [self._multiply(layers, direction, x[start : start + rows]) for start in range(0, len(x), rows)]
+        private = self.describe(layers[0]).private
+        if private is not None:
+            x = checked_matrix(x, "x")
+            rows = private.rows_at_once
+            parts = [[self._multiply_private(layers[0], x[start : start + rows])] for start in range(0, len(x), rows)]
+        else:
+            rows = max(1, min(MAX_ROWS, MAX_VALUES // max(inner, sum(outer for _, outer in shapes))))
+            parts = [self._multiply(layers, direction, x[start : start + rows]) for start in range(0, len(x), rows)]
         if not parts:
             return [np.zeros((0, outer)) for _, outer in shapes]
         return [np.concatenate(products) for products in zip(*parts, strict=True)]
@@ -220,6 +240,53 @@ class Connection:
                 else:
                     raise
 
+    def _multiply_private(self, layer: str, x: npt.NDArray[Any]) -> Float64:
+        renewed = False
+        while True:
+            mine = self._keyed(layer)
+            try:
+                request, norms = mine.client.encrypt(x)
+                body = self._replicas.exchange(
+                    MessageType.PRODUCT,
+                    MessageType.RESULT,
+                    address((layer,), "forward"),
+                    request,
+                    patience=self._patience,
+                    after=mine.introduction,
+                )
+                with self._lock:
+                    self.requests += 1
+                return mine.client.decrypt(body, norms)
+            except (KeyMismatchError, WireError, ParameterError):
+                # The server may have been started anew with another model; or its reply is not genuine. This key is not used again.
+                self._forget_key(layer, mine)
+                if renewed:
+                    raise
+                renewed = True
+                before = self.describe(layer)
+                self._fetch_layers(patience=self._patience)
+                self._require_like(before)
+
+    def _keyed(self, layer: str) -> PrivateKeyed:
+        """A private layer with its key, which is made for the layer as it is described now."""
+        described = self.describe(layer)
+        with self._lock:
+            mine = self._private.get(layer)
+            if mine is None or mine.described != described:
+                mine = self._private[layer] = keyed(described)
+        return mine
+
+    def _forget_key(self, layer: str, old: PrivateKeyed) -> None:
+        old.client.destroy()
+        with self._lock:
+            if self._private.get(layer) is old:
+                del self._private[layer]
+
+    def _require_like(self, before: Description) -> None:
+        now = self.describe(before.name)
+        if now.kind != before.kind:
+            raise ParameterError(f"{before.name} was {before.kind} at the server, and now is {now.kind}: connect again")
+
     def _matrix(self, layer: str, direction: Direction) -> _Matrix:
         """The client of one direction, with its hint."""
         with self._lock:
@@ -249,10 +316,8 @@ class Connection:
             if self._matrices.get((layer, direction), old) is not old:
                 return  # another thread has seen to it; one that only made room for its own hint has not
             self._fetch_layers(patience=self._patience)
-            now = self.describe(layer)
-            if now.shape != before.shape:
-                raise ParameterError(f"{layer} was {before.shape} at the server, and now is {now.shape}: connect again")
-            fresh = _Matrix(_client(now, direction))
+            self._require_like(before)
+            fresh = _Matrix(_client(self.describe(layer), direction))
             fresh.client.load_hint(self._fetch_hint(fresh.client, layer, direction))
             with self._lock:
                 self._matrices[layer, direction] = fresh

@@ -1,6 +1,7 @@
 """What a model server and its clients say to each other beside ciphertexts: which layers there are, and why a request is refused.
 
-Every request can be answered by every server that holds the same weights: none refers to an earlier one. `step` counts the requests
+Every request can be answered by every server that holds the same weights: none refers to an earlier one, unless it is for a private
+layer, to the KEY of its connection. `step` counts the requests
 of one connection and only tells its replies apart; `session` is zero.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
@@ -24,6 +25,8 @@ from hesplit_native.errors import (
     WireError,
     shortened,
 )
+from hesplit_native.layer.parameters import Parameters
+from hesplit_native.layer.private import PrivateAgreement
 from hesplit_native.protocols import messages
 
 #: The longest part of a hint in one message.
@@ -49,7 +52,10 @@ _ERRORS = {
 
 @dataclass(frozen=True)
 class Description:
-    """One layer of a server: ``y = x W^T + b`` for x [n, in_features], and ``dJ/dx = dJ/dy W`` where `backward`."""
+    """One layer of a server: ``y = x W^T + b`` for x [n, in_features], and ``dJ/dx = dJ/dy W`` where `backward`.
+
+    `private`: its replies hide W; with the error and the noise that follow from it.
+    """
 
     name: str
     in_features: int
@@ -58,6 +64,7 @@ class Description:
     precision: Precision
     epoch: str
     backward: bool
+    private: PrivateAgreement | None = None
 
     @property
     def shape(self) -> str:
@@ -65,18 +72,31 @@ class Description:
         return f"{self.in_features} -> {self.out_features} {'with' if self.bias else 'without'} bias"
 
     def takes_rows_of(self, other: Description) -> bool:
-        """Whether rows that were encrypted for the other layer serve this one, too."""
-        return (self.in_features, self.bias, self.precision, self.epoch) == (
-            other.in_features,
-            other.bias,
-            other.precision,
-            other.epoch,
+        """Whether rows that were encrypted for the other layer serve this one, too; private layers have keys of their own."""
+        return (
+            self.private is None
+            and other.private is None
+            and (self.in_features, self.bias, self.precision, self.epoch)
+            == (other.in_features, other.bias, other.precision, other.epoch)
         )
+
+    @property
+    def kind(self) -> str:
+        """For errors: the shape, and whether the weights are private."""
+        return self.shape if self.private is None else f"{self.shape}, private"
+
+    def to_json(self) -> dict[str, Any]:
+        """What `take_offer` reads."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.private is not None:
+            agreed = self.private
+            values["private"] = {"parameters": agreed.parameters.to_bytes().hex(), "weight_norm": agreed.weight_norm}
+        return values
 
 
 def offer(layers: Iterable[Description]) -> bytes:
     """The body of an OFFER."""
-    return json.dumps({"layers": [asdict(layer) for layer in layers]}).encode()
+    return json.dumps({"layers": [layer.to_json() for layer in layers]}).encode()
 
 
 def take_offer(body: memoryview) -> dict[str, Description]:
@@ -98,12 +118,37 @@ def _description(values: Any) -> Description:
     kinds = get_type_hints(Description)
     if not isinstance(values, dict) or not set(kinds) <= set(values):
         raise WireError(f"offer: a layer has {', '.join(kinds)}")
+    del kinds["private"]
     for name, kind in kinds.items():
         value = values[name]
         fits = value in get_args(kind) if get_args(kind) else type(value) is kind
         if not fits or (kind is int and value < 1):
             raise WireError(f"offer: a layer's {name} cannot be {str(value)[:100]!r}")
-    return Description(**{name: values[name] for name in kinds})
+    found = Description(**{name: values[name] for name in kinds})
+    return found if values["private"] is None else replace(found, private=_agreement(found, values["private"]))
+
+
+def _agreement(layer: Description, values: Any) -> PrivateAgreement:
+    parameters, norm = (
+        (values.get(name) for name in ("parameters", "weight_norm")) if isinstance(values, dict) else (0, 0)
+    )
+    if not isinstance(parameters, str) or type(norm) is not float or layer.backward:
+        raise WireError("offer: a private layer has parameters and a weight_norm, and answers no backward requests")
+    try:
+        agreed = Parameters.from_bytes(bytes.fromhex(parameters))
+        return PrivateAgreement(layer.in_features + layer.bias, layer.out_features, agreed, norm)
+    except ValueError as error:  # not hexadecimal, or a WireError or ParameterError of the core
+        raise WireError(f"offer: {layer.name[:200]} cannot be private in this way: {error}") from error
+
+
+def key_for(layer: Description, material: bytes) -> tuple[bytes, bytes]:
+    """The body of a KEY."""
+    return messages.text(json.dumps(layer.to_json())), material
+
+
+def take_key(body: memoryview) -> tuple[dict[str, Any], memoryview]:
+    """The layer of a KEY as the client knows it, and its public material."""
+    return messages.take_json(body, "key")
 
 
 def address(layers: Sequence[str], direction: Direction, **more: int) -> bytes:

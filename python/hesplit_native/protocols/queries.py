@@ -10,12 +10,13 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from hesplit_native.errors import ParameterError, ProtocolError, QueryBudgetExceeded, WireError
 from hesplit_native.files import locked, make_folder, write_atomically
 from hesplit_native.protocols import PROTOCOLS, messages
+from hesplit_native.protocols.frozen_messages import Description
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.terms import Terms
 from hesplit_native.transport.channel import ClientInfo
@@ -98,7 +99,7 @@ class QueryLedger:
     folder
         Made where it is missing. ``<client>.json`` holds one client's answers by layer.
     limit
-        Answers about one layer for one client, at least 1.
+        Answers about one layer for one client, at least 1; or by the layer's name.
     on_event
         Called with a line for the log where a file cannot be used, whose path is none of a client's business.
 
@@ -110,11 +111,14 @@ class QueryLedger:
         When the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, limit: int, *, on_event: Callable[[str], None] = lambda text: None) -> None:
-        if limit < 1:
-            raise ParameterError(f"a client gets 1 answer or more (queries), not {limit}")
+    def __init__(
+        self, folder: Path, limit: int | Mapping[str, int], *, on_event: Callable[[str], None] = lambda text: None
+    ) -> None:
+        least = limit if isinstance(limit, int) else min(limit.values())
+        if least < 1:
+            raise ParameterError(f"a client gets 1 answer or more (queries), not {least}")
         make_folder(folder)
-        self.limit = limit
+        self._limit = limit
         self._folder = folder
         self._on_event = on_event
         self._known: dict[str, dict[str, int]] = {}  # of each client, when this ledger last looked
@@ -123,6 +127,10 @@ class QueryLedger:
         ] = {}  # by client and layer: counted by this ledger, and not answered yet
         self._lock = threading.Lock()
         self._process = os.getpid()
+
+    def limit(self, layer: str) -> int:
+        """Answers about this layer for one client."""
+        return self._limit if isinstance(self._limit, int) else self._limit[layer]
 
     def take(self, client: ClientInfo, layers: tuple[str, ...], rows: int, *, answers: int = 1) -> None:
         """Count answers to so many rows about each of these layers, durably, before they are given: all, or none.
@@ -155,7 +163,8 @@ class QueryLedger:
             with locked(path, _SECONDS):
                 found, ahead = self._counted(name, path), dict(self._ahead)
                 left = {
-                    layer: max(0, self.limit - found.get(layer, 0)) + ahead.get((name, layer), 0) for layer in layers
+                    layer: max(0, self.limit(layer) - found.get(layer, 0)) + ahead.get((name, layer), 0)
+                    for layer in layers
                 }
                 least = min(layers, key=lambda layer: left[layer])
                 if needed > left[least]:
@@ -187,7 +196,7 @@ class QueryLedger:
         advice = f"ask with {possible} rows or fewer" if possible else "no more of these will be answered"
         return QueryBudgetExceeded(
             f"{rows} rows{' of training' if answers > 1 else ''} take {rows * answers} answers about {layer[:200] or 'the layer'}; "
-            f"the server gives {whose} {self.limit} (--queries), of which {left} are left: {advice}"
+            f"the server gives {whose} {self.limit(layer)} (--queries), of which {left} are left: {advice}"
         )
 
 
@@ -216,3 +225,30 @@ def make_ledger(
             "disk begins anew with every start of the server"
         )
     return QueryLedger(folder, queries, on_event=on_event)
+
+
+def make_private_ledger(
+    layers: Iterable[Description],
+    queries: int | None,
+    folder: Path | None,
+    on_event: Callable[[str], None] = lambda text: None,
+) -> QueryLedger | None:
+    """The ledger of a server whose weights are private, which goes without one only when told so: ``queries=0``.
+
+    ``queries=None`` gives every layer its `default_queries`. ParameterError where there is no folder, or no use for it.
+    """
+    if queries == 0 and folder is None:
+        return None
+    if queries == 0:
+        raise ParameterError(
+            "--queries 0 is any number of queries, for which no folder counts them: leave --query-ledger out"
+        )
+    if folder is None:
+        raise ParameterError(
+            "private weights need a budget of queries: whoever gets enough answers computes the weights from them. Name a folder that "
+            "counts the answers (--query-ledger); or serve without a budget to clients who may know the weights (--queries 0)"
+        )
+    if queries is not None:
+        return QueryLedger(folder, queries, on_event=on_event)
+    limits = {one.name: default_queries(one.in_features, one.out_features, bias=one.bias) for one in layers}
+    return QueryLedger(folder, limits, on_event=on_event)

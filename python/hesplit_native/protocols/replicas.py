@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 from hesplit_native.errors import ConnectionLost, HESplitError, ProtocolError
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.frozen_messages import take_refusal
-from hesplit_native.protocols.messages import NO_SESSION, MessageType
+from hesplit_native.protocols.messages import NO_SESSION, Message, MessageType
 from hesplit_native.transport.channel import Channel
 
 #: Requests that are under way at the same time; more wait.
@@ -19,11 +20,21 @@ _LINES = 8
 
 
 @dataclass(eq=False)
+class Introduction:
+    """What a server must have been told over a channel, once, before it answers a request there."""
+
+    kind: MessageType
+    expected: MessageType
+    parts: tuple[bytes, ...]
+
+
+@dataclass(eq=False)
 class _Line:
-    """One channel, and the number of its next request."""
+    """One channel, the number of its next request, and what was said there."""
 
     channel: Channel
     step: int = 0
+    introduced: WeakSet[Introduction] = field(default_factory=WeakSet)
 
 
 @dataclass(eq=False)
@@ -36,7 +47,9 @@ class _Replica:
 
 
 class Replicas:
-    """Sends requests that refer to nothing earlier, over as many channels as are needed at once. Safe to use from several threads.
+    """Sends requests that refer to nothing earlier, or to an `Introduction` of their channel, over as many channels as are needed.
+
+    Safe to use from several threads.
 
     Parameters
     ----------
@@ -68,14 +81,21 @@ class Replicas:
         for line in idle:
             self._leave(line)
 
-    def exchange(self, kind: MessageType, expected: MessageType, *parts: bytes, patience: float) -> memoryview:
-        """Send a request until somebody answers it, for so many seconds; the body of the reply."""
+    def exchange(
+        self,
+        kind: MessageType,
+        expected: MessageType,
+        *parts: bytes,
+        patience: float,
+        after: Introduction | None = None,
+    ) -> memoryview:
+        """Send a request, after what must come first, until somebody answers it, for so many seconds; the body of the reply."""
         deadline = time.monotonic() + patience
         failures, pause = 0, 0.05
         while True:
             present = self._present
             try:
-                return self._ask(self._replicas[present], kind, expected, parts)
+                return self._ask(self._replicas[present], after, kind, expected, parts)
             except _Later as busy:
                 reason: HESplitError = busy.reason
             except ConnectionLost as error:
@@ -95,17 +115,22 @@ class Replicas:
         names = ", ".join(replica.name for replica in self._replicas)
         return ConnectionLost(f"no answer from {names}: {reason}")
 
-    def _ask(self, replica: _Replica, kind: MessageType, expected: MessageType, parts: tuple[bytes, ...]) -> memoryview:
+    def _ask(
+        self,
+        replica: _Replica,
+        after: Introduction | None,
+        kind: MessageType,
+        expected: MessageType,
+        parts: tuple[bytes, ...],
+    ) -> memoryview:
         with self._line(replica) as line:
-            line.channel.send(messages.pack(kind, line.step, NO_SESSION, *parts))
-            reply = messages.unpack(line.channel.receive())
-            if reply.type is MessageType.ERROR:
-                raise ProtocolError(f"{replica.name}: {messages.take_text(reply.body, 'error')[0]}")
-            if reply.step != line.step or reply.type not in (expected, MessageType.REFUSED):
-                raise ProtocolError(
-                    f"{replica.name}: expected {expected.name} for request {line.step}, got {reply.type.name} for {reply.step}"
-                )
-            line.step += 1
+            reply: Message | None = None
+            if after is not None and after not in line.introduced:
+                reply = _say(replica, line, after.kind, after.expected, after.parts)
+                if reply.type is not MessageType.REFUSED:
+                    line.introduced.add(after)
+                    reply = None
+            reply = reply or _say(replica, line, kind, expected, parts)
         if reply.type is MessageType.REFUSED:
             error, later = take_refusal(reply.body)
             raise (_Later(error) if later else error)
@@ -150,6 +175,20 @@ class Replicas:
         except HESplitError:
             pass  # it was the last message
         line.channel.close()
+
+
+def _say(replica: _Replica, line: _Line, kind: MessageType, expected: MessageType, parts: tuple[bytes, ...]) -> Message:
+    """The reply to one message; ProtocolError for one that is neither what is expected nor a REFUSED."""
+    line.channel.send(messages.pack(kind, line.step, NO_SESSION, *parts))
+    reply = messages.unpack(line.channel.receive())
+    if reply.type is MessageType.ERROR:
+        raise ProtocolError(f"{replica.name}: {messages.take_text(reply.body, 'error')[0]}")
+    if reply.step != line.step or reply.type not in (expected, MessageType.REFUSED):
+        raise ProtocolError(
+            f"{replica.name}: expected {expected.name} for request {line.step}, got {reply.type.name} for {reply.step}"
+        )
+    line.step += 1
+    return reply
 
 
 class _Later(Exception):

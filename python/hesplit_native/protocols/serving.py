@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from torch import Tensor, nn
 
 from hesplit_native.choices import Precision
-from hesplit_native.errors import ParameterError
+from hesplit_native.errors import ParameterError, RangeError
 from hesplit_native.layer.frozen import FrozenServer
+from hesplit_native.layer.private import PrivateServer
 from hesplit_native.layer.weights import Weights, weights_of
 from hesplit_native.protocols.budget import default_memory, mebibytes
-from hesplit_native.protocols.frozen import Answered, FrozenLayer, FrozenService
+from hesplit_native.protocols.frozen import Answered, FrozenService
 from hesplit_native.protocols.frozen_messages import Description
-from hesplit_native.protocols.queries import QueryLedger, make_ledger
+from hesplit_native.protocols.queries import QueryLedger, make_ledger, make_private_ledger
+from hesplit_native.protocols.served_layers import FrozenLayer, PrivateLayer
 from hesplit_native.transport import ClientInfo, GrpcServer, Limits, ServerTls, join_address
 from hesplit_native.transport.in_process import Conversation
 
@@ -69,8 +71,10 @@ def serve(
     layers: str | Iterable[str] = "*",
     transposed: str | Iterable[str] = (),
     precision: Precision = "float32",
-    backward: bool = True,
+    backward: bool | None = None,
     epoch: str = "",
+    private_weights: bool = False,
+    weight_norm: float | None = None,
     host: str = "127.0.0.1",
     port: int = 7000,
     tls: ServerTls | str | os.PathLike[str] | None = None,
@@ -86,8 +90,8 @@ def serve(
 ) -> ModelServer:
     """Serve the linear layers of a model as they are now: clients use them on encrypted rows, nobody changes them.
 
-    Clients fetch products of the weights with a public matrix, from which the weights follow: what is served is not hidden from them.
-    The server learns sizes and timing (docs/security.md).
+    Clients fetch products of the weights with a public matrix, from which the weights follow: what is served is not hidden from them,
+    unless with ``private_weights``. The server learns sizes and timing (docs/security.md).
 
     Parameters
     ----------
@@ -100,9 +104,16 @@ def serve(
     precision
         What replies are as good as; ``"bfloat16"`` makes them smaller.
     backward
-        Also answer for gradients, ``dJ/dx = dJ/dy W``, which takes twice the memory.
+        Also answer for gradients, ``dJ/dx = dJ/dy W``, which takes twice the memory. None: yes, but not with ``private_weights``,
+        which cannot be kept from whoever chooses dJ/dy.
     epoch
-        Any text: another one is another public matrix, for which clients fetch their hints again (docs/security.md).
+        Any text: another one is another public matrix, for which clients fetch their hints again (docs/security.md). Private layers
+        have none.
+    private_weights
+        Replies hide the weights, and a budget of queries is needed: `query_ledger`, or ``queries=0`` to go without.
+    weight_norm
+        With ``private_weights``: what clients are told of the weights, that no row of any layer, with its bias, has a larger l2 norm.
+        None: that of each layer's largest row, rounded up to a power of two.
     host, port
         Where to listen; port 0 lets the system choose.
     tls
@@ -114,9 +125,10 @@ def serve(
         Bytes for the requests of one client; None: a quarter of `memory`.
     queries
         Rows that one client gets answered by each layer, forward and backward together, over all connections and starts; beyond
-        that requests raise `QueryBudgetExceeded` there. Clients without a certificate count as one. None: any number.
+        that requests raise `QueryBudgetExceeded` there. Clients without a certificate count as one. None: any number; with
+        ``private_weights`` half of what determines a layer (`default_queries`), and 0 is any number.
     query_ledger
-        Folder that counts them, which several servers of the same layers may share; goes with `queries`.
+        Folder that counts them, which several servers of the same layers may share; goes with `queries`, or ``private_weights``.
     max_clients
         Connections at once.
     timeout
@@ -128,13 +140,24 @@ def serve(
     ------
     DataError, ParameterError
         As `weights_of` raises them; certificates that are missing or not in order; no memory is left; an address of another machine
-        without TLS.
+        without TLS; private weights without a budget, or with what would tell them.
+    RangeError
+        Weights beyond ``weight_norm``, with what would do.
     ProtocolError
         The port is taken.
     """
     certificates = tls if tls is None or isinstance(tls, ServerTls) else ServerTls.load(tls)
-    prepared = [_prepare(w, precision, epoch, backward) for w in weights_of(model, layers, transposed=transposed)]
-    ledger = make_ledger(queries, None if query_ledger is None else Path(query_ledger), on_event)
+    found = weights_of(model, layers, transposed=transposed)
+    folder = None if query_ledger is None else Path(query_ledger)
+    prepared: Sequence[FrozenLayer | PrivateLayer]
+    if private_weights:
+        prepared = _prepare_private(found, precision, weight_norm, backward=backward, epoch=epoch)
+        ledger = make_private_ledger((layer.description for layer in prepared), queries, folder, on_event)
+    elif weight_norm is not None:
+        raise ParameterError("weight_norm (--weight-norm) goes with private weights (--private-weights)")
+    else:
+        prepared = [_prepare(w, precision, epoch, backward is not False) for w in found]
+        ledger = make_ledger(queries, folder, on_event)
     service = make_service(
         prepared,
         memory=memory,
@@ -156,7 +179,7 @@ def serve(
 
 
 def make_service(
-    layers: list[FrozenLayer],
+    layers: Sequence[FrozenLayer | PrivateLayer],
     *,
     memory: int | None = None,
     memory_per_client: int | None = None,
@@ -168,14 +191,19 @@ def make_service(
     matrices = [matrix for layer in layers for matrix in layer.matrices]
     resident = sum(layer.resident_bytes for layer in layers)
     total = default_memory() - resident if memory is None else memory
-    longest = max(matrix.hint_bytes for matrix in matrices)
-    computing = max(matrix.hint_working_bytes for matrix in matrices)
+    longest = max((matrix.hint_bytes for matrix in matrices), default=0)
+    computing = max((matrix.hint_working_bytes for matrix in matrices), default=0)
     hints = max(longest, min(total // 2, sum(matrix.hint_bytes for matrix in matrices)))
     requests = total - hints - computing
     if requests <= 0:
+        of_hints = (
+            f", their longest hint {mebibytes(longest)} and {mebibytes(computing)} while it is computed"
+            if matrices
+            else ""
+        )
         raise ParameterError(
-            f"no memory is left for requests: the layers take {mebibytes(resident)}, their longest hint {mebibytes(longest)} and "
-            f"{mebibytes(computing)} while it is computed, of {mebibytes(max(total, 0))}; serve fewer layers, or give more (--memory)"
+            f"no memory is left for requests: the layers take {mebibytes(resident)}{of_hints}, of {mebibytes(max(total, 0))}; "
+            "serve fewer layers, or give more (--memory)"
         )
     return FrozenService(
         layers,
@@ -195,3 +223,22 @@ def _prepare(weights: Weights, precision: Precision, epoch: str, backward: bool)
         FrozenServer(weights.weight, weights.bias, precision=precision, epoch=epoch),
         FrozenServer(weights.weight.T, precision=precision, epoch=epoch) if backward else None,
     )
+
+
+def _prepare_private(
+    found: Iterable[Weights], precision: Precision, weight_norm: float | None, *, backward: bool | None, epoch: str
+) -> list[PrivateLayer]:
+    if backward:
+        raise ParameterError(
+            "private weights are served without backward requests: the answer to a dJ/dy that is 1 at one output is a row of W"
+        )
+    if epoch:
+        raise ParameterError("an epoch (--epoch) is of the public matrix, which private layers do not have")
+    layers = []
+    for w in found:
+        try:
+            server = PrivateServer(w.weight, w.bias, precision=precision, weight_norm=weight_norm)
+        except RangeError as error:
+            raise RangeError(f"{w.name}: {error}") from error
+        layers.append(PrivateLayer(w.name, server))
+    return layers

@@ -1,0 +1,349 @@
+"""Served layers whose replies hide the weights: ``y = x W^T (+ b)`` for rows of any scale, with a relative error.
+
+Client and server agree on nothing that depends on the data, and of W on one norm: the client divides every row of x by its own l2
+norm, the server W by the agreed one, and y is multiplied by both. A bias is the weight of one more feature, which is 1 in every row.
+What of a reply could tell W is hidden under the client's public key and a flood (docs/security.md), so that every client has a key
+of its own, for which the server keeps some memory; the weights are one for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hesplit_native.choices import Precision
+from hesplit_native.errors import ParameterError, RangeError, WireError
+from hesplit_native.layer.costs import ServingCost, serving_cost
+from hesplit_native.layer.frozen import FrozenCost, checked_matrix, matrix_of
+from hesplit_native.layer.keys import SecretKey
+from hesplit_native.layer.linear import Buffer, LinearClient, LinearServer
+from hesplit_native.layer.normalised import normalised_rows
+from hesplit_native.layer.parameters import Parameters
+
+#: Rows of one request at most, where its messages are not too long before.
+MAX_ROWS = 128
+_MAX_BYTES = 1 << 24  # of a request and its reply, unless they are one row's
+
+# As good as those of frozen layers (`hesplit_native.layer.frozen.error_bound`).
+_ERROR_BOUNDS: dict[Precision, float] = {"float32": 2e-6, "bfloat16": 4e-4}
+_NORM = 1 + 2.0**-20  # what rows of norm 1 may come to by rounding
+_LEAST_PRIVATE_BITS = 20
+
+# What the core keeps of weights that were made ready for a layout (cpp/linear/blocks/forward.cpp).
+_LAYOUTS_KEPT = 4
+_LAYOUT_BYTES_KEPT = 1 << 28
+
+# A request of the core begins with a header, then says its rows, how many of them share a ciphertext, and the width of these.
+_SHAPE_AT = 64
+_SHAPE = struct.Struct("<III")
+
+
+@dataclass(frozen=True)
+class PrivateAgreement:
+    """What the server of a private layer decides, and tells its clients.
+
+    Parameters
+    ----------
+    features, outputs
+        Of the matrix; a bias counts as one more feature.
+    parameters
+        For rows of x and of W of l2 norm at most 1.
+    weight_norm
+        What W is divided by: no row of it, with its bias, is longer.
+
+    Raises
+    ------
+    ParameterError
+        For parameters that are not for that, or below 128 bits.
+    """
+
+    features: int
+    outputs: int
+    parameters: Parameters
+    weight_norm: float
+
+    def __post_init__(self) -> None:
+        p = self.parameters
+        if p.packing != "blocks" or p.security == "paper" or p.private_bits < _LEAST_PRIVATE_BITS:
+            raise ParameterError("private layers have parameters of 128 bits on blocks, with private_bits")
+        if p.activation_norm != 1 or p.activation_bound < 1 or p.weight_norm != _NORM or p.releases or p.updates:
+            raise ParameterError("the parameters of a private layer are for rows of l2 norm 1 and releases of nothing")
+        if not (math.isfinite(self.weight_norm) and self.weight_norm > 0):
+            raise ParameterError(f"weight_norm must be positive and finite, not {self.weight_norm}")
+        try:
+            p.estimate(self.features, self.outputs, 1)
+        except (RangeError, TypeError) as error:  # or numbers for which the core has no type
+            raise ParameterError(f"the parameters cannot hold {self.features} -> {self.outputs}: {error}") from error
+
+    @property
+    def error_bound(self) -> float:
+        """E: ``|decrypted - exact| <= E |x_i|`` in the l2 norm of a row, except with probability 2**-39 an output.
+
+        With a bias the row is ``(x, 1)``.
+        """
+        return self.parameters.error_bound * self.weight_norm
+
+    @property
+    def noise(self) -> float:
+        """The standard deviation of what hides W in an output, for a row of norm 1; it is part of the error."""
+        found: float = self.parameters.estimate(self.features, self.outputs, 1)["logit_noise"]
+        return found * self.weight_norm
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of one request at most."""
+        return _rows_at_once(self.parameters, self.features, self.outputs)
+
+    @property
+    def material_bytes(self) -> int:
+        """Length of a client's public material."""
+        return self._material.request_bytes
+
+    @property
+    def client_bytes(self) -> int:
+        """Memory that the server keeps for one client's key."""
+        return self._material.held_bytes
+
+    @property
+    def _material(self) -> ServingCost:
+        return serving_cost(self.parameters, self.features, self.outputs, 1, "public_material")
+
+    def cost(self, rows: int) -> FrozenCost:
+        """What a request of so many rows takes at the server; the weights in its layout count, though they may be there."""
+        cost = _cost(self.parameters, self.features, self.outputs, rows)
+        return FrozenCost(cost.request_bytes, cost.reply_bytes, cost.working_bytes + cost.layer_bytes)
+
+
+def private_parameters(features: int, outputs: int, precision: Precision = "float32") -> Parameters:
+    """The parameters of a private layer; a bias counts as one more feature.
+
+    They are laid out for single rows: that is fastest for batches of any size, and the noise of larger ones is no larger.
+
+    Raises
+    ------
+    ParameterError
+        When no 128-bit set holds so many features.
+    """
+    if precision not in _ERROR_BOUNDS:
+        raise ParameterError(f"precision must be one of {', '.join(_ERROR_BOUNDS)}, got {precision!r}")
+    return _parameters(features, outputs, precision)
+
+
+@lru_cache(maxsize=256)
+def _parameters(features: int, outputs: int, precision: Precision) -> Parameters:
+    return Parameters.recommend(
+        in_features=features,
+        out_features=outputs,
+        batch_size=1,
+        activation_bound=1.0,
+        activation_norm=1.0,
+        weight_norm=_NORM,
+        error_bound=_ERROR_BOUNDS[precision],
+        private_weights=True,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _cost(parameters: Parameters, features: int, outputs: int, rows: int) -> ServingCost:
+    return serving_cost(parameters, features, outputs, rows, "forward")
+
+
+@lru_cache(maxsize=256)
+def _rows_at_once(parameters: Parameters, features: int, outputs: int) -> int:
+    rows = MAX_ROWS
+    while rows > 1:
+        cost = _cost(parameters, features, outputs, rows)
+        if cost.request_bytes + cost.reply_bytes <= _MAX_BYTES:
+            break
+        rows //= 2
+    return rows
+
+
+@lru_cache(maxsize=4096)
+def _layout(parameters: Parameters, features: int, outputs: int, rows: int) -> tuple[int, int]:
+    """Rows of a ciphertext, and how many features of each are in it."""
+    layout = parameters.estimate(features, outputs, rows)["layout"]
+    return layout["rows"], layout["width"]
+
+
+class PrivateServer:
+    """The holder of one matrix. Safe to use from several threads.
+
+    Parameters
+    ----------
+    weight
+        [out_features, in_features], float32 or float64.
+    bias
+        [out_features] or None.
+    precision
+        ``"float32"`` or ``"bfloat16"``: what replies are as good as.
+    weight_norm
+        What is said of W: no row of it, with its bias, has a larger l2 norm. None: the largest one, rounded up to a power of two.
+
+    Raises
+    ------
+    ParameterError
+        For another shape or dtype, and where no parameters hold the layer.
+    RangeError
+        For NaN or infinity, and for rows that are longer than `weight_norm`, with what would do.
+    """
+
+    def __init__(
+        self,
+        weight: npt.NDArray[Any],
+        bias: npt.NDArray[Any] | None = None,
+        *,
+        precision: Precision = "float32",
+        weight_norm: float | None = None,
+    ) -> None:
+        matrix = matrix_of(weight, bias)
+        self.out_features, self.in_features = weight.shape
+        self.has_bias, self.precision = bias is not None, precision
+        outputs, features = matrix.shape
+        parameters = private_parameters(features, outputs, precision)
+        agreed = _agreed_norm(float(normalised_rows(matrix, "weight")[1].max()), weight_norm)
+        self.agreement = PrivateAgreement(features, outputs, parameters, agreed)
+        # Nobody has this key: all that is asked for is asked for by `for_client`.
+        nobody = LinearClient(SecretKey.generate(parameters), features, outputs)
+        self._server = LinearServer(nobody.public_material(), matrix / agreed, private=True, max_batch=MAX_ROWS)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the matrix takes at most, with the layouts of it that are kept."""
+        agreement = self.agreement
+        layouts = [
+            _cost(agreement.parameters, agreement.features, agreement.outputs, rows).layer_bytes
+            for rows in range(1, agreement.rows_at_once + 1)
+        ]
+        kept = min(_LAYOUTS_KEPT * max(layouts), max(_LAYOUT_BYTES_KEPT, *layouts))
+        return 8 * agreement.features * agreement.outputs + kept
+
+    def for_client(self, material: Buffer) -> PrivateProducts:
+        """What answers one client, by its `PrivateClient.material`.
+
+        Raises
+        ------
+        WireError, KeyMismatchError
+            For anything else.
+        """
+        return PrivateProducts(self.agreement, self._server.for_client(bytes(material)))
+
+
+class PrivateProducts:
+    """A `PrivateServer` for the key of one client. Made by `PrivateServer.for_client`; safe to use from several threads."""
+
+    def __init__(self, agreement: PrivateAgreement, server: LinearServer) -> None:
+        self._agreement, self._server = agreement, server
+
+    def rows_of(self, beginning: Buffer) -> int:
+        """The number of rows that a request announces, from its first bytes.
+
+        Raises
+        ------
+        WireError
+            When there are fewer than 76 bytes, or no such request is possible.
+        """
+        head = memoryview(beginning).cast("B")
+        if len(head) < _SHAPE_AT + _SHAPE.size:
+            raise WireError(f"a request of {len(head)} bytes is shorter than its head")
+        rows, together, width = _SHAPE.unpack_from(head, _SHAPE_AT)
+        agreement = self._agreement
+        if not 1 <= rows <= agreement.rows_at_once:
+            raise WireError(f"a request holds 1 to {agreement.rows_at_once} rows for this layer, this one {rows}")
+        if (together, width) != _layout(agreement.parameters, agreement.features, agreement.outputs, rows):
+            raise WireError(
+                f"a request of {rows} rows in another layout than these parameters have; install the same hesplit_native at both ends"
+            )
+        return int(rows)
+
+    def cost(self, rows: int) -> FrozenCost:
+        """What a request of so many rows takes."""
+        return self._agreement.cost(rows)
+
+    def multiply(self, request: Buffer) -> bytes:
+        """The reply to `PrivateClient.encrypt`.
+
+        Raises
+        ------
+        WireError
+            Damaged bytes.
+        KeyMismatchError
+            A request under another key, or of other parameters.
+        """
+        return self._server.forward(request)
+
+
+class PrivateClient:
+    """Asks the `PrivateServer` of one layer, under a key of its own. Safe to use from several threads.
+
+    Parameters
+    ----------
+    agreement
+        The server's.
+    bias
+        Whether the last of its features is the bias's.
+    """
+
+    def __init__(self, agreement: PrivateAgreement, *, bias: bool) -> None:
+        self._agreement, self._bias = agreement, bias
+        # Rows that were scaled are within the ranges: there is nothing to clip.
+        self._client = LinearClient(
+            SecretKey.generate(agreement.parameters), agreement.features, agreement.outputs, on_overflow="raise"
+        )
+
+    def material(self) -> bytes:
+        """What the server needs to answer this key; holds no secret."""
+        return self._client.public_material()
+
+    def encrypt(self, x: npt.NDArray[Any]) -> tuple[bytes, npt.NDArray[np.float64]]:
+        """Encrypt rows x [n, in_features], n up to `PrivateAgreement.rows_at_once`: the request, and the norms of its rows.
+
+        Raises
+        ------
+        RangeError
+            NaN or infinity.
+        ParameterError
+            Another shape or dtype.
+        KeyMismatchError
+            After `destroy`.
+        """
+        x = checked_matrix(x, "x")
+        inside, norms = normalised_rows(np.column_stack([x, np.ones(len(x), x.dtype)]) if self._bias else x, "x")
+        return self._client.encrypt(inside), norms
+
+    def decrypt(self, reply: Buffer, norms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The products [n, out_features].
+
+        Raises
+        ------
+        WireError
+            Damaged bytes.
+        KeyMismatchError
+            A reply to another request, or under another key.
+        """
+        return self._client.decrypt(reply) * (norms * self._agreement.weight_norm)[:, None]
+
+    def destroy(self) -> None:
+        """Zero the key; this client cannot be used again."""
+        self._client.destroy()
+
+
+def _agreed_norm(largest: float, stated: float | None) -> float:
+    """What W is divided by, where the largest of its rows has that norm."""
+    if stated is None:
+        # Norms were computed with a little more than there is, by which a power of two shall not become the next one.
+        return math.ldexp(1.0, math.ceil(math.log2(largest) - 1e-8)) if largest > 0 else 1.0
+    if not (math.isfinite(stated) and stated > 0):
+        raise ParameterError(f"weight_norm must be positive and finite, not {stated}")
+    if largest > stated * (1 + 1e-8):
+        raise RangeError(
+            f"a row of these weights, with its bias, has an l2 norm of {largest:.9g}, and what is agreed for it is {stated:.9g}; "
+            "agree on that or more (--weight-norm)"
+        )
+    return float(stated)
