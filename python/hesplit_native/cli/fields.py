@@ -15,7 +15,8 @@ def options_from_fields(help_texts: Mapping[str, str]) -> Callable[[Callable[...
 
     Every field becomes an option of that name with the field's type and default, and with what `help_texts` says of it. Those of a
     dataclass within a dataclass stand in a panel of their own, whose title is what `help_texts` says of that. A flag is only ever
-    switched on; whole numbers are counts, from 1, or from 0 where that is the default.
+    switched on; whole numbers are counts, from 1, or from 0 where that is the default. A field's metadata are settings of
+    `typer.Option` that differ from these, and ``flags``, its names.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,7 +49,14 @@ def _options(kind: Any, help_texts: Mapping[str, str], panel: str | None = None)
         flags = [f"--{item.name.replace('_', '-')}"] if isinstance(default, bool) else []
         counts = hints[item.name] in (int, int | None)
         least = (0 if default == 0 else 1) if counts else None
-        option = typer.Option(default, *flags, min=least, help=help_texts.get(item.name), rich_help_panel=panel)
+        settings: dict[str, Any] = {
+            "flags": flags,
+            "min": least,
+            "help": help_texts.get(item.name),
+            "rich_help_panel": panel,
+        }
+        settings |= item.metadata
+        option = typer.Option(default, *settings.pop("flags"), **settings)
         yield item.name, hints[item.name], option
 
 

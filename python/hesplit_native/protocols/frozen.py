@@ -123,6 +123,10 @@ class FrozenService:
         """Memory of the matrices."""
         return sum(layer.resident_bytes for layer in self.layers.values())
 
+    def query_limit(self, layer: str) -> int | None:
+        """Answers about a layer for one client; None: any number."""
+        return None if self._queries is None else self._queries.limit(layer)
+
     def converse(self, client: ClientInfo) -> Conversation:
         """Answer one connection until it ends: yields replies, is sent requests."""
         visit = _Visit(client, self.budget.hold(client.id))
