@@ -91,7 +91,10 @@ class PrivateAgreement:
 
     @property
     def noise(self) -> float:
-        """The standard deviation of what hides W in an output, for a row of norm 1; it is part of the error."""
+        """The standard deviation of what hides W in an output, for a row of norm 1 on its own: part of the error.
+
+        Rows of larger batches have less or as much, because fewer outputs share a product.
+        """
         found: float = self.parameters.estimate(self.features, self.outputs, 1)["logit_noise"]
         return found * self.weight_norm
 
