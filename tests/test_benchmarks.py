@@ -58,6 +58,18 @@ def test_lora_between_two_processes(suite, monkeypatch, capsys):
     assert rate == pytest.approx(128 / (client + server), rel=0.01)
 
 
+def test_private_layers_beside_frozen_ones(suite, monkeypatch, capsys):
+    module = suite("benchmarks.private_service")
+    monkeypatch.setattr(module, "SHAPES", [(3, 20, 4)])
+    monkeypatch.setattr(sys, "argv", ["private_service", "--rounds", "2"])
+    module.main()
+    rows = [line.rsplit(None, 7) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0].split("4  ")[1].strip() for row in rows] == ["frozen", "private", "public, whole"]
+    for _, *times, up, down, once, error in rows:
+        assert all(float(value) > 0 for value in (*times, up, down, once))
+        assert 0 < float(error) < 1e-5
+
+
 @pytest.mark.parametrize("area", [area for area in AREAS if area not in ("train_step", "memory")])
 def test_every_benchmark_of_an_area_runs(suite, monkeypatch, area):
     module = suite(f"benchmarks.bench_{area}")

@@ -215,17 +215,8 @@ class PrivateServer:
         # Nobody has this key: all that is asked for is asked for by `for_client`.
         nobody = LinearClient(SecretKey.generate(parameters), features, outputs)
         self._server = LinearServer(nobody.public_material(), matrix / agreed, private=True, max_batch=MAX_ROWS)
-
-    @property
-    def resident_bytes(self) -> int:
+        self.resident_bytes = 8 * matrix.size + _kept_bytes(self.agreement)
         """Memory that the matrix takes at most, with the layouts of it that are kept."""
-        agreement = self.agreement
-        layouts = [
-            _cost(agreement.parameters, agreement.features, agreement.outputs, rows).layer_bytes
-            for rows in range(1, agreement.rows_at_once + 1)
-        ]
-        kept = min(_LAYOUTS_KEPT * max(layouts), max(_LAYOUT_BYTES_KEPT, *layouts))
-        return 8 * agreement.features * agreement.outputs + kept
 
     def for_client(self, material: Buffer) -> PrivateProducts:
         """What answers one client, by its `PrivateClient.material`.
@@ -335,6 +326,15 @@ class PrivateClient:
     def destroy(self) -> None:
         """Zero the key; this client cannot be used again."""
         self._client.destroy()
+
+
+def _kept_bytes(agreement: PrivateAgreement) -> int:
+    """What layouts of a matrix take that are kept, at most."""
+    layouts = [
+        _cost(agreement.parameters, agreement.features, agreement.outputs, rows).layer_bytes
+        for rows in range(1, agreement.rows_at_once + 1)
+    ]
+    return min(_LAYOUTS_KEPT * max(layouts), max(_LAYOUT_BYTES_KEPT, *layouts))
 
 
 def _agreed_norm(largest: float, stated: float | None) -> float:
