@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from hesplit_native.protocols.frozen_messages import Description
 from hesplit_native.protocols.messages import NO_SESSION, MessageType
 from hesplit_native.protocols.queries import QueryLedger
 from hesplit_native.protocols.served_layers import FrozenLayer, PrivateLayer
+from hesplit_native.protocols.server import Server
 from hesplit_native.transport import ClientInfo, InProcessChannel, make_authority, make_client, make_server
 
 MEMORY = 1 << 29
@@ -326,6 +326,16 @@ class TestKeys:
             reply = talk.ask(MessageType.KEY, *frozen_messages.key_for(other, talk.client.material()))
             with pytest.raises(KeyMismatchError, match="another layer here"):
                 raise refused(reply)
+
+
+def test_servers_that_train_take_no_keys():
+    channel = channel_to(Server())
+    described = layer().description
+    material = PrivateClient(described.private, bias=False).material()
+    channel.send(messages.pack(MessageType.KEY, 0, NO_SESSION, *frozen_messages.key_for(described, material)))
+    reply = messages.unpack(channel.receive())
+    assert reply.type is MessageType.ERROR
+    assert "started with --model" in messages.take_text(reply.body, "error")[0]
 
 
 def good(rows=3, client=None):
@@ -791,12 +801,6 @@ class TestServedLinear:
 # From the command line
 
 
-def start(*arguments, **options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "hesplit_native", *map(str, arguments)], stdout=subprocess.PIPE, text=True, **options
-    )
-
-
 def wait_for(process, pattern):
     seen = []
     for line in process.stdout:
@@ -828,7 +832,7 @@ def heartbeats(tmp_path):
 
 
 def test_two_processes_under_tls(tmp_path, heartbeats):
-    """A model is served by one and asked by the other, until its budget is used up, also by a server that was started anew."""
+    """A model is served by one and asked by the other, until its budget is used up, also after the server was killed."""
     make_authority(tmp_path / "tls")
     make_server(tmp_path / "tls", ["localhost"])
     make_client(tmp_path / "tls", "ward-7")
@@ -848,7 +852,9 @@ def test_two_processes_under_tls(tmp_path, heartbeats):
         )  # fmt: skip
 
     for expected in (0, 1):
-        server = start(*serve, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        server = subprocess.Popen(
+            [sys.executable, "-m", "hesplit_native", *map(str, serve)], stdout=subprocess.PIPE, text=True
+        )
         try:
             found, said = wait_for(server, r"listening on .*:(\d+) \(mutual TLS\)")
             assert "private weights, forward only" in said
@@ -856,9 +862,8 @@ def test_two_processes_under_tls(tmp_path, heartbeats):
             done = predict(found.group(1))
             assert done.returncode == expected, done.stderr
         finally:
-            server.send_signal(signal.SIGINT)
-            server.communicate(timeout=30)
-        assert server.returncode == 130
+            server.kill()
+            server.communicate()
     assert f"{rows} rows take {rows} answers about linear" in done.stderr or "are left" in done.stderr
     assert "Traceback" not in done.stderr
     table = np.genfromtxt(tmp_path / "p.csv", delimiter=",", names=True)

@@ -33,7 +33,7 @@ from hesplit_native.protocols.frozen_messages import (
     unknown_layer,
 )
 from hesplit_native.protocols.messages import MessageType
-from hesplit_native.protocols.private_client import PrivateKeyed, keyed
+from hesplit_native.protocols.private_client import KeyedLayer, keyed_layer
 from hesplit_native.protocols.replicas import Replicas
 from hesplit_native.transport import ClientInfo, ClientTls, InProcessChannel
 from hesplit_native.transport import connect as open_channel
@@ -78,7 +78,7 @@ class Connection:
         self._patience = patience
         self._hint_memory = default_memory() if hint_memory is None else hint_memory
         self._matrices: OrderedDict[tuple[str, Direction], _Matrix] = OrderedDict()  # used last, last
-        self._private: dict[str, PrivateKeyed] = {}
+        self._private: dict[str, KeyedLayer] = {}
         self._lock = threading.Lock()
         self._layers: dict[str, Description] = {}
         self._fetch_layers(patience=0.0)
@@ -267,16 +267,16 @@ class Connection:
                 self._fetch_layers(patience=self._patience)
                 self._require_like(before)
 
-    def _keyed(self, layer: str) -> PrivateKeyed:
+    def _keyed(self, layer: str) -> KeyedLayer:
         """A private layer with its key, which is made for the layer as it is described now."""
         described = self.describe(layer)
         with self._lock:
             mine = self._private.get(layer)
             if mine is None or mine.described != described:
-                mine = self._private[layer] = keyed(described)
+                mine = self._private[layer] = keyed_layer(described)
         return mine
 
-    def _forget_key(self, layer: str, old: PrivateKeyed) -> None:
+    def _forget_key(self, layer: str, old: KeyedLayer) -> None:
         old.client.destroy()
         with self._lock:
             if self._private.get(layer) is old:

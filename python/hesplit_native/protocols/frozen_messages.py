@@ -1,8 +1,7 @@
 """What a model server and its clients say to each other beside ciphertexts: which layers there are, and why a request is refused.
 
 Every request can be answered by every server that holds the same weights: none refers to an earlier one, unless it is for a private
-layer, to the KEY of its connection. `step` counts the requests
-of one connection and only tells its replies apart; `session` is zero.
+layer, to the KEY of its connection. `step` counts the requests of one connection and only tells its replies apart; `session` is zero.
 """
 
 from __future__ import annotations
@@ -129,14 +128,13 @@ def _description(values: Any) -> Description:
 
 
 def _agreement(layer: Description, values: Any) -> PrivateAgreement:
-    parameters, norm = (
-        (values.get(name) for name in ("parameters", "weight_norm")) if isinstance(values, dict) else (0, 0)
-    )
+    agreed = values if isinstance(values, dict) else {}
+    parameters, norm = agreed.get("parameters"), agreed.get("weight_norm")
     if not isinstance(parameters, str) or type(norm) is not float or layer.backward:
         raise WireError("offer: a private layer has parameters and a weight_norm, and answers no backward requests")
     try:
-        agreed = Parameters.from_bytes(bytes.fromhex(parameters))
-        return PrivateAgreement(layer.in_features + layer.bias, layer.out_features, agreed, norm)
+        found = Parameters.from_bytes(bytes.fromhex(parameters))
+        return PrivateAgreement(layer.in_features + layer.bias, layer.out_features, found, norm)
     except ValueError as error:  # not hexadecimal, or a WireError or ParameterError of the core
         raise WireError(f"offer: {layer.name[:200]} cannot be private in this way: {error}") from error
 

@@ -12,7 +12,7 @@ from hesplit_native.protocols.replicas import Introduction
 
 
 @dataclass(eq=False)
-class PrivateKeyed:
+class KeyedLayer:
     """A layer with the key under which it is asked, and what tells servers of it."""
 
     described: Description
@@ -20,11 +20,9 @@ class PrivateKeyed:
     introduction: Introduction
 
 
-def keyed(layer: Description) -> PrivateKeyed:
+def keyed_layer(layer: Description) -> KeyedLayer:
     """With a fresh key."""
     if layer.private is None:
         raise ParameterError(f"the weights of {layer.name} are not private any more: connect again")
     client = PrivateClient(layer.private, bias=layer.bias)
-    return PrivateKeyed(
-        layer, client, Introduction(MessageType.KEY, MessageType.DONE, key_for(layer, client.material()))
-    )
+    return KeyedLayer(layer, client, Introduction(MessageType.KEY, MessageType.DONE, key_for(layer, client.material())))

@@ -229,7 +229,7 @@ class Server:
             if opening.run:
                 opening.seconds = self._sessions.forget_run(opening.run, connection.client.id)
             self._sessions.resize(connection.hold, costs.held + costs.checkpoints + 2 * length)
-        elif request.type in (MessageType.LAYERS, MessageType.HINT, MessageType.PRODUCT):
+        elif request.type in (MessageType.LAYERS, MessageType.HINT, MessageType.KEY, MessageType.PRODUCT):
             raise ProtocolError(
                 "this server trains layers and holds no model to be used; one that does is started with --model"
             )
