@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import hesplit_native as hn
+from hesplit_native.data.labels import load_labels
 from hesplit_native.errors import ProtocolError
 from hesplit_native.protocols import PROTOCOLS, messages
 from hesplit_native.protocols.halves import ClientSetup
@@ -244,3 +248,64 @@ def test_terms_say_whose_labels_they_are(make_terms):
     assert protocol.own_labels
     assert not protocol.client_holds_layer
     assert dataclasses.asdict(make_terms(protocol="vertical", parameter_hash="x"))["protocol"] == "vertical"
+
+
+class TestLabelsOfAServer:
+    def test_files(self, tmp_path):
+        classes = np.array([0, 2, 1])
+        np.save(tmp_path / "a.npy", classes)
+        (tmp_path / "b.csv").write_text("0\n2\n1\n", encoding="utf-8")
+        for name in ("a.npy", "b.csv"):
+            found = load_labels(tmp_path / name)
+            assert (found.dtype, found.tolist()) == (torch.int64, [0, 2, 1])
+        (tmp_path / "c.csv").write_text("0,1\n1,1\n", encoding="utf-8")
+        assert load_labels(tmp_path / "c.csv").tolist() == [[0, 1], [1, 1]]
+
+    @pytest.mark.parametrize("text", ["", "a\n", "0\n1,2\n", "0.5\n", "-1\n", "nan\n", "0,2\n", "1e10\n"])
+    def test_others_are_refused(self, tmp_path, text):
+        (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(hn.DataError, match=r"labels\.csv"):
+            load_labels(tmp_path / "labels.csv")
+
+    def test_objects_and_missing_files_are_refused(self, tmp_path):
+        np.save(tmp_path / "o.npy", np.array([{}], object), allow_pickle=True)
+        for name in ("o.npy", "missing.npy", "missing.csv"):
+            with pytest.raises(hn.DataError, match=name.replace(".", r"\.")):
+                load_labels(tmp_path / name)
+
+    def test_a_server_of_its_own_process_has_them(self, tmp_path):
+        x, y = table(120)
+        np.save(tmp_path / "labels.npy", y.numpy())
+        command = [
+            sys.executable,
+            "-m",
+            "hesplit_native",
+            "serve",
+            "--port",
+            "0",
+            "--labels",
+            str(tmp_path / "labels.npy"),
+            "--sessions",
+            "1",
+        ]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stdout is not None
+                port = next(found[1] for line in server.stdout if (found := re.search(r"127\.0\.0\.1:(\d+)", line)))
+                result = hn.train(
+                    network(), x.numpy(), outputs=2, protocol="vertical", epochs=2, learning_rate=0.01, progress=False,
+                    metrics=False, server=f"127.0.0.1:{port}",
+                )  # fmt: skip
+                assert result.interrupted is None
+                assert server.wait(60) == 0
+            finally:
+                server.kill()
+
+    def test_labels_go_with_training(self, tmp_path):
+        from typer.testing import CliRunner
+
+        from hesplit_native.cli import app
+
+        refused = CliRunner().invoke(app, ["serve", "--model", str(tmp_path), "--labels", str(tmp_path / "l.npy")])
+        assert refused.exit_code == 1
+        assert "--labels" in str(refused.output) + str(refused.exception)

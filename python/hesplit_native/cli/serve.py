@@ -65,6 +65,7 @@ class Training:
     checkpoints: Path | None = None
     keep_checkpoints: float | None = field(default=None, metadata={"min": 0.01})
     sessions: int | None = None
+    labels: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ _HELP = {
     "keep_checkpoints": "Days without a new checkpoint after which a run is removed from --checkpoints; "
     f"{KEEP_DAYS:g} unless given.",
     "sessions": "Stop after so many finished sessions.",
+    "labels": "This server's own labels, for clients of the protocol vertical: an .npy file, or text with a row a line, in the order "
+    "of the clients' rows.",
     "served": "A model",
     "model": "A .safetensors file, or a folder of them, whose linear layers are served.",
     "train": "Layers of the model are what clients' training starts from, each with its copy; or are used as they are.",
@@ -198,7 +201,7 @@ def _check_options(holding: Holding) -> None:
     training, model, frozen = holding.training, holding.served, holding.served.frozen
     of_training: dict[str, object] = {
         "--output": training.output, "--checkpoints": training.checkpoints, "--keep-checkpoints": training.keep_checkpoints,
-        "--sessions": training.sessions,
+        "--sessions": training.sessions, "--labels": training.labels,
     }  # fmt: skip
     of_models: dict[str, object] = {
         "--layers": model.layers, "--transposed": model.transposed, "--train": model.train or None,

@@ -7,6 +7,7 @@ from time import monotonic, sleep
 from hesplit_native.cli.paths import output_folder
 from hesplit_native.cli.serve import KEEP_DAYS, Listening, Model, Screen, Shares, Training
 from hesplit_native.cli.terminal import one_line
+from hesplit_native.data.labels import load_labels
 from hesplit_native.layer.weights import Weights, weights_of
 from hesplit_native.protocols.budget import default_memory, mebibytes
 from hesplit_native.protocols.server import Server, prepare
@@ -60,6 +61,7 @@ def _server(screen: Screen, shares: Shares, training: Training, start: list[Weig
     total = default_memory() if shares.memory_bytes is None else shares.memory_bytes
     return Server(
         layers=start,
+        labels=load_labels(training.labels) if training.labels is not None else None,
         checkpoints=training.checkpoints,
         keep_days=KEEP_DAYS if training.keep_checkpoints is None else training.keep_checkpoints,
         output=training.output,
