@@ -16,6 +16,7 @@ from torch.nn import functional
 import hesplit_native as hn
 from hesplit_native.data.labels import load_labels
 from hesplit_native.errors import ProtocolError
+from hesplit_native.layer.weights import Weights
 from hesplit_native.protocols import PROTOCOLS, messages
 from hesplit_native.protocols.halves import ClientSetup
 from hesplit_native.protocols.messages import MessageType
@@ -172,14 +173,28 @@ class TestRefusals:
             )
 
     def test_weights_that_outgrow_the_agreed_norm(self, make_terms):
-        talk = Talk(Server(labels=LABELS), make_terms, learning_rate=500.0, server_optimizer="sgd")
+        log = []
+        server = Server(labels=LABELS, on_event=log.append)
+        talk = Talk(server, make_terms, learning_rate=500.0, server_optimizer="sgd")
 
         def learn():
             for step in range(10):
                 talk.half.learn(8 * activations(ROWS, step), torch.arange(ROWS))
 
-        with pytest.raises(ProtocolError, match="weight_norm of"):
+        with pytest.raises(ProtocolError, match="outgrew the weight_norm that was agreed on") as refused:
             learn()
+        # What would do is the norm of W: for the server's log alone.
+        assert "need an agreed weight_norm of" in log[-1]
+        assert "need" not in str(refused.value)
+
+    def test_weights_that_are_too_large_to_begin_with(self, make_terms):
+        log = []
+        start = Weights("large", np.full((OUTPUTS, FEATURES), 20.0, np.float32), None)
+        server = Server(labels=LABELS, layers=[start], on_event=log.append)
+        with pytest.raises(ProtocolError, match="outgrew the weight_norm") as refused:
+            Talk(server, make_terms, layer="large")
+        assert "need an agreed weight_norm of" in log[-1]
+        assert "need" not in str(refused.value)
 
     def test_noise_on_labels_that_the_client_has_not(self):
         with pytest.raises(hn.ParameterError, match="labels are the server's"):

@@ -50,13 +50,13 @@ void add_flood(const Ring& ring, int flood_bits, std::size_t count, std::size_t 
 
 }  // namespace
 
-Buffer<std::uint64_t> hide_product(const PublicKey& key, View<const std::uint32_t> positions, std::size_t padded,
-                                   int flood_bits, std::uint64_t* c1) {
+SecretBuffer<std::uint64_t> hide_product(const PublicKey& key, View<const std::uint32_t> positions, std::size_t padded,
+                                         int flood_bits, std::uint64_t* c1) {
     const Ring& ring = key.ring();
     SecretBuffer<std::uint64_t> zero_c0(ring.size()), zero_c1(ring.size());
     key.encrypt_zero(zero_c0.data(), zero_c1.data());
     ring.add(c1, zero_c1.data());
-    Buffer<std::uint64_t> part(ring.prime_count() * padded, 0);
+    SecretBuffer<std::uint64_t> part(ring.prime_count() * padded, 0);
     for (std::size_t row = 0; row < ring.prime_count(); ++row) {
         for (std::size_t i = 0; i < positions.size; ++i) {
             part[row * padded + i] = zero_c0[row * ring.degree() + positions[i]];

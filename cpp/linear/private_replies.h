@@ -18,8 +18,8 @@ namespace hesplit {
 // Adds a fresh encryption of zero to c1 of a product, in coefficient form, and returns what must be added to the part
 // of c0 that is sent: [primes, padded] residues at `positions`, then zeros. That is flooded with numbers uniform in
 // [-2^flood_bits, 2^flood_bits), unless flood_bits is 0: c0 is masked then. `padded` is a multiple of 16.
-Buffer<std::uint64_t> hide_product(const PublicKey& key, View<const std::uint32_t> positions, std::size_t padded,
-                                   int flood_bits, std::uint64_t* c1);
+SecretBuffer<std::uint64_t> hide_product(const PublicKey& key, View<const std::uint32_t> positions, std::size_t padded,
+                                         int flood_bits, std::uint64_t* c1);
 
 // a += b, of `count` coefficients whose residues are `count` apart.
 void add_residues(const Ring& ring, const std::uint64_t* b, std::size_t count, std::uint64_t* a);

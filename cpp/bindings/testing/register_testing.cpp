@@ -118,7 +118,7 @@ py::tuple hide(const py::buffer& object, const std::vector<std::uint32_t>& posit
     const std::size_t primes = key->ring().prime_count(), count = positions.size(), padded = (count + 15) / 16 * 16;
     Residues c1({product.shape(0), product.shape(1)}), c0({primes, count});
     std::copy_n(product.data(), product.size(), c1.mutable_data());
-    const Buffer<std::uint64_t> part =
+    const SecretBuffer<std::uint64_t> part =
         hide_product(*key, {positions.data(), count}, padded, flood_bits, c1.mutable_data());
     for (std::size_t row = 0; row < primes; ++row) {
         std::copy_n(part.data() + row * padded, count, c0.mutable_data() + row * count);

@@ -29,7 +29,7 @@ struct ReplyC1 {
     std::vector<Buffer<std::uint64_t>> inputs;        // by group, in NTT form
     std::vector<std::vector<std::uint8_t>> products;  // by group and product, packed
     // By group and product, [primes, padded_outputs()] residues, to be used once; empty unless weights are private.
-    std::vector<Buffer<std::uint64_t>> hiding;
+    std::vector<SecretBuffer<std::uint64_t>> hiding;
 };
 
 // That of the next request. Safe to use from several threads.

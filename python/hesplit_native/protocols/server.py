@@ -28,6 +28,7 @@ from hesplit_native.errors import (
     ParameterError,
     ProtocolError,
     QueryBudgetExceeded,
+    RangeError,
     WireError,
 )
 from hesplit_native.files import make_folder, reserve, write_atomically
@@ -207,7 +208,8 @@ class Server:
 
     def _refuse(self, connection: _Connection, error: HESplitError) -> bytes:
         session = connection.session
-        self._on_event(f"{connection.client.id}: refused: {error}")
+        unsaid = f" ({error.__cause__})" if isinstance(error.__cause__, RangeError) else ""
+        self._on_event(f"{connection.client.id}: refused: {error}{unsaid}")
         if session is None:
             return messages.pack(MessageType.ERROR, 0, messages.NO_SESSION, messages.text(str(error)))
         if session.owner is connection:

@@ -17,13 +17,16 @@ replies: the client learns their logits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hesplit_native import _core
-from hesplit_native.errors import ProtocolError, WireError
+from hesplit_native.errors import ProtocolError, RangeError, WireError
 from hesplit_native.layer.linear import LinearClient
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.answers import Answer, ServerLayer, take_tensor, values_work
@@ -84,7 +87,8 @@ class VerticalServer:
         self.terms = terms
         self.layer = layer
         self.labels = check_labels(labels, terms.out_features)
-        self.encrypted = EncryptedLayer(terms, layer, public_material, private=True)
+        with _unsaid_norm():
+            self.encrypted = EncryptedLayer(terms, layer, public_material, private=True)
         self._step = Work(0)  # what the training step has taken so far
         self._shared: tuple[_core.Share, _core.KeptRequest, Tensor] | None = None
         self._masked: tuple[_core.MaskedGradient, Tensor, bytes] | None = None
@@ -108,6 +112,7 @@ class VerticalServer:
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """The reply to a request; None if it is none of this protocol."""
         if kind is MessageType.EVALUATE:
+            self._encode()
             return MessageType.LOGITS, self.encrypted.forward(body)[0]
         if kind is MessageType.LEARN:
             return MessageType.SHARE, self._share(body)
@@ -124,13 +129,17 @@ class VerticalServer:
     def _share(self, body: memoryview) -> bytes:
         self._shared = self._masked = None
         rows, request = self._take_rows(body)
-        self.encrypted.encode()
+        self._encode()
         message, share, samples, kept = self.encrypted.server.forward_share(request, keep=True)
         if samples != len(rows):
             raise WireError(f"activations of {samples} samples for {len(rows)} rows")
         assert kept is not None
         self._shared = share, kept, self.labels[rows]
         return message
+
+    def _encode(self) -> None:
+        with _unsaid_norm():
+            self.encrypted.encode()
 
     def _mask(self, body: memoryview) -> bytes:
         if self._shared is None:
@@ -151,8 +160,19 @@ class VerticalServer:
         weight_gradient = torch.from_numpy(self.encrypted.server.unmask(masked, bytes(body))).float()
         # The bias needs no ciphertext: its gradient is the sum of dJ/dy.
         input_gradient = self.layer.update(gradient, weight_gradient)
-        self.encrypted.encode()
+        self._encode()
         return outcome + messages.matrix(input_gradient.numpy(), "input gradient")
+
+
+@contextmanager
+def _unsaid_norm() -> Iterator[None]:
+    """Weights beyond the agreed norm are refused without their own, which the cause says to whoever reads the server's log."""
+    try:
+        yield
+    except RangeError as error:
+        raise ProtocolError(
+            "the server's weights outgrew the weight_norm that was agreed on: agree on a larger one, or train with a smaller learning rate"
+        ) from error
 
 
 def check_labels(labels: Tensor, outputs: int) -> Tensor:
