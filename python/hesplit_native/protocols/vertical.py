@@ -171,7 +171,8 @@ def _unsaid_norm() -> Iterator[None]:
         yield
     except RangeError as error:
         raise ProtocolError(
-            "the server's weights outgrew the weight_norm that was agreed on: agree on a larger one, or train with a smaller learning rate"
+            "the server's weights outgrew the weight_norm that was agreed on: agree on a larger one, or train with a smaller learning "
+            "rate"
         ) from error
 
 
