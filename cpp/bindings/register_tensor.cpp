@@ -78,6 +78,8 @@ void register_tensor(py::module_& module) {
         .def(py::init<Parameters>(), py::arg("parameters"))
         .def_property_readonly("degree", [](const TensorRing& ring) { return ring.ring().degree(); })
         .def_property_readonly("modulus", [](const TensorRing& ring) { return ring.ring().modulus_value(); })
+        .def_property_readonly("public_noise_bound",
+                               [](const TensorRing& ring) { return public_noise_bound(ring.ring().degree()); })
         .def("rounding_deviation", &product_rounding_deviation, py::arg("bits"));
 
     py::class_<EncryptedPolynomials, std::shared_ptr<EncryptedPolynomials>>(module, "EncryptedPolynomials")
@@ -87,6 +89,11 @@ void register_tensor(py::module_& module) {
                  return std::make_shared<EncryptedPolynomials>(ring, message.view());
              }),
              py::arg("ring").none(false), py::arg("message"))
+        .def_property_readonly("key",
+                               [](const EncryptedPolynomials& polynomials) {
+                                   return py::bytes(reinterpret_cast<const char*>(polynomials.key().data()),
+                                                    polynomials.key().size());
+                               })
         .def_property_readonly("count", &EncryptedPolynomials::count)
         .def("decrypt", &decrypt, py::arg("key"));
 

@@ -50,21 +50,21 @@ TensorRing::TensorRing(Parameters parameters)
       ring_(parameters_.ring_degree(), parameters_.data_primes()),
       auxiliary_(auxiliary_ring(parameters_.ring_degree())) {
     if (parameters_.packing() != Packing::blocks || parameters_.total_bits() < kLeastTensorBits) {
-        throw ParameterError("tensors need packing=\"blocks\" and a modulus of at least " +
+        throw ParameterError("encrypted polynomials need packing=\"blocks\" and a modulus of at least " +
                              std::to_string(kLeastTensorBits) + " bits");
     }
 }
 
 void TensorRing::require(const ParameterHash& parameters) const {
     if (parameters != parameters_.hash()) {
-        throw KeyMismatchError("this key is for other parameters than the context");
+        throw KeyMismatchError("this key is for other parameters than what it should encrypt or decrypt");
     }
 }
 
 void TensorRing::require(const SecretKey& key, const Id& id) const {
     require(key.parameters().hash());
     if (key.id() != id) {
-        throw KeyMismatchError("this tensor was encrypted under another key");
+        throw KeyMismatchError("what is to be decrypted was encrypted under another key");
     }
 }
 
@@ -181,7 +181,7 @@ EncryptedPolynomials::EncryptedPolynomials(std::shared_ptr<const TensorRing> ten
 
 void EncryptedPolynomials::require_under(const TensorRing& tensor_ring, const Id& key) const {
     if (ring_->parameters().hash() != tensor_ring.parameters().hash() || key_ != key) {
-        throw KeyMismatchError("tensors under different keys cannot be added");
+        throw KeyMismatchError("what was encrypted under different keys cannot be added");
     }
 }
 

@@ -19,6 +19,7 @@ from hesplit_native.errors import (
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
 from hesplit_native.layer.linear import LinearClient, LinearServer, SealedClient, SealedServer
 from hesplit_native.layer.parameters import Parameters
+from hesplit_native.layer.public_key import EncryptedArray, PublicKey
 
 if TYPE_CHECKING:
     from hesplit_native import nn as nn
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConnectionLost",
     "DataError",
+    "EncryptedArray",
     "HESplitError",
     "KeyMismatchError",
     "LinearClient",
@@ -36,6 +38,7 @@ __all__ = [
     "ParameterError",
     "Parameters",
     "ProtocolError",
+    "PublicKey",
     "QueryBudgetExceeded",
     "RangeError",
     "ReleaseLedger",

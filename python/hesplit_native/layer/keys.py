@@ -9,10 +9,14 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
+
 from hesplit_native import _core
 from hesplit_native.errors import KeyMismatchError, ParameterError, WireError
 from hesplit_native.files import make_folder, write_atomically
 from hesplit_native.layer.parameters import Parameters
+from hesplit_native.layer.public_key import EncryptedArray, PublicKey
 
 # An encrypted key file: magic, version, scrypt parameters (log2 n, r, p), salt, nonce, then AES-256-GCM over the plain file
 # with everything before as associated data.
@@ -46,6 +50,31 @@ class SecretKey:
     def id(self) -> str:
         """The random public identifier that travels with requests, as 32 hexadecimal digits."""
         return self._native.id.hex()
+
+    def public_key(self) -> PublicKey:
+        """A key with which others encrypt for this one; a fresh one at every call, all of them alike.
+
+        Raises
+        ------
+        ParameterError
+            When the parameters are not for that; `PublicKey` says which are.
+        """
+        return PublicKey(self._native.public_key())
+
+    def decrypt(self, encrypted: EncryptedArray) -> npt.NDArray[np.float64]:
+        """The numbers of an array, or of a sum of arrays, to within its `EncryptedArray.error_bound`; of its shape.
+
+        The noise is rounded off, so what is returned follows from what was encrypted and may be released. That holds for arrays
+        that were made by the rules. After a RangeError nobody should learn more of this key's decryptions: use another one.
+
+        Raises
+        ------
+        KeyMismatchError
+            An array under another key or other parameters.
+        RangeError
+            What no honest sender makes: numbers beyond the agreed bound, too much noise, or more summands than were counted.
+        """
+        return encrypted._decrypt(self._native)
 
     def save(self, path: str | os.PathLike[str], passphrase: str | None = None) -> None:
         """Write the key to a file that only its owner can read, encrypted when a passphrase is given.

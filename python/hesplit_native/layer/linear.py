@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +12,13 @@ import numpy.typing as npt
 from hesplit_native import _core
 from hesplit_native.choices import Overflow
 from hesplit_native.errors import ParameterError
+from hesplit_native.layer.arrays import Array, numpy_of
 from hesplit_native.layer.costs import MAX_MEMORY_BYTES, MAX_MULTIPLICATIONS, MAX_REPLY_BYTES, ServingCost
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
 from hesplit_native.layer.parameters import GIGABIT, WEIGHT_NORM, Parameters, byte_nanoseconds
 
 if TYPE_CHECKING:
     import torch
-
-    Array = npt.NDArray[Any] | torch.Tensor
-else:
-    Array = Any
 
 ArrayT = TypeVar("ArrayT", bound="Array")
 Buffer = bytes | bytearray | memoryview
@@ -497,7 +494,7 @@ def clip(x: ArrayT, parameters: Parameters) -> tuple[ArrayT, int]:
     Tensors are clipped by differentiable operations.
     """
     bound, norm = parameters.activation_bound, parameters.activation_norm
-    values = _numpy(x)
+    values = numpy_of(x)
     if values.ndim != 2 or values.dtype not in (np.float32, np.float64):
         return x, 0
     finite, count = _core.inspect(np.ascontiguousarray(values), bound, norm)
@@ -517,20 +514,8 @@ def _float64(values: Float) -> npt.NDArray[np.float64]:
     return values.astype(np.float64, copy=False)
 
 
-def _numpy(x: Array) -> npt.NDArray[Any]:
-    """A view of an array or of a CPU tensor."""
-    if isinstance(x, np.ndarray):
-        return x
-    detach = getattr(x, "detach", None)
-    if detach is None:
-        raise ParameterError(f"expected a numpy array or a torch tensor, got {type(x).__name__}")
-    if x.device.type != "cpu":
-        raise ParameterError(f"expected a CPU tensor, got one on {x.device}; call .cpu() first")
-    return cast("npt.NDArray[Any]", detach().numpy())
-
-
 def _matrix(x: Array, name: str, shape: tuple[int | None, int]) -> Float:
-    values = _numpy(x)
+    values = numpy_of(x)
     expected = f"[{shape[0] if shape[0] is not None else 'n'}, {shape[1]}]"
     fits = values.ndim == 2 and values.shape[1] == shape[1] and shape[0] in (None, values.shape[0])
     if not fits or values.shape[0] < 1:
@@ -541,7 +526,7 @@ def _matrix(x: Array, name: str, shape: tuple[int | None, int]) -> Float:
 
 
 def _vector(bias: Array, size: int) -> npt.NDArray[np.float64]:
-    values = _numpy(bias)
+    values = numpy_of(bias)
     if values.shape != (size,) or values.dtype not in (np.float32, np.float64):
         raise ParameterError(
             f"expected bias of shape [{size}] and dtype float32 or float64, got {list(values.shape)} {values.dtype}"
