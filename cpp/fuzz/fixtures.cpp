@@ -30,7 +30,8 @@ std::vector<double> numbers(std::size_t count) {
 }  // namespace
 
 Linear::Linear(const ParameterChoice& choice, std::size_t features, std::size_t outputs)
-    : client(SecretKey::generate(Parameters(choice)), features, outputs, choice.releases != 0, true),
+    : client(SecretKey::generate(Parameters(choice)), features, outputs,
+             choice.releases != 0 && choice.private_bits == 0, true),
       material(client.public_material()),
       server(view(material), 16),
       samples(choice.batch_size),
@@ -46,8 +47,24 @@ Linear::Linear(const ParameterChoice& choice, std::size_t features, std::size_t 
 std::vector<double> Linear::activations() const {
     return numbers(samples * client.features());
 }
+const std::string& Linear::waiting() {
+    if (waiting_.empty()) {
+        waiting_ = request();
+    }
+    return waiting_;
+}
 std::vector<double> Linear::gradient() const {
-    return numbers(samples * client.outputs());
+    std::vector<double> mean = numbers(samples * client.outputs());
+    for (double& value : mean) {
+        value /= static_cast<double>(samples);
+    }
+    return mean;
+}
+std::vector<double> Linear::shown_gradient() const {
+    return hides_weights() ? std::vector<double>() : gradient();
+}
+bool Linear::hides_weights() const {
+    return server.parameters().choice().private_bits != 0;
 }
 std::string Linear::request() {
     return client.encrypt(activations().data(), samples, false).bytes;
@@ -65,9 +82,25 @@ const std::vector<std::unique_ptr<Linear>>& linears() {
         slots.packing = Packing::slots;
         slots.batch_size = 2;
         made.push_back(std::make_unique<Linear>(slots, 8, 2));
+        ParameterChoice hidden = choice({40, 40}, 40, 0.1);
+        hidden.private_bits = 20;
+        hidden.weight_norm = 2;
+        made.push_back(std::make_unique<Linear>(hidden, 20, 3));
+        hidden.releases = 1 << 24;  // all under one key: more than a campaign makes
+        made.push_back(std::make_unique<Linear>(hidden, 20, 3));
         return made;
     }();
     return layers;
+}
+
+std::vector<Linear*> private_linears() {
+    std::vector<Linear*> found;
+    for (const std::unique_ptr<Linear>& layer : linears()) {
+        if (layer->hides_weights()) {
+            found.push_back(layer.get());
+        }
+    }
+    return found;
 }
 
 Sealed::Sealed(const std::shared_ptr<const SecretKey>& secret_key, std::size_t features, std::size_t outputs)

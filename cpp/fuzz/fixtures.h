@@ -26,13 +26,23 @@ struct Linear {
     Linear(const ParameterChoice& choice, std::size_t features, std::size_t outputs);
     std::vector<double> activations() const;
     std::string request();
-    // A request's gradient dJ/dY.
+    // A request that waits for its reply: the same one until it has been answered.
+    const std::string& waiting();
+    void answered() { waiting_.clear(); }
+    // A request's gradient dJ/dY, as that of a mean; and what its client knows of it: with private weights nothing.
     std::vector<double> gradient() const;
+    std::vector<double> shown_gradient() const;
+    bool hides_weights() const;
+
+  private:
+    std::string waiting_;
 };
 
-// On blocks with one small prime, on blocks with three, on blocks with a flooded release and a fresh key a request, and
-// on slots.
+// On blocks with one small prime, on blocks with three, on blocks with a flooded release and a fresh key a request, on
+// slots, and on blocks with private weights, whose releases are not flooded or are.
 const std::vector<std::unique_ptr<Linear>>& linears();
+// Those with private weights.
+std::vector<Linear*> private_linears();
 
 struct Sealed {
     SealedLayerClient client;
@@ -79,9 +89,9 @@ struct Tensors {
 const Tensors& tensors();
 
 // The layer with the parameters that the bytes name, or the first.
-template <class Layer>
-Layer& layer_of(const std::vector<std::unique_ptr<Layer>>& layers, const Bytes& bytes) {
-    for (const std::unique_ptr<Layer>& layer : layers) {
+template <class Pointer>
+auto& layer_of(const std::vector<Pointer>& layers, const Bytes& bytes) {
+    for (const Pointer& layer : layers) {
         if (layer->hash == parameter_hash(bytes)) {
             return *layer;
         }

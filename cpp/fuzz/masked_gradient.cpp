@@ -10,10 +10,9 @@ namespace {
 // One backward pass of a layer up to where the server sends its gradient.
 struct Pass {
     Id key{}, message{};
-    std::vector<double> gradient;
     std::string masked;
 
-    explicit Pass(Linear& layer) : gradient(layer.gradient()) {
+    explicit Pass(Linear& layer) {
         const std::string request = layer.request();
         key = key_id(request);
         message = message_id(request);
@@ -21,6 +20,7 @@ struct Pass {
         const std::string reply = layer.server.forward(view(request), nullptr, &kept);
         std::vector<double> y(layer.samples * layer.client.outputs());
         layer.client.decrypt(view(reply), Purpose::local, true, y.data());
+        const std::vector<double> gradient = layer.gradient();
         std::shared_ptr<const LinearServer::Masked> unused;
         masked = layer.server.weight_gradient(*kept, {gradient.data(), gradient.size()}, unused);
     }
@@ -48,8 +48,8 @@ std::vector<std::string> genuine() {
 void receive(const Bytes& bytes) {
     Linear& layer = layer_of(linears(), bytes);
     std::unique_ptr<Pass>& pass = pass_of(layer);
-    layer.client.open_weight_gradient(view(addressed(bytes, pass->key, pass->message)),
-                                      {pass->gradient.data(), pass->gradient.size()});
+    const std::vector<double> shown = layer.shown_gradient();
+    layer.client.open_weight_gradient(view(addressed(bytes, pass->key, pass->message)), {shown.data(), shown.size()});
     pass.reset();  // it has been answered
 }
 

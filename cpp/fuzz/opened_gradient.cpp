@@ -19,10 +19,10 @@ struct Pass {
         const std::string reply = layer.server.forward(view(request), nullptr, &kept);
         std::vector<double> y(layer.samples * layer.client.outputs());
         layer.client.decrypt(view(reply), Purpose::local, true, y.data());
-        const std::vector<double> gradient = layer.gradient();
-        const View<const double> values{gradient.data(), gradient.size()};
-        const std::string message_bytes = layer.server.weight_gradient(*kept, values, masked);
-        opened = layer.client.open_weight_gradient(view(message_bytes), values);
+        const std::vector<double> gradient = layer.gradient(), shown = layer.shown_gradient();
+        const std::string message_bytes =
+            layer.server.weight_gradient(*kept, {gradient.data(), gradient.size()}, masked);
+        opened = layer.client.open_weight_gradient(view(message_bytes), {shown.data(), shown.size()});
         key = key_id(opened);
         message = message_id(opened);
     }

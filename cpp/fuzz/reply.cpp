@@ -1,23 +1,7 @@
 // LinearClient::decrypt: the logits that a server sends back.
-#include <map>
-
 #include "fixtures.h"
 
 namespace hesplit::fuzz {
-
-namespace {
-
-// A request that waits for its reply.
-std::string& waiting(Linear& layer) {
-    static std::map<const Linear*, std::string> requests;
-    std::string& request = requests[&layer];
-    if (request.empty()) {
-        request = layer.request();
-    }
-    return request;
-}
-
-}  // namespace
 
 std::vector<std::string> genuine() {
     std::vector<std::string> all;
@@ -29,13 +13,13 @@ std::vector<std::string> genuine() {
 
 void receive(const Bytes& bytes) {
     Linear& layer = layer_of(linears(), bytes);
-    std::string& request = waiting(layer);
+    const std::string& request = layer.waiting();
     const Bytes reply = addressed(bytes, key_id(request), message_id(request));
     // As the bindings do: room for as many samples as the request had.
     std::vector<double> y(layer.client.samples_of(view(reply)) * layer.client.outputs());
     const bool release = layer.server.parameters().choice().releases != 0;
     layer.client.decrypt(view(reply), release ? Purpose::release : Purpose::local, false, y.data());
-    request.clear();  // it has been answered
+    layer.answered();
 }
 
 }  // namespace hesplit::fuzz
