@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -261,6 +262,41 @@ void stress_linear(Packing packing, bool fresh_keys) {
     at_once(tasks);
 }
 
+// A layer with private weights that serves two clients, while others come, and other weights: replies and shares.
+void stress_private() {
+    const Exact exact;
+    ParameterChoice chosen = choice({45, 45}, 40, 0.2);
+    chosen.private_bits = 20;
+    chosen.weight_norm = 4;
+    const Parameters parameters(chosen);
+    LinearClient one(SecretKey::generate(parameters), kFeatures, kOutputs),
+        two(SecretKey::generate(parameters), kFeatures, kOutputs);
+    LinearServer server(view(one.public_material()), 16);
+    server.set_weight(view(exact.weight), view(exact.bias));
+    const std::unique_ptr<const LinearServer> beside = server.for_client(view(two.public_material()));
+    const auto serve = [&](LinearClient& client, const LinearServer& at) {
+        for (int round = 0; round < kRounds; ++round) {
+            std::vector<double> y(kSamples * kOutputs);
+            const std::string reply = at.forward(view(client.encrypt(exact.x.data(), kSamples, false).bytes));
+            client.decrypt(view(reply), Purpose::local, false, y.data());
+            expect(exact.right(y, chosen.error_bound), "private logits");
+            std::shared_ptr<const LinearServer::Share> share;
+            const std::string masked = at.share(view(client.encrypt(exact.x.data(), kSamples, false).bytes), share);
+            double deviation = 0;
+            at.join(*share, view(client.open_share(view(masked), false, deviation)), y.data());
+            expect(exact.right(y, chosen.error_bound), "shared logits");
+        }
+    };
+    at_once({[&] { serve(one, server); }, [&] { serve(one, server); }, [&] { serve(two, *beside); },
+             [&] { serve(two, *beside); },
+             [&] {
+                 for (int round = 0; round < kRounds; ++round) {
+                     server.set_weight(view(exact.weight), view(exact.bias));
+                     server.for_client(view(two.public_material()));
+                 }
+             }});
+}
+
 // SealedLayerClient and SealedLayerServer: one thread updates and refreshes, which have an order, while others predict
 // and save.
 void stress_sealed() {
@@ -340,30 +376,30 @@ void stress_releases() {
 
 // One client and one server of weights that do not change, while other weights' hints come and go.
 void stress_frozen() {
-    constexpr std::size_t kRows = 130, kFeatures = 40, kOutputs = 20;
-    const std::shared_ptr<const FrozenAgreement> agreement = FrozenAgreement::of(kFeatures, Precision::single, "");
-    std::vector<double> weight(kFeatures * kOutputs), x(kRows * kFeatures);
+    constexpr std::size_t rows = 130, features = 40, outputs = 20;
+    const std::shared_ptr<const FrozenAgreement> agreement = FrozenAgreement::of(features, Precision::single, "");
+    std::vector<double> weight(features * outputs), x(rows * features);
     for (std::size_t i = 0; i < weight.size(); ++i) {
         weight[i] = static_cast<double>(i * 5 % 13) - 6;
     }
     for (std::size_t i = 0; i < x.size(); ++i) {
         x[i] = static_cast<double>(i * 7 % 17) / 8 - 1;
     }
-    const FrozenServer server(agreement, view(weight), kOutputs);
-    FrozenClient client(agreement, kOutputs, false);
+    const FrozenServer server(agreement, view(weight), outputs);
+    FrozenClient client(agreement, outputs, false);
     client.load_hint(view(server.hint()));
     at_once(times(kThreads, [&] {
         for (int round = 0; round < kRounds / 4; ++round) {
             FrozenSecret secret;
-            std::vector<double> y(kRows * kOutputs);
-            client.decrypt(view(server.multiply(view(client.encrypt(x.data(), kRows, secret)))), secret, y.data());
+            std::vector<double> y(rows * outputs);
+            client.decrypt(view(server.multiply(view(client.encrypt(x.data(), rows, secret)))), secret, y.data());
             double expected = 0;
-            for (std::size_t f = 0; f < kFeatures; ++f) {
+            for (std::size_t f = 0; f < features; ++f) {
                 expected += x[f] * weight[f];
             }
             expect(std::abs(y[0] - expected) < 1e-3, "a product with frozen weights");
             client.load_hint(view(server.hint()));
-            FrozenAgreement::of(kFeatures + 1, Precision::half, "");
+            FrozenAgreement::of(features + 1, Precision::half, "");
         }
     }));
 }
@@ -392,6 +428,7 @@ int main() {
             run("linear, blocks", [] { stress_linear(Packing::blocks, false); });
             run("linear, blocks, a fresh key for every request", [] { stress_linear(Packing::blocks, true); });
             run("linear, slots", [] { stress_linear(Packing::slots, false); });
+            run("linear, private weights", &stress_private);
             run("sealed", [] {
                 for (int round = 0; round < kRounds / 10; ++round) {
                     stress_sealed();
