@@ -4,9 +4,14 @@
 //   cmake -S . -B build -DHESPLIT_CHECKS=ON && cmake --build build --target constant_time
 //   HESPLIT_CPU=avx2 valgrind build/cpp/constant_time
 //
-// Secret are the key's coefficients, the key of the noise, and messages until they are encrypted. Public are seeds,
-// ciphertexts and lengths. Valgrind has no AVX-512: that variant is checked by reading.
+// Secret are the key's coefficients, the key of the noise, messages until they are encrypted, and a server's private
+// weights with what it draws to hide them. Public are seeds, ciphertexts and lengths. That private weights are within
+// the agreed norm is public too, so Valgrind's reports from check_weights and weight_norms are expected and not
+// counted. Valgrind has no AVX-512: that variant is checked by reading.
 #include <seal/modulus.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <valgrind/memcheck.h>
 
 #include <cstdio>
@@ -16,14 +21,19 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "linear/blocks/layout.h"
+#include "linear/blocks/weights.h"
+#include "linear/client.h"
 #include "linear/frozen/client.h"
 #include "linear/frozen/server.h"
 #include "linear/precision.h"
+#include "linear/ranges.h"
+#include "linear/server.h"
 #include "rlwe/decryption.h"
 #include "rlwe/encryption.h"
 #include "rlwe/public_key.h"
 #include "rlwe/secret_key.h"
-#include "tensor/polynomials.h"
+#include "tensor/products.h"
 #include "wire/codec.h"
 
 using namespace hesplit;
@@ -37,6 +47,49 @@ void hide(const Container& values) {
 template <class Container>
 void reveal(const Container& values) {
     VALGRIND_MAKE_MEM_DEFINED(values.data(), values.size() * sizeof(values[0]));
+}
+void hide_coefficients(const SecretKey& key) {
+    key.use_coefficients([](View<const std::int8_t> secret) { VALGRIND_MAKE_MEM_UNDEFINED(secret.data, secret.size); });
+}
+
+View<const std::uint8_t> view(const std::string& bytes) {
+    return {reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()};
+}
+View<const double> view(const std::vector<double>& values) {
+    return {values.data(), values.size()};
+}
+
+// Whether what the operating system draws is hidden: true where nothing public is drawn, such as seeds.
+bool random_is_secret = false;
+
+// What `work` returns, whose random numbers are all secret.
+template <class Work>
+auto with_secret_randomness(const Work& work) {
+    random_is_secret = true;
+    auto made = work();
+    random_is_secret = false;
+    return made;
+}
+
+}  // namespace
+
+// In place of the C library's, for the whole program.
+extern "C" ssize_t getrandom(void* memory, std::size_t size, unsigned flags) {
+    const ssize_t got = syscall(SYS_getrandom, memory, size, flags);
+    if (random_is_secret && got > 0) {
+        VALGRIND_MAKE_MEM_UNDEFINED(memory, static_cast<std::size_t>(got));
+    }
+    return got;
+}
+
+namespace {
+
+// How many uses of secrets `work` makes.
+template <class Work>
+unsigned uses(const Work& work) {
+    const unsigned before = VALGRIND_COUNT_ERRORS;
+    work();
+    return VALGRIND_COUNT_ERRORS - before;
 }
 
 void check_encryption(const SecretKey& key, const Ring& ring) {
@@ -80,9 +133,6 @@ void check_frozen_decryption(Precision precision) {
     const std::vector<double> weight(60, 0.5), x(40, 1.0);
     const FrozenServer server(agreement, {weight.data(), weight.size()}, 3);
     FrozenClient client(agreement, 3, false);
-    const auto view = [](const std::string& bytes) {
-        return View<const std::uint8_t>{reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()};
-    };
     client.load_hint(view(server.hint()));
     FrozenSecret secret;
     const std::string reply = server.multiply(view(client.encrypt(x.data(), 2, secret)));
@@ -94,22 +144,18 @@ void check_frozen_decryption(Precision precision) {
     reveal(y);
 }
 
-// Tensors: encryption of a hidden message under either key, and decryption. The public key's own randomness is drawn
-// inside, so what is watched there is the message.
+// Tensors: encryption of a hidden message under either key, and decryption.
 void check_tensors(const SecretKey& key) {
     const auto ring = std::make_shared<const TensorRing>(key.parameters());
     const std::size_t n = ring->ring().degree();
     std::string bytes = PublicKey::of(key)->bytes();
     reveal(bytes);
-    const auto view = [](const std::string& text) {
-        return View<const std::uint8_t>{reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
-    };
     const std::shared_ptr<const PublicKey> public_key = PublicKey::parse(view(bytes));
     std::vector<std::int64_t> message(n, 12345);
     hide(message);
     const View<const std::int64_t> values{message.data(), n};
     std::string seeded = encrypt_polynomials(*ring, key, values),
-                whole = encrypt_polynomials(*ring, *public_key, values);
+                whole = with_secret_randomness([&] { return encrypt_polynomials(*ring, *public_key, values); });
     for (std::string* text : {&seeded, &whole}) {
         reveal(*text);
         const EncryptedPolynomials polynomials(ring, view(*text));
@@ -129,6 +175,73 @@ void check_tensors(const SecretKey& key) {
     std::vector<double> out(positions.size());
     decrypt_products(*ring, key, view(product), out.data());
     reveal(out);
+}
+
+// A layer with private weights: its client's key, then the server's weights and all that it draws. Returns how often
+// weights were used to find out whether they are within the agreed norm.
+unsigned check_private(const std::vector<int>& modulus_bits, std::size_t features, std::size_t outputs,
+                       std::size_t samples) {
+    ParameterChoice choice;
+    choice.ring_degree = 2048;
+    choice.modulus_bits = modulus_bits;
+    choice.scale = 0x1p40;
+    choice.security = Security::paper;  // no secret is at stake
+    choice.activation_bound = choice.activation_norm = 1;
+    choice.error_bound = 0.1;
+    choice.batch_size = samples;
+    choice.private_bits = 20;
+    choice.weight_norm = 2;
+    const std::shared_ptr<const SecretKey> key = SecretKey::generate(Parameters(choice));
+    hide_coefficients(*key);
+    LinearClient client(key, features, outputs);
+    const std::string material = client.public_material();
+    reveal(material);
+    LinearServer server(view(material), samples);
+    std::vector<double> weight(features * outputs, 0.125), bias(outputs, 0.25);
+    server.set_weight(view(weight), view(bias));
+    const std::vector<double> x(samples * features, 0.125);
+    const auto request = [&] {
+        std::string bytes = client.encrypt(x.data(), samples, true).bytes;
+        reveal(bytes);
+        return bytes;
+    };
+
+    // The client's share of logits, opened for the server and for use at the client.
+    std::shared_ptr<const LinearServer::Share> share;
+    double deviation = 0;
+    const std::string opened = client.open_share(view(server.share(view(request()), share)), false, deviation);
+    std::vector<std::uint64_t> own(samples * outputs);
+    client.decrypt_share(view(server.share(view(request()), share)), own.data());
+    reveal(opened);
+    reveal(own);
+
+    hide(weight);
+    hide(bias);
+    const Ring ring(choice.ring_degree, key->parameters().data_primes());
+    const std::string first = request(), second = request();
+    WireReader reader(view(first), MessageType::request);
+    const BlockLayout layout = block_layout(ring, features, outputs, read_request_head(reader).shape);
+    const auto norms = [&](std::size_t per_product) {
+        const WeightNorms found = weight_norms(choice, view(weight), view(bias), features, per_product);
+        scale_blocks(choice, ring, found, features, per_product, view(weight));
+    };
+    // Once when they are set; then for the length of the reply and when they are encoded for the layout.
+    const unsigned agreed = uses([&] {
+        check_weights(view(weight), view(bias), features, outputs);
+        norms(1);
+        norms(layout.per_product());
+        norms(layout.per_product());
+    });
+    server.set_weight(view(weight), view(bias));
+    for (const std::string& bytes : {first, second}) {
+        const std::string reply = with_secret_randomness([&] { return server.forward(view(bytes)); });
+        reveal(reply);
+    }
+    std::printf("private weights: %zu x %zu -> %zu, %s\n", samples, features, outputs,
+                prefers_strands(layout, ring.prime_count()) ? "as a matrix product"
+                : outputs <= kMaxDirectOutputs              ? "as inner products"
+                                                            : "by transforms");
+    return 2 * agreed;  // here and at the server
 }
 
 // A branch on a secret, which must be reported: else nothing that follows means anything.
@@ -157,8 +270,7 @@ int main() {
     choice.scale = 1 << 20;
     choice.activation_bound = choice.activation_norm = choice.error_bound = 1;
     const std::shared_ptr<const SecretKey> key = SecretKey::generate(Parameters(choice));
-    key->use_coefficients(
-        [](View<const std::int8_t> secret) { VALGRIND_MAKE_MEM_UNDEFINED(secret.data, secret.size); });
+    hide_coefficients(*key);
 
     for (const std::vector<int>& sizes : {std::vector<int>{26, 27}, {50}, {40, 41}, {60}}) {
         std::vector<std::uint64_t> primes;
@@ -178,15 +290,18 @@ int main() {
     choice.ring_degree = 4096;
     choice.modulus_bits = {45, 45};
     const std::shared_ptr<const SecretKey> tensor_key = SecretKey::generate(Parameters(choice));
-    tensor_key->use_coefficients(
-        [](View<const std::int8_t> secret) { VALGRIND_MAKE_MEM_UNDEFINED(secret.data, secret.size); });
+    hide_coefficients(*tensor_key);
     check_tensors(*tensor_key);
+    unsigned agreed = 0;
+    for (const std::vector<int>& sizes : {std::vector<int>{40, 41}, {26, 27, 27}}) {
+        agreed += check_private(sizes, 20, 3, 4) + check_private(sizes, 40, 30, 4) + check_private(sizes, 4, 30, 512);
+    }
     Buffer<std::uint8_t> stream_key(32);
     hide(stream_key);
     ChaCha20 stream(stream_key.data(), Domain::secret, 0, 0);
     Buffer<std::int8_t> ternary(2048);
     sample_ternary(stream, ternary.data(), ternary.size());
-    const auto found = VALGRIND_COUNT_ERRORS - planted;
+    const auto found = VALGRIND_COUNT_ERRORS - planted - agreed;
     std::printf("%s kernels: %u uses of secrets in branches and addresses\n", kernels().name,
                 static_cast<unsigned>(found));
     return found != 0;

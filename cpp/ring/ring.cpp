@@ -196,15 +196,14 @@ std::uint64_t Ring::residue(std::int64_t value, std::size_t row) const {
 }
 
 std::uint64_t Ring::residue(double integer, std::size_t row) const {
-    int exponent = 0;
-    const auto mantissa = static_cast<std::int64_t>(std::ldexp(std::frexp(integer, &exponent), 53));
-    exponent -= 53;
-    if (exponent <= 0) {
-        return residue(static_cast<std::int64_t>(integer), row);
-    }
-    std::uint64_t value = residue(mantissa, row);
-    for (; exponent > 0; --exponent) {
-        value = seal::util::add_uint_mod(value, value, moduli_[row]);
+    // By digits of 60 bits from the top, as many as the modulus has whatever the number: a server's bias is a secret.
+    constexpr int kDigitBits = 60;
+    const std::uint64_t base = residue(std::int64_t{1} << kDigitBits, row);
+    std::uint64_t value = 0;
+    for (int shift = std::ilogb(modulus_value_) / kDigitBits * kDigitBits; shift >= 0; shift -= kDigitBits) {
+        const auto digit = static_cast<std::int64_t>(integer * std::ldexp(1.0, -shift));
+        integer -= static_cast<double>(digit) * std::ldexp(1.0, shift);  // exact
+        value = seal::util::add_uint_mod(product(value, base, row), residue(digit, row), moduli_[row]);
     }
     return value;
 }

@@ -70,7 +70,7 @@ class Ring {
     void lift_row(View<const std::int64_t> coefficients, std::size_t row, std::uint64_t* residues) const;
     // Adds small signed coefficients, in coefficient form.
     void add_small(View<const std::int8_t> coefficients, std::uint64_t* poly) const;
-    // The residue of an integer in one row; of a double, which must hold an integer (of any magnitude).
+    // The residue of an integer in one row; of a double, which must hold an integer of up to the modulus.
     std::uint64_t residue(std::int64_t value, std::size_t row) const;
     std::uint64_t residue(double integer, std::size_t row) const;
     // Residues: a * b, base^exponent, and a primitive 2N-th root of unity.
