@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hesplit_native as hn
+from hesplit_native import _core, _testing
 from hesplit_native.errors import BudgetError, ConnectionLost, KeyMismatchError, ProtocolError, QueryBudgetExceeded
 from hesplit_native.layer.frozen import FrozenServer
 from hesplit_native.layer.private import MAX_ROWS, PrivateAgreement, PrivateClient, PrivateServer, private_parameters
@@ -336,6 +337,65 @@ def test_servers_that_train_take_no_keys():
     reply = messages.unpack(channel.receive())
     assert reply.type is MessageType.ERROR
     assert "started with --model" in messages.take_text(reply.body, "error")[0]
+
+
+def lifted(residues, primes):
+    """The number between -q/2 and q/2 with these residues."""
+    q = math.prod(primes)
+    value = sum(int(r) * pow(q // p, -1, p) * (q // p) for r, p in zip(residues, primes, strict=True)) % q
+    return value - q if value > q // 2 else value
+
+
+def test_what_is_open_about_keys_that_are_none():
+    """A made-up half of a key reads the other side's u from the numbers that are sent: in a narrow layout all of it.
+
+    The page on security says so. Whoever mends it turns the last lines around.
+    """
+    rows, inner, out = 128, 769, 768
+    parameters = private_parameters(inner, out)
+    key, degree = hn.SecretKey.generate(parameters), parameters.ring_degree
+    client = hn.LinearClient(key, inner, out)
+    weight = weights(inner=inner, out=out) / 100
+    server = hn.LinearServer(client.public_material(), weight, private=True)
+    request = client.encrypt(np.full((rows, inner), 1 / inner))
+    seen = _core.inspect_products(server._native, request, weight, np.zeros(0))
+    primes, q, positions = seen["primes"], math.prod(seen["primes"]), seen["ciphertexts"][0]["positions"]
+    scale = seen["scale"] * q / 2.0 ** seen["bits"]
+    flood = round(math.log2(parameters.estimate(inner, out, rows)["logit_noise"] * math.sqrt(3) * scale))
+    step, digits = 2 << flood, int((math.log2(q) - flood - 2) / math.log2(3))
+
+    made_up = np.zeros((len(primes), degree), np.uint64)
+    for j in range(digits):
+        made_up[:, j] = [step * 3**j % p for p in primes]
+    packed = [_testing.pack_bits(row, p.bit_length()) for row, p in zip(made_up, primes, strict=True)]
+    honest, ends = key._native.public_key().to_bytes(), -8 - sum(map(len, packed))
+    forged = _testing.reseal(honest[:ends] + b"".join(packed) + honest[-8:])
+    sent, c1 = _testing.hide_product(forged, positions, flood, np.zeros_like(made_up))
+
+    u = np.full(degree, 9)
+    for position, residues in zip(positions, sent.T, strict=True):
+        number = (lifted(residues, primes) + step // 2) // step
+        for j in range(digits):
+            digit = (number + 1) % 3 - 1
+            number = (number - digit) // 3
+            u[position - j] = digit if position >= j else -digit
+    assert (np.abs(u) <= 1).all()
+    # With the honest half b it makes an encryption of zero of c1: b u + c1 s is small.
+    at, b = len(honest) + ends, []
+    for row, p in zip(packed, primes, strict=True):
+        b.append(_testing.unpack_bits(honest[at : at + len(row)], degree, p.bit_length(), p))
+        at += len(row)
+    secret = (
+        _testing.unpack_bits(bytes(key._native.to_bytearray())[-8 - degree // 4 : -8], degree, 2, 3).astype(int) - 1
+    )
+    halves = [
+        _testing.multiply(primes, one, np.stack([(small % p).astype(np.uint64) for p in primes]))
+        for one, small in ((np.stack(b), u), (c1, secret))
+    ]
+    phase = [
+        lifted(residues, primes) for residues in ((halves[0] + halves[1]) % np.array(primes, np.uint64)[:, None]).T
+    ]
+    assert max(map(abs, phase)) < 1 << 20
 
 
 def good(rows=3, client=None):
