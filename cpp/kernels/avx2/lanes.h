@@ -1,5 +1,5 @@
-// Four 64-bit words side by side, and residues modulo a prime below 2^50 in double precision with fused multiply-add.
-// Only for files that are compiled for AVX2; see shared/products.h for the rules.
+// Four 64-bit words side by side, and four doubles with fused multiply-add. Only for files that are compiled for AVX2;
+// see shared/products.h for the rules.
 #pragma once
 
 #include <immintrin.h>
@@ -22,6 +22,10 @@ struct Lanes {
     static Vector zero() { return _mm256_setzero_si256(); }
     static Vector add(Vector a, Vector b) { return _mm256_add_epi64(a, b); }
     static Vector subtract(Vector a, Vector b) { return _mm256_sub_epi64(a, b); }
+    template <int Bits>
+    static Vector shift_right(Vector x) {
+        return _mm256_srli_epi64(x, Bits);
+    }
     static Vector both(Vector a, Vector b) { return _mm256_and_si256(a, b); }
 
     // x + q where x < 0, as signed numbers.
@@ -40,6 +44,7 @@ struct Lanes {
     static Vector load_halves(const std::uint32_t* in) {
         return _mm256_cvtepu32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
     }
+    static Vector add_product(Vector total, Vector x, Vector y) { return add(total, _mm256_mul_epu32(x, y)); }
     // There are products of halves only.
     static Vector multiply_low(Vector x, Vector y) {
         const Vector cross = add(_mm256_mul_epu32(_mm256_srli_epi64(x, 32), y),  //
@@ -62,76 +67,48 @@ struct Lanes {
     }
 };
 
-// Integers in [0, 2^52) to doubles and back: the mantissa of 2^52 + x is x.
-inline __m256d magic() {
-    return _mm256_set1_pd(4503599627370496.0);
-}
-inline __m256d to_double(__m256i x) {
-    return _mm256_sub_pd(_mm256_castsi256_pd(_mm256_or_si256(x, _mm256_castpd_si256(magic()))), magic());
-}
-inline __m256i to_integer(__m256d x) {
-    return _mm256_xor_si256(_mm256_castpd_si256(_mm256_add_pd(x, magic())), _mm256_castpd_si256(magic()));
-}
-inline __m256d round(__m256d x) {
-    return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-
-struct Modulus {
-    static constexpr std::size_t kLanes = Lanes::kLanes;
+struct Doubles {
+    using Lanes = avx2::Lanes;
     using Vector = __m256d;
+    static constexpr std::size_t kLanes = Lanes::kLanes;
 
-    struct Root {
-        __m256d value, quotient;  // |value| <= q / 2, quotient = value / q
-
-        static Root broadcast(const std::uint64_t* roots, const std::uint64_t* quotients, std::size_t i) {
-            return {_mm256_castsi256_pd(Lanes::all(roots[i])), _mm256_castsi256_pd(Lanes::all(quotients[i]))};
-        }
-        // For butterflies with gap 2 within four lanes, and with gap 1.
-        static Root two(const std::uint64_t* roots, const std::uint64_t* quotients, std::size_t i) {
-            return {spread(roots + i), spread(quotients + i)};
-        }
-        static Root four(const std::uint64_t* roots, const std::uint64_t* quotients, std::size_t i) {
-            return {load(roots + i), load(quotients + i)};
-        }
-        static __m256d spread(const std::uint64_t* in) {
-            const __m128d pair = _mm_loadu_pd(reinterpret_cast<const double*>(in));
-            return _mm256_permute4x64_pd(_mm256_castpd128_pd256(pair), 0x50);
-        }
-    };
-
-    explicit Modulus(const Prime& prime)
-        : q(_mm256_set1_pd(static_cast<double>(prime.value))),
-          inverse(_mm256_set1_pd(1 / static_cast<double>(prime.value))) {}
-
-    // Between levels residues are doubles in the same memory.
-    static __m256d load(const std::uint64_t* in) { return _mm256_castsi256_pd(Lanes::load(in)); }
-    static void store(std::uint64_t* out, __m256d x) { Lanes::store(out, _mm256_castpd_si256(x)); }
-
-    // y * root mod q. All integers: the product is high + low exactly. For |y| <= c q the quotient is off by at most
-    // 1/2 + c 2^-53 q, so that |result| <= (1/2 + c/8) q when q < 2^50; everything is exact while c q < 2^53.
-    __m256d multiply(__m256d y, Root root) const {
-        const __m256d quotient = round(_mm256_mul_pd(y, root.quotient));
-        const __m256d high = _mm256_mul_pd(y, root.value);
-        const __m256d low = _mm256_fmsub_pd(y, root.value, high);
-        return _mm256_add_pd(_mm256_fnmadd_pd(quotient, q, high), low);
-    }
-    // a[i] * b[i] for four residues.
-    void multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out) const {
-        const __m256d x = to_double(Lanes::load(a)), y = to_double(Lanes::load(b));
-        const __m256d high = _mm256_mul_pd(x, y);
-        const __m256d low = _mm256_fmsub_pd(x, y, high);
-        const __m256d quotient = round(_mm256_mul_pd(high, inverse));
-        Lanes::store(out, canonical(_mm256_add_pd(_mm256_fnmadd_pd(quotient, q, high), low)));
-    }
-    // x mod q, between -q/2 and q/2 but for rounding.
-    __m256d reduce(__m256d x) const { return _mm256_fnmadd_pd(round(_mm256_mul_pd(x, inverse)), q, x); }
-    // x in (-q, q) to [0, q).
-    __m256i canonical(__m256d x) const {
-        const __m256d negative = _mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_LT_OQ);
-        return to_integer(_mm256_add_pd(x, _mm256_and_pd(negative, q)));
+    static Vector load(const void* in) { return _mm256_castsi256_pd(Lanes::load(in)); }
+    static void store(std::uint64_t* out, Vector x) { Lanes::store(out, _mm256_castpd_si256(x)); }
+    static void store(double* out, Vector x) { _mm256_storeu_pd(out, x); }
+    static Vector all(double value) { return _mm256_set1_pd(value); }
+    static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
+    static Vector subtract(Vector a, Vector b) { return _mm256_sub_pd(a, b); }
+    static Vector multiply(Vector a, Vector b) { return _mm256_mul_pd(a, b); }
+    static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_pd(a, b, c); }
+    static Vector subtract_product(Vector c, Vector a, Vector b) { return _mm256_fnmadd_pd(a, b, c); }
+    static Vector round(Vector x) { return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    static Vector add_if_negative(Vector x, Vector q) {
+        return add(x, _mm256_and_pd(_mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_LT_OQ), q));
     }
 
-    __m256d q, inverse;
+    // Integers in [0, 2^52) to doubles and back: the mantissa of 2^52 + x is x.
+    static Vector magic() { return _mm256_set1_pd(4503599627370496.0); }
+    static Vector to_double(__m256i x) {
+        return subtract(_mm256_castsi256_pd(_mm256_or_si256(x, _mm256_castpd_si256(magic()))), magic());
+    }
+    static __m256i to_integer(Vector x) {
+        return _mm256_xor_si256(_mm256_castpd_si256(add(x, magic())), _mm256_castpd_si256(magic()));
+    }
+
+    static Vector twice(const std::uint64_t* in) {
+        const __m128d pair = _mm_loadu_pd(reinterpret_cast<const double*>(in));
+        return _mm256_permute4x64_pd(_mm256_castpd128_pd256(pair), 0x50);
+    }
+    static void sort2(Vector& x, Vector& y) {
+        const Vector lower = _mm256_permute2f128_pd(x, y, 0x20);
+        y = _mm256_permute2f128_pd(x, y, 0x31);
+        x = lower;
+    }
+    static void sort1(Vector& x, Vector& y) {
+        const Vector even = _mm256_unpacklo_pd(x, y);
+        y = _mm256_unpackhi_pd(x, y);
+        x = even;
+    }
 };
 
 }  // namespace avx2

@@ -17,10 +17,9 @@ struct Doubles {
     static void store(double* out, Vector x) { _mm512_storeu_pd(out, x); }
     static Vector all(double value) { return _mm512_set1_pd(value); }
     static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_pd(a, b, c); }
-    static Vector fold(Vector x, Vector q, Vector inverse) {
-        const Vector quotient = _mm512_roundscale_pd(_mm512_mul_pd(x, inverse), _MM_FROUND_TO_NEAREST_INT);
-        return _mm512_fnmadd_pd(quotient, q, x);
-    }
+    static Vector multiply(Vector a, Vector b) { return _mm512_mul_pd(a, b); }
+    static Vector round(Vector x) { return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT); }
+    static Vector subtract_product(Vector c, Vector a, Vector b) { return _mm512_fnmadd_pd(a, b, c); }
 };
 
 // Twenty-four sums, three columns and a factor of thirty-two registers.

@@ -1,7 +1,7 @@
 // The tile of an exact matrix product, as a template over what an instruction set brings:
 //
-//   Doubles   kLanes doubles side by side: Vector, load, store, all, multiply_add(a, b, c) a * b + c with one rounding,
-//             fold(x, q, inverse) x modulo q
+//   Doubles   kLanes doubles side by side: Vector, load, store, all, multiply, round (to the nearest integer), and with
+//             one rounding multiply_add(a, b, c) a * b + c, subtract_product(c, a, b) c - a * b
 //
 // See shared/products.h for what files compiled for an instruction set may define.
 #pragma once
@@ -39,7 +39,8 @@ void multiply_rows(const double* a, const double* b, std::size_t terms, const do
     for (std::size_t r = 0; r < Rows; ++r) {
         const auto modulus = Doubles::all(q[r]), reciprocal = Doubles::all(inverse[r]);
         for (std::size_t v = 0; v < Vectors; ++v) {
-            Doubles::store(sums + r * kColumns + v * kLanes, Doubles::fold(tile[r][v], modulus, reciprocal));
+            const auto quotient = Doubles::round(Doubles::multiply(tile[r][v], reciprocal));
+            Doubles::store(sums + r * kColumns + v * kLanes, Doubles::subtract_product(tile[r][v], quotient, modulus));
         }
     }
 }

@@ -3,7 +3,7 @@
 //
 //   Vector, kLanes   kLanes values side by side; the levels with smaller gaps stay within a pair of vectors
 //   Root             with broadcast(roots, quotients, i), the same root for all lanes
-//   load, store      of values as they are between levels
+//   load, store      of values as they are between levels, which may take less memory than residues
 //
 // and are made from a Prime. What forward and inverse butterflies do besides is listed below.
 #pragma once
@@ -23,8 +23,8 @@ namespace vectorised {
 //   begin(v0 .. v3)      before two levels;  next() after them
 //   finish(roots, quotients, n, k, a)   the last levels, on values 2k * kLanes to 2(k + 1) * kLanes - 1 at a; leaves
 //                        residues
-template <class Forward>
-void forward(const NttTable& table, std::uint64_t* a) {
+template <class Forward, class Word>
+void forward(const NttTable& table, Word* a) {
     using Vector = typename Forward::Vector;
     using Root = typename Forward::Root;
     constexpr std::size_t kLanes = Forward::kLanes;
@@ -54,7 +54,7 @@ void forward(const NttTable& table, std::uint64_t* a) {
             const Root first = Root::broadcast(roots, quotients, groups + g);
             const Root left = Root::broadcast(roots, quotients, 2 * (groups + g));
             const Root right = Root::broadcast(roots, quotients, 2 * (groups + g) + 1);
-            std::uint64_t* p = a + 2 * g * gap;
+            Word* p = a + 2 * g * gap;
             for (std::size_t i = 0; i < half; i += kLanes) {
                 Vector v0 = Forward::load(p + i), v1 = Forward::load(p + half + i);
                 Vector v2 = Forward::load(p + gap + i), v3 = Forward::load(p + gap + half + i);
@@ -83,8 +83,8 @@ void forward(const NttTable& table, std::uint64_t* a) {
 //   first, second, alone (x, y, root): x, y = x + y, root * (x - y); the first, the second of two levels, or one alone
 //   next(levels)         after so many of them
 //   last(x, y, r, s)     the last level, on values at x and y: r * (x + y), s * (x - y) as residues
-template <class Inverse>
-void inverse(const NttTable& table, std::uint64_t* a) {
+template <class Inverse, class Word>
+void inverse(const NttTable& table, Word* a) {
     using Vector = typename Inverse::Vector;
     using Root = typename Inverse::Root;
     constexpr std::size_t kLanes = Inverse::kLanes;
@@ -103,7 +103,7 @@ void inverse(const NttTable& table, std::uint64_t* a) {
             const Root left = Root::broadcast(roots, quotients, groups + 2 * g);
             const Root right = Root::broadcast(roots, quotients, groups + 2 * g + 1);
             const Root outer = Root::broadcast(roots, quotients, groups / 2 + g);
-            std::uint64_t* p = a + 4 * g * gap;
+            Word* p = a + 4 * g * gap;
             for (std::size_t i = 0; i < gap; i += kLanes) {
                 Vector v0 = Inverse::load(p + i), v1 = Inverse::load(p + gap + i);
                 Vector v2 = Inverse::load(p + 2 * gap + i), v3 = Inverse::load(p + 3 * gap + i);
@@ -122,7 +122,7 @@ void inverse(const NttTable& table, std::uint64_t* a) {
     if (groups == 2) {
         for (std::size_t g = 0; g < 2; ++g) {
             const Root root = Root::broadcast(roots, quotients, 2 + g);
-            std::uint64_t* p = a + 2 * g * gap;
+            Word* p = a + 2 * g * gap;
             for (std::size_t i = 0; i < gap; i += kLanes) {
                 Vector x = Inverse::load(p + i), y = Inverse::load(p + gap + i);
                 butterfly.alone(x, y, root);
