@@ -23,6 +23,9 @@ py::dict cpu_features() {
     features["avx512dq"] = static_cast<bool>(__builtin_cpu_supports("avx512dq"));
     features["avx512ifma"] = static_cast<bool>(__builtin_cpu_supports("avx512ifma"));
 #endif
+#ifdef __aarch64__
+    features["neon"] = true;  // every such processor has it
+#endif
     return features;
 }
 

@@ -7,7 +7,7 @@
 // Secret are the key's coefficients, the key of the noise, messages until they are encrypted, and a server's private
 // weights with what it draws to hide them. Public are seeds, ciphertexts and lengths. That private weights are within
 // the agreed norm is public too, so Valgrind's reports from check_weights and weight_norms are expected and not
-// counted. Valgrind has no AVX-512: that variant is checked by reading.
+// counted. Valgrind has no AVX-512, and runs on ARM for NEON: those variants are checked by reading.
 #include <seal/modulus.h>
 #include <sys/random.h>
 #include <sys/syscall.h>

@@ -49,6 +49,21 @@ bool has_avx512ifma() {
 }
 #endif
 
+#ifdef HESPLIT_NEON_KERNELS
+// Compilers make as good sums of the portable code, and there are no vectors of products of 64-bit words.
+ModularKernels modulo_neon(int prime_bits) {
+    ModularKernels kernels = modulo_scalar(prime_bits);
+    if (prime_bits <= kVectorPrimeBits) {
+        static_cast<Transforms&>(kernels) = prime_bits <= kNeonShortBits ? kNeonShortTransforms : kNeonTransforms;
+        kernels.lift = kNeonLift;
+    }
+    if (prime_bits <= kNeonProductBits) {
+        static_cast<Products&>(kernels) = kNeonProducts;
+    }
+    return kernels;
+}
+#endif
+
 // Best first.
 View<const Variant> variants() {
 #ifdef HESPLIT_X86_KERNELS
@@ -62,6 +77,10 @@ View<const Variant> variants() {
          has_avx512ifma()},
         {{kAvx2WordProducts, kAvx2ShortProducts, kAvx2Streams, kScalarBitPacking, kAvx2Matrices, "avx2", modulo_avx2},
          has_avx2()},
+#endif
+#ifdef HESPLIT_NEON_KERNELS
+        {{kNeonWordProducts, kNeonShortProducts, kNeonStreams, kNeonBitPacking, kNeonMatrices, "neon", modulo_neon},
+         true},
 #endif
         {{kScalarWordProducts, kScalarShortProducts, kScalarStreams, kScalarBitPacking, kScalarMatrices, "scalar",
           modulo_scalar},

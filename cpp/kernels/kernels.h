@@ -1,8 +1,8 @@
-// The inner loops on residues, once per instruction set: portable C++, AVX2 with FMA, AVX-512 with IFMA.
+// The inner loops on residues, once per instruction set: portable C++, AVX2 with FMA, AVX-512 with IFMA, NEON.
 //
 // All variants compute the same integers, bit for bit. Which one runs is chosen once per process: the best that the
-// processor has, or what the environment variable HESPLIT_CPU names (scalar, avx2, avx512ifma). What the loops modulo
-// a prime can do depends on the prime's size as well; that choice is made once per prime, by Kernels::modulo.
+// processor has, or what the environment variable HESPLIT_CPU names (scalar, avx2, avx512ifma, neon). What the loops
+// modulo a prime can do depends on the prime's size as well; that choice is made once per prime, by Kernels::modulo.
 //
 // Residues are 64-bit words below their prime on entry and on return; what a function allows in between ("lazy"
 // values) is stated at its implementation. No function branches on, or addresses memory by, the values it works on.
@@ -47,8 +47,8 @@ struct NttTable {
     Prime prime;
     std::size_t degree = 0;
     // Powers of psi, a 2N-th root of unity, in bit-reversed order, and their quotients in the variant's format (Shoup's
-    // at 2^64 or 2^52; doubles for AVX2). inverse_* belong to powers of psi^-1; index 0 holds 1/N and index 1 is scaled
-    // by 1/N.
+    // at 2^64 or 2^52; doubles; both in 32 bits). inverse_* belong to powers of psi^-1; index 0 holds 1/N and index 1
+    // is scaled by 1/N.
     std::uint64_t *roots = nullptr, *quotients = nullptr, *inverse_roots = nullptr, *inverse_quotients = nullptr;
 };
 

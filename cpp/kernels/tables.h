@@ -36,4 +36,15 @@ extern const BitPacking kAvx512IfmaBitPacking;
 extern const Matrices kAvx512IfmaMatrices;
 inline constexpr int kAvx512IfmaNarrowBits = 26;
 
+extern const Transforms kNeonTransforms;             // primes of up to kVectorPrimeBits bits
+extern const Transforms kNeonShortTransforms;        // primes of up to kNeonShortBits bits: 32-bit lanes
+extern const Products kNeonProducts;                 // primes of up to kNeonProductBits bits: a word holds two products
+extern decltype(Conversions::lift) const kNeonLift;  // primes of up to kVectorPrimeBits bits
+extern const WordProducts kNeonWordProducts;
+extern const ShortProducts kNeonShortProducts;
+extern const Streams kNeonStreams;
+extern const BitPacking kNeonBitPacking;
+extern const Matrices kNeonMatrices;
+inline constexpr int kNeonShortBits = 27, kNeonProductBits = 31;
+
 }  // namespace hesplit
