@@ -3,6 +3,7 @@
 #   make test    the same environment, then linters, type checker and every test
 # and what CI adds:
 #   make test-avx2    the tests that compute, as on a processor without AVX-512 whose libraries take two threads
+#   make test-aarch64   the kernels for 64-bit ARM and a layer that uses them, in an emulator (Debian, Ubuntu; CONTRIBUTING.md)
 #   make fuzz         fuzzers of every entry that takes a peer's bytes, FUZZ_SECONDS each (CMake and Clang; docs/fuzzing.md)
 #   make load         a server under 64 clients, half of them mute, slow or greedy, for three minutes; with ATTACK=name all of
 #                     these do one thing, for ten (benchmarks/attacks.py)
@@ -32,7 +33,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find cmake cpp p
 	-type f -not -name '*.so' -not -name '*.pyc')
 CPP_FILES = $(shell find cpp -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-avx2 lint format install docs notebooks fuzz load tsan kill wheel clean
+.PHONY: demo test test-avx2 test-aarch64 lint format install docs notebooks fuzz load tsan kill wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways \
@@ -52,6 +53,10 @@ test-avx2: export DNNL_MAX_CPU_ISA = AVX2
 test-avx2: export MKL_ENABLE_INSTRUCTIONS = AVX2
 test-avx2: $(VENV)/installed-test
 	$(PYTEST) $(PYTEST_FLAGS) $(COMPUTING)
+
+test-aarch64: | $(BIN)/python
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) cmake ninja pybind11
+	cpp/checks/aarch64.sh $(BIN)/python
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
