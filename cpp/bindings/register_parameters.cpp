@@ -74,6 +74,7 @@ py::dict estimate(const Parameters& parameters, std::size_t features, std::size_
     result["reply_bits"] = found.reply_bits;
     result["flooding_deviation"] = found.flooding_deviation;
     result["logit_noise"] = found.logit_noise;
+    result["spread_bits"] = found.spread_bits;
     result["request_bytes"] = found.request_bytes;
     result["reply_bytes"] = found.reply_bytes;
     if (found.cost) {

@@ -35,6 +35,7 @@ struct LayerEstimate {
     double error = 0;
     int reply_bits = 0;
     double flooding_deviation = 0;  // of the noise that floods every logit of a batch; 0 without releases
+    int spread_bits = 0;            // of private weights (linear/private_replies.h)
     double logit_noise = 0;         // deviation of the flood that hides private weights, in every logit
     std::size_t request_bytes = 0;
     std::size_t reply_bytes = 0;

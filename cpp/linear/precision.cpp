@@ -142,7 +142,8 @@ double request_noise_bound(const Ring& ring) {
 
 double released_noise(const ParameterChoice& choice, const Ring& ring, double plaintext_l1, int bits) {
     const double unit = ring.modulus_value() / std::ldexp(1.0, bits);
-    const double zero = choice.private_bits != 0 ? public_noise_bound(ring.degree()) : 0;
+    // Its u is spread as private_spread() says, or less.
+    const double zero = choice.private_bits != 0 ? kNoiseBound * plaintext_l1 + public_noise_bound(ring.degree()) : 0;
     return (request_noise_bound(ring) * plaintext_l1 + zero) / unit +
            reply_rounding_bound(ring.degree(), ring.prime_count(), bits);
 }
@@ -169,8 +170,13 @@ double agreed_weight_l1(const ParameterChoice& choice, const Ring& ring, std::si
     return static_cast<double>(per_product) * (l1 * weight_scale + rounding);
 }
 
-double private_noise(const Ring& ring, double plaintext_l1) {
-    return request_noise_bound(ring) * plaintext_l1 + public_noise_bound(ring.degree());
+double private_noise(const Ring& ring, double plaintext_l1, int spread_bits) {
+    return request_noise_bound(ring) * plaintext_l1 + public_noise_bound(ring.degree(), spread_bits);
+}
+
+int private_spread(const Ring& ring, double plaintext_l1) {
+    constexpr int kMost = 40;
+    return std::clamp(std::ilogb(plaintext_l1 / static_cast<double>(ring.degree())) - 3, 0, kMost);
 }
 
 int activation_shift(const ParameterChoice& choice) {
@@ -203,15 +209,18 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
     if (choice.releases > 0) {
         budget.least_reply_bits = flooded_bits(ring, l1);
     }
-    int flood_bits = 0;
+    int flood_bits = 0, spread_bits = 0;
     if (hidden) {
+        spread_bits = private_spread(ring, l1);
         // A number uniform in an interval of length 2^(flood_bits + 1), shifted by the noise, is within statistical
         // distance noise / 2^(flood_bits + 1) <= 2^-(private_bits + 1) of itself.
-        flood_bits = static_cast<int>(std::ceil(choice.private_bits + std::log2(private_noise(ring, l1))));
-        budget.fixed_error += (std::ldexp(1.0, flood_bits) + public_noise_bound(ring.degree())) / product_scale;
+        flood_bits = static_cast<int>(std::ceil(choice.private_bits + std::log2(private_noise(ring, l1, spread_bits))));
+        budget.fixed_error +=
+            (std::ldexp(1.0, flood_bits) + public_noise_bound(ring.degree(), spread_bits)) / product_scale;
     }
     Scaling scaling = finish(choice, norms, budget);
     scaling.flood_bits = flood_bits;
+    scaling.spread_bits = spread_bits;
     return scaling;
 }
 

@@ -61,7 +61,8 @@ struct Scaling {
     double reply_scale = 1;  // of y in the reply: product_scale * 2^reply_bits / q
     // With private weights what floods y in a product: uniform in [-2^flood_bits, 2^flood_bits).
     int flood_bits = 0;
-    double error = 0;  // bound on |y - exact y| that results
+    int spread_bits = 0;  // and how far u of the encryption of zero is spread (PublicKey::encrypt_zero)
+    double error = 0;     // bound on |y - exact y| that results
 };
 
 // The largest weight scale that cannot wrap around, and the shortest reply that keeps the error bound. Throws
@@ -97,7 +98,9 @@ double agreed_weight_l1(const ParameterChoice& choice, const Ring& ring, std::si
 
 // What the flood of private replies has to hide, in units of a product before the switch: a bound on the noise of every
 // coefficient of a product of fresh ciphertexts with such plaintexts and of the encryption of zero that is added.
-double private_noise(const Ring& ring, double plaintext_l1);
+double private_noise(const Ring& ring, double plaintext_l1, int spread_bits);
+// As wide as u may be for its noise to be an eighth of that of the product: what hides both grows by a sixth of a bit.
+int private_spread(const Ring& ring, double plaintext_l1);
 
 // Activations are rounded to 64-bit integers: at a scale that is smaller by this power of two, which they are
 // multiplied by in the ring.

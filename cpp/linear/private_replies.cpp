@@ -51,10 +51,10 @@ void add_flood(const Ring& ring, int flood_bits, std::size_t count, std::size_t 
 }  // namespace
 
 SecretBuffer<std::uint64_t> hide_product(const PublicKey& key, View<const std::uint32_t> positions, std::size_t padded,
-                                         int flood_bits, std::uint64_t* c1) {
+                                         int flood_bits, int spread_bits, std::uint64_t* c1) {
     const Ring& ring = key.ring();
     SecretBuffer<std::uint64_t> zero_c0(ring.size()), zero_c1(ring.size());
-    key.encrypt_zero(zero_c0.data(), zero_c1.data());
+    key.encrypt_zero(zero_c0.data(), zero_c1.data(), spread_bits);
     ring.add(c1, zero_c1.data());
     SecretBuffer<std::uint64_t> part(ring.prime_count() * padded, 0);
     for (std::size_t row = 0; row < ring.prime_count(); ++row) {

@@ -2,8 +2,9 @@
 //
 // A product of the server has (c0, c1) = sum_j (c0_j, c1_j) * w_j. The client knows every c1_j and the noise of every
 // c0_j, so both halves are equations in the weights. A fresh encryption of zero under the client's public key makes c1
-// pseudorandom (ring-LWE, with the server's ternary u as its secret), and a uniform flood hides the noise of c0 at the
-// coefficients that are sent.
+// pseudorandom (ring-LWE, with the server's u as its secret), and a uniform flood hides the noise of c0 at the
+// coefficients that are sent. A key that is not well made lets those coefficients say something of u; so u is as wide
+// as the noise of the product allows, and what they say is a part of it.
 #pragma once
 
 #include <cstddef>
@@ -17,9 +18,10 @@ namespace hesplit {
 
 // Adds a fresh encryption of zero to c1 of a product, in coefficient form, and returns what must be added to the part
 // of c0 that is sent: [primes, padded] residues at `positions`, then zeros. That is flooded with numbers uniform in
-// [-2^flood_bits, 2^flood_bits), unless flood_bits is 0: c0 is masked then. `padded` is a multiple of 16.
+// [-2^flood_bits, 2^flood_bits), unless flood_bits is 0: c0 is masked then. `spread_bits` are those of
+// PublicKey::encrypt_zero. `padded` is a multiple of 16.
 SecretBuffer<std::uint64_t> hide_product(const PublicKey& key, View<const std::uint32_t> positions, std::size_t padded,
-                                         int flood_bits, std::uint64_t* c1);
+                                         int flood_bits, int spread_bits, std::uint64_t* c1);
 
 // a += b, of `count` coefficients whose residues are `count` apart.
 void add_residues(const Ring& ring, const std::uint64_t* b, std::size_t count, std::uint64_t* a);

@@ -32,7 +32,7 @@ void write_masked_run(const Ring& ring, const PublicKey* key, const Buffer<std::
     }
     if (key) {
         const SecretBuffer<std::uint64_t> hiding =
-            hide_product(*key, {positions.data(), positions.size()}, padded, 0, c1.data());
+            hide_product(*key, {positions.data(), positions.size()}, padded, 0, 0, c1.data());
         add_residues(ring, hiding.data(), padded, sent.data());
     }
     ring.switch_to_bits(sent.data(), padded, bits, switched.data());

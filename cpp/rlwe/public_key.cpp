@@ -27,15 +27,25 @@ std::shared_ptr<const PublicKey> PublicKey::of(const SecretKey& key) {
     return made;
 }
 
-void PublicKey::encrypt_zero(std::uint64_t* c0, std::uint64_t* c1) const {
+void PublicKey::encrypt_zero(std::uint64_t* c0, std::uint64_t* c1, int spread_bits) const {
     const std::size_t n = ring_.degree();
     SecretBuffer<std::uint8_t> stream_key(32);
     os_random(stream_key.data(), stream_key.size());
     SecretBuffer<std::int8_t> small(n);
     SecretBuffer<std::uint64_t> u(ring_.size());
-    ChaCha20 ternary(stream_key.data(), Domain::ephemeral, 0, 0);
-    sample_ternary(ternary, small.data(), n);
-    ring_.lift(View<const std::int8_t>{small.data(), n}, u.data());
+    ChaCha20 ephemeral(stream_key.data(), Domain::ephemeral, 0, 0);
+    if (spread_bits > 0) {
+        SecretBuffer<std::uint64_t> drawn(n);
+        SecretBuffer<std::int64_t> wide(n);
+        sample_bits(ephemeral, spread_bits + 1, drawn.data(), n);
+        for (std::size_t i = 0; i < n; ++i) {
+            wide[i] = static_cast<std::int64_t>(drawn[i]) - (std::int64_t{1} << spread_bits);
+        }
+        ring_.lift(View<const std::int64_t>{wide.data(), n}, u.data());
+    } else {
+        sample_ternary(ephemeral, small.data(), n);
+        ring_.lift(View<const std::int8_t>{small.data(), n}, u.data());
+    }
     ring_.to_ntt(u.data());
     std::uint32_t row = 0;
     for (const auto& [key, out] : {std::pair{&b_, c0}, std::pair{&a_, c1}}) {
@@ -84,8 +94,9 @@ std::shared_ptr<const PublicKey> PublicKey::parse(View<const std::uint8_t> bytes
     return key;
 }
 
-double public_noise_bound(std::size_t ring_degree) {
-    return kNoiseBound * (1 + 2 * static_cast<double>(ring_degree));
+double public_noise_bound(std::size_t ring_degree, int spread_bits) {
+    // e times u, e0, and e1 times s.
+    return kNoiseBound * (1 + static_cast<double>(ring_degree) * (1 + std::ldexp(1.0, spread_bits)));
 }
 
 double public_noise_deviation(std::size_t ring_degree) {

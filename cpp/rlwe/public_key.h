@@ -31,7 +31,9 @@ class PublicKey {
 
     // A fresh encryption of zero in coefficient form, to which a message is added: until then c0 is as secret as the
     // message will be.
-    void encrypt_zero(std::uint64_t* c0, std::uint64_t* c1) const;
+    // With `spread_bits` u is uniform in [-2^spread_bits, 2^spread_bits) instead of ternary: from a key that is not
+    // well made, which reads u, that keeps more of it (linear/private_replies.h).
+    void encrypt_zero(std::uint64_t* c0, std::uint64_t* c1, int spread_bits = 0) const;
 
     // parse throws WireError.
     std::string bytes() const;
@@ -53,7 +55,7 @@ class PublicKey {
 
 // Of the phase of an encryption of zero: the most that a coefficient can be, and a bound on its standard deviation that
 // holds for all but a negligible share of ternary secrets.
-double public_noise_bound(std::size_t ring_degree);
+double public_noise_bound(std::size_t ring_degree, int spread_bits = 0);
 double public_noise_deviation(std::size_t ring_degree);
 
 }  // namespace hesplit

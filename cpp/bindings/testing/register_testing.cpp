@@ -112,14 +112,14 @@ Residues switch_to_bits(const std::vector<std::uint64_t>& primes, const Residues
 
 // What private replies add to c0 at `positions`, and to c1 of a product: [primes, coefficients] both.
 py::tuple hide(const py::buffer& object, const std::vector<std::uint32_t>& positions, int flood_bits,
-               const Residues& product) {
+               const Residues& product, int spread_bits) {
     const Bytes bytes(object);
     const std::shared_ptr<const PublicKey> key = PublicKey::parse(bytes.view());
     const std::size_t primes = key->ring().prime_count(), count = positions.size(), padded = (count + 15) / 16 * 16;
     Residues c1({product.shape(0), product.shape(1)}), c0({primes, count});
     std::copy_n(product.data(), product.size(), c1.mutable_data());
     const SecretBuffer<std::uint64_t> part =
-        hide_product(*key, {positions.data(), count}, padded, flood_bits, c1.mutable_data());
+        hide_product(*key, {positions.data(), count}, padded, flood_bits, spread_bits, c1.mutable_data());
     for (std::size_t row = 0; row < primes; ++row) {
         std::copy_n(part.data() + row * padded, count, c0.mutable_data() + row * count);
     }
@@ -367,8 +367,8 @@ void register_testing(py::module_& module) {
                py::arg("count"));
     module.def("steps_of", &steps_of, py::arg("rows").noconvert(), py::arg("gaussian"), py::arg("bound"));
     module.def("multiply", &multiply, py::arg("primes"), py::arg("a"), py::arg("b"));
-    module.def("hide_product", &hide, py::arg("public_key"), py::arg("positions"), py::arg("flood_bits"),
-               py::arg("c1"));
+    module.def("hide_product", &hide, py::arg("public_key"), py::arg("positions"), py::arg("flood_bits"), py::arg("c1"),
+               py::arg("spread_bits") = 0);
     module.def("switch_to_bits", &switch_to_bits, py::arg("primes"), py::arg("a"), py::arg("bits"));
     module.def("embed", &embed, py::arg("slots"));
     module.def("slots_of", &slots_of, py::arg("coefficients"));

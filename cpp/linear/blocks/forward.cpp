@@ -126,9 +126,9 @@ std::shared_ptr<ReplyC1> BlockLayerWeights::reply_c1(const BatchShape& shape, co
                 if (public_key) {
                     const std::vector<std::uint32_t> sent =
                         output_positions(weights.layout(), first + i, shape.samples_of(group));
-                    made->hiding[index] =
-                        hide_product(*public_key, {sent.data(), sent.size()}, weights.padded_outputs(),
-                                     weights.scaling().flood_bits, polys.data() + i * ring.size());
+                    made->hiding[index] = hide_product(*public_key, {sent.data(), sent.size()},
+                                                       weights.padded_outputs(), weights.scaling().flood_bits,
+                                                       weights.scaling().spread_bits, polys.data() + i * ring.size());
                 }
                 std::vector<std::uint8_t>& packed = made->products[index];
                 packed.resize(packed_bytes(ring.degree(), bits));

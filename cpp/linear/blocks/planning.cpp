@@ -45,6 +45,7 @@ LayerEstimate BlockPlan::estimate() const {
     estimate.error = found.error;
     estimate.reply_bits = found.reply_bits;
     estimate.flooding_deviation = flooding(choice_.scale, found);
+    estimate.spread_bits = found.spread_bits;
     if (found.flood_bits > 0) {
         estimate.logit_noise = std::ldexp(1 / std::sqrt(3.0), found.flood_bits) / found.product_scale;
     }

@@ -318,6 +318,9 @@ class Parameters:
     ) -> dict[str, Any]:
         """Error, reply bits, layout and bytes of one batch for weight rows of that l2 norm (the agreed one, else `WEIGHT_NORM`).
 
+        With private weights also the deviation of the flood in a logit, ``logit_noise``, and ``spread_bits``, how far the server's
+        randomness is spread against public keys that are not well made (docs/security.md).
+
         In blocks also the seconds of one core at client and server, and on a link of so many bits per second, by a model whose
         constants were measured on AVX-512 IFMA (docs/benchmarks.md).
 

@@ -37,6 +37,7 @@ class Plan:
     error: float
     flooding_deviation: float
     logit_noise: float
+    spread_bits: int
     request_bytes: int
     reply_bytes: int
     client_seconds: float
