@@ -142,7 +142,7 @@ class PublicKey:
         return EncryptedArray(self._parameters, array.shape, 1, message)
 
     def to_bytes(self) -> bytes:
-        """For those who shall encrypt: 50 kB at a ring degree of 4096."""
+        """For those who shall encrypt: 46 kB at a ring degree of 4096 and a modulus of 90 bits."""
         return self._native.to_bytes()
 
     @classmethod
