@@ -32,7 +32,7 @@ std::uint64_t power(std::uint64_t base, std::uint64_t exponent, std::uint64_t q)
 // Miller and Rabin's test with the bases that are enough for words.
 bool is_prime(std::uint64_t q) {
     const int zeros = __builtin_ctzll(q - 1);
-    for (const std::uint64_t base : {2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37}) {
+    for (const std::uint64_t base : {2U, 3U, 5U, 7U, 11U, 13U, 17U, 19U, 23U, 29U, 31U, 37U}) {
         std::uint64_t x = power(base, (q - 1) >> zeros, q);
         bool passes = x == 1;
         for (int i = 0; i < zeros && !passes; ++i, x = times(x, x, q)) {

@@ -285,7 +285,7 @@ std::vector<Setting> settings_of(const Kernel& kernel) {
     };
     for (int bits = kernel.least_bits; bits <= kernel.most_bits; ++bits) {
         if (kernel.degrees) {
-            for (const std::size_t n : {32, 64, 1024, 2048, 16384, 32768}) {
+            for (const std::size_t n : {32U, 64U, 1024U, 2048U, 16384U, 32768U}) {
                 if (const std::uint64_t prime = prime_of(bits, n); prime != 0) {
                     add(bits, prime, n, 1);
                 }
@@ -293,7 +293,7 @@ std::vector<Setting> settings_of(const Kernel& kernel) {
             continue;
         }
         const std::uint64_t prime = prime_of(std::min(bits, kMaxPrimeBits), 1024);
-        for (const std::size_t terms : {1, 2, 3, 4, 8, 9, 16, 65, 1025, 2500}) {
+        for (const std::size_t terms : {1U, 2U, 3U, 4U, 8U, 9U, 16U, 65U, 1025U, 2500U}) {
             if (terms <= kernel.most_terms) {
                 add(bits, prime, 16, terms);
                 add(bits, prime, terms < 100 ? 272 : 48, terms);
