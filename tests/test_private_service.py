@@ -348,7 +348,7 @@ def lifted(residues, primes):
 
 @pytest.mark.parametrize("spread", [False, True])
 def test_a_made_up_key_reads_all_of_a_ternary_u_and_little_of_a_wide_one(spread):
-    """Half a key that is made up reads the other side's u from the numbers that are sent, in a narrow layout all of it: so it is wide."""
+    """Half a key that is made up reads the other side's u from the numbers that are sent, in a narrow layout all: so u is wide."""
     rows, inner, out = 128, 769, 768
     parameters = private_parameters(inner, out)
     key, degree = hn.SecretKey.generate(parameters), parameters.ring_degree
