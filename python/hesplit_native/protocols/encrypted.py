@@ -14,13 +14,15 @@ from hesplit_native import _core
 from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError
 from hesplit_native.layer.costs import ServingCost
 from hesplit_native.layer.linear import LinearClient, LinearServer
-from hesplit_native.protocols.costs import Work
+from hesplit_native.protocols.answers import values_work
+from hesplit_native.protocols.costs import Work, weight_count
 from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import HEADER_BYTES, MessageType
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import Terms
 from hesplit_native.transport.channel import MAX_MESSAGE
 
+_OPENED_COPIES = 4 * 8  # bytes for every weight of dJ/dW, opened and unmasked
 _KEPT_LAYOUTS = 1 << 28  # bytes of encoded weights that the core keeps, or those of one layout if that is more
 
 
@@ -112,6 +114,36 @@ class EncryptedLayer:
         """Encrypted logits, the number of samples, and with `keep` the request for its weight gradient."""
         self.encode()
         return self.server.forward_training(body, keep=keep)
+
+
+class StepWork:
+    """What a training step takes that keeps a request for its weight gradient, message by message."""
+
+    def __init__(self, encrypted: EncryptedLayer) -> None:
+        self._encrypted = encrypted
+        self._step = Work(0)  # so far
+
+    def evaluation(self, body: memoryview) -> Work:
+        """Of rows that come between: the step goes on afterwards."""
+        work = self._encrypted.work(body)
+        return Work(work.working + self._step.kept, work.kept + self._step.kept)
+
+    def forward(self, body: memoryview) -> Work:
+        """Of the activations that a step begins with."""
+        self._step = self._encrypted.work(body, keep=True)
+        return self._step
+
+    def gradient(self, kept: _core.KeptRequest) -> Work:
+        """Of the masked weight gradient."""
+        gradient = self._encrypted.work_of(self._encrypted.server.gradient_cost(kept))
+        self._step = Work(self._step.kept + gradient.working, gradient.kept)
+        return self._step
+
+    def opened(self, kind: MessageType, body: memoryview) -> Work:
+        """Of what came back of it."""
+        terms = self._encrypted.terms
+        values = values_work(terms, kind, body)
+        return Work(values.working + self._step.kept + _OPENED_COPIES * weight_count(terms), 0)
 
 
 def check_hash(terms: Terms, actual: str) -> None:

@@ -29,16 +29,14 @@ from hesplit_native import _core
 from hesplit_native.errors import ProtocolError, RangeError, WireError
 from hesplit_native.layer.linear import LinearClient
 from hesplit_native.protocols import messages
-from hesplit_native.protocols.answers import Answer, ServerLayer, take_tensor, values_work
-from hesplit_native.protocols.costs import Work, weight_count
-from hesplit_native.protocols.encrypted import EncryptedLayer, encrypted_logits, genuine_or_over
+from hesplit_native.protocols.answers import Answer, ServerLayer, take_tensor
+from hesplit_native.protocols.costs import Work
+from hesplit_native.protocols.encrypted import EncryptedLayer, StepWork, encrypted_logits, genuine_or_over
 from hesplit_native.protocols.halves import ClientSetup, Encryption, Halves
 from hesplit_native.protocols.layer import TrainedLayer
 from hesplit_native.protocols.messages import MessageType
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import Terms
-
-_OPENED_COPIES = 4 * 8  # bytes for every weight of dJ/dW, opened and unmasked
 
 
 class VerticalClient:
@@ -89,25 +87,19 @@ class VerticalServer:
         self.labels = check_labels(labels, terms.out_features)
         with _unsaid_norm():
             self.encrypted = EncryptedLayer(terms, layer, public_material, private=True)
-        self._step = Work(0)  # what the training step has taken so far
+        self._step = StepWork(self.encrypted)
         self._shared: tuple[_core.Share, _core.KeptRequest, Tensor] | None = None
         self._masked: tuple[_core.MaskedGradient, Tensor, bytes] | None = None
 
     def work(self, kind: MessageType, body: memoryview) -> Work:
         """What `answer` would take."""
         if kind is MessageType.EVALUATE:
-            work = self.encrypted.work(body)
-            # The step that an evaluation comes between goes on afterwards.
-            return Work(work.working + self._step.kept, work.kept + self._step.kept)
+            return self._step.evaluation(body)
         if kind is MessageType.LEARN:
-            self._step = self.encrypted.work(self._take_rows(body)[1], keep=True)
-            return self._step
+            return self._step.forward(self._take_rows(body)[1])
         if kind is MessageType.OPENED_SHARE and self._shared is not None:
-            gradient = self.encrypted.work_of(self.encrypted.server.gradient_cost(self._shared[1]))
-            self._step = Work(self._step.kept + gradient.working, gradient.kept)
-            return self._step
-        values = values_work(self.terms, kind, body)
-        return Work(values.working + self._step.kept + _OPENED_COPIES * weight_count(self.terms), 0)
+            return self._step.gradient(self._shared[1])
+        return self._step.opened(kind, body)
 
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """The reply to a request; None if it is none of this protocol."""
