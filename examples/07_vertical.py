@@ -1,7 +1,7 @@
-"""Features at a bank, labels at its partner, both private: `python examples/07_vertical.py`.
+"""Features at a bank, labels at its partner: `python examples/07_vertical.py`.
 
 The partner's server holds the labels and the last layer, the bank its customers' features and the rest of the network. The bank learns
-gradients of its own features, the partner one step of its own weights at a time (docs/protocols.md).
+gradients of its own features, the partner one step of its own weights at a time; what follows from these is in docs/security.md.
 """
 
 import numpy as np

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -36,7 +38,7 @@ def converse(params, d, o, n, seed=0, **client_options):
     x *= (
         min(params.activation_norm / np.linalg.norm(x, axis=1).max(), params.activation_bound / np.abs(x).max()) * 0.999
     )
-    return client, hn.LinearServer(client.public_material(), weight, bias, private=True), x, weight, bias
+    return client, hn.LinearServer(client.public_material(), weight, bias, private=params.private_bits), x, weight, bias
 
 
 @settings(max_examples=30, deadline=None)
@@ -117,6 +119,22 @@ class TestAgreement:
         client = hn.LinearClient(hn.SecretKey.generate(params), 12, 2)
         with pytest.raises(hn.ParameterError, match="private_weights=True"):
             hn.LinearServer(client.public_material(), np.ones((2, 12)), private=True)
+
+    def test_a_private_server_takes_no_parameters_that_are_too_weak(self):
+        weak = [
+            recommend(12, 2, 3, private_bits=39),
+            dataclasses.replace(recommend(12, 2, 3), modulus_bits=(54, 54), security="paper"),
+        ]
+        for params in weak:
+            client = hn.LinearClient(hn.SecretKey.generate(params), 12, 2)
+            with pytest.raises(hn.ParameterError, match="could be read from replies"):
+                hn.LinearServer(client.public_material(), np.ones((2, 12)) / 8, private=True)
+
+    @pytest.mark.parametrize("name", ["weight_norm", "activation_norm", "error_bound"])
+    def test_ranges_that_overflow_are_refused(self, name):
+        for value in (1e308, 1e-308):
+            with pytest.raises(hn.ParameterError, match=r"2\^-200 and 2\^200"):
+                dataclasses.replace(recommend(12, 2, 3), **{name: value})
 
     def test_one_key_for_all_requests(self):
         with pytest.raises(hn.ParameterError, match="one key"):
@@ -360,6 +378,61 @@ class View:
             return np.mean(rows)
 
         return int(size(self.products[1]) < size(self.products[0]))
+
+
+@pytest.mark.parametrize("flood_bits", [1, 59, 60, 61, 119, 120, 129, 179])
+def test_floods_of_any_length_are_uniform(flood_bits):
+    params = hn.Parameters(8192, [50, 50, 50, 50], 2.0**40, activation_bound=1.0, activation_norm=1.0, error_bound=1.0)
+    public, primes = hn.SecretKey.generate(params)._native.public_key().to_bytes(), params._native.primes
+    q = math.prod(primes)
+    positions = list(range(4000))
+    # Under a key whose b is zero all that c0 takes is the flood and the noise.
+    zero = _testing.reseal(_zero_key(public, params))
+    c0, _ = _testing.hide_product(zero, positions, flood_bits, np.zeros((4, 8192), np.uint64))
+    values = np.array(
+        [
+            sum(int(r) * pow(q // p, -1, p) * (q // p) for r, p in zip(column, primes, strict=True)) % q
+            for column in c0.T
+        ],
+        object,
+    )
+    signed = np.where(values > q // 2, values - q, values)
+    assert max(abs(signed)) <= 2**flood_bits + 21  # and the noise e0
+    part = np.array([float(v) / 2.0**flood_bits for v in signed])
+    if flood_bits > 10:
+        assert np.histogram(part, 8, (-1, 1))[0].min() > 400
+        low = np.array([int(v) % 2**8 for v in signed if abs(v) > 0])
+        assert abs(low.mean() - 127.5) < 6 * 74 / math.sqrt(len(low))
+
+
+def _zero_key(public, params):
+    """The bytes of a public key with b = 0."""
+    length = sum((8192 * p.bit_length() + 7) // 8 for p in params._native.primes)
+    return public[: -8 - length] + bytes(length) + public[-8:]
+
+
+def test_a_forked_child_hides_with_randomness_of_its_own():
+    script = """
+import os, sys, numpy as np, hesplit_native as hn
+hn.set_num_threads(2)
+hn.set_work_ahead(True)
+params = hn.Parameters.recommend(in_features=20, out_features=2, batch_size=2, private_weights=True, weight_norm=4.0)
+client = hn.LinearClient(hn.SecretKey.generate(params), 20, 2)
+weight = np.ones((2, 20)) / 8
+server = hn.LinearServer(client.public_material(), weight, private=True)
+server.forward(client.encrypt(np.ones((2, 20))))
+request = client.encrypt(np.ones((2, 20)))
+server.set_weight(weight)  # works ahead on the reply to it
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    os.write(write, server.forward(request)[-64:])
+    os._exit(0)
+theirs = os.read(read, 64)
+os.waitpid(child, 0)
+assert theirs != server.forward(request)[-64:]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 class TestShares:

@@ -438,20 +438,9 @@ EVERY = [name for name, protocol in PROTOCOLS.items() if protocol.is_split]
 
 
 class TestTrainingServer:
-    def test_training_that_answers_with_shares_counts_the_gradient_alone(self, folder, make_terms):
-        server = Server(queries=12, query_ledger=folder, labels=torch.zeros(3, dtype=torch.long))
-        trainer = Trainer(server, make_terms, "vertical")
-        trainer.step()
-        assert in_file(folder) == {"": 4}
-        assert len(trainer.evaluate(5)) == 5
-        with pytest.raises(QueryBudgetExceeded, match=r"4 rows take 4 answers .* 3 are left: ask with 3 rows"):
-            trainer.step()
-        trainer.step(3)
-        assert in_file(folder) == {"": 12}
-
-    @pytest.mark.parametrize("protocol", [name for name in EVERY if name != "vertical"])
+    @pytest.mark.parametrize("protocol", EVERY)
     def test_every_protocol_counts_and_its_session_goes_on(self, folder, make_terms, protocol):
-        server = Server(queries=20, query_ledger=folder)
+        server = Server(queries=20, query_ledger=folder, labels=torch.zeros(3, dtype=torch.long))
         trainer = Trainer(server, make_terms, protocol)
         trainer.step()
         assert in_file(folder) == {"": 8}
@@ -543,3 +532,12 @@ class TestTrainingServer:
             with pytest.raises(QueryBudgetExceeded):
                 trainer.evaluate(2)
         assert 1 <= sum("refused" in line for line in said) <= 10
+
+
+def test_weights_of_few_levels_are_told_several_at_once():
+    assert default_queries(768, 8) == 384
+    assert default_queries(768, 8, levels=256) == 128  # three of eight bits in an answer of 25
+    assert default_queries(768, 8, levels=16) == 64
+    assert default_queries(768, 8, levels=3) == 32
+    assert default_queries(768, 8, levels=1) == 768 // 50
+    assert default_queries(4, 1, levels=2) == 1

@@ -61,7 +61,7 @@ def activations(rows, seed=0):
 @pytest.mark.parametrize("kind", ["classes", "labels"])
 def test_learns_what_a_network_in_one_place_learns(make_terms, kind, optimizer):
     labels = LABELS if kind == "classes" else functional.one_hot(LABELS, OUTPUTS).float()
-    server = Server(labels=labels)
+    server = Server(labels=labels, told_seeds=True)
     talk = Talk(server, make_terms, learning_rate=0.05, server_optimizer=optimizer, batches=0, epochs=0)
     layer = initial_linear(talk.terms)
     own = make_optimizer(optimizer, layer.parameters(), 0.05)
@@ -80,6 +80,24 @@ def test_learns_what_a_network_in_one_place_learns(make_terms, kind, optimizer):
     x = activations(50)
     assert (talk.half.evaluate(x) - layer(x)).abs().max() < 0.1
     talk.session.end()
+
+
+def test_the_server_draws_its_own_weights(make_terms):
+    """Under the client's seed it could compute them, with dJ/da dJ/dy, and all weights that follow."""
+    found = []
+    for _ in range(2):
+        server = Server(labels=LABELS)
+        talk = Talk(server, make_terms)
+        weight = server.last_linear().weight.detach().clone()
+        assert (weight - initial_linear(talk.terms).weight).abs().max() > 0.05
+        found.append(weight)
+        x = activations(ROWS)
+        _, _, gradient = talk.half.learn(x, torch.arange(ROWS))
+        guessed = gradient @ torch.linalg.pinv(initial_linear(talk.terms).weight.detach())
+        true = gradient @ torch.linalg.pinv(weight)
+        assert (guessed - true).abs().max() > 0.01
+        assert (true.argmin(1) == LABELS[:ROWS]).all()  # what a client that knew W would read
+    assert not torch.equal(*found)
 
 
 def test_the_client_sees_the_same_messages_whatever_the_labels_and_weights_are(make_terms):

@@ -161,7 +161,8 @@ int flooded_bits(const Ring& ring, double plaintext_l1) {
 double agreed_weight_l1(const ParameterChoice& choice, const Ring& ring, std::size_t features, std::size_t per_product,
                         double product_scale) {
     // Either B ||W_o||_1 or X ||W_o||_2 fits half the modulus, and ||W_o||_1 <= sqrt(d) ||W_o||_2. The rounding of
-    // encoded weights adds at most 1/2 each, or 2^-60 of the largest where they are shifted (scale_blocks).
+    // encoded weights adds at most 1/2 each, or 2^-60 of the largest where they are shifted (scale_blocks); of small
+    // private ones, whose largest is taken as 1 there, the error bound in the reach covers it.
     const auto d = static_cast<double>(features);
     const double reach = ring.modulus_value() / (2 * product_scale);
     const double weight_scale = product_scale / choice.scale;
@@ -198,7 +199,8 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
     const double rounding = std::ldexp(norms.l2, activation_shift(choice));
     const double noise =
         std::sqrt(request_noise_variance(ring) * norms.group_l2 * norms.group_l2 + rounding * rounding / 12);
-    // Cauchy-Schwarz, no statistics: activations may be correlated with how their weights were rounded.
+    // Cauchy-Schwarz, no statistics: activations may be correlated with how their weights were rounded. Of private
+    // weights the roundings are taken as uniform, since nothing may follow from what they are.
     const double weights = rounding_norm(hidden ? View<const double>{} : weight, features, budget.weight_scale) *
                            choice.activation_norm * kRangeSlack / budget.weight_scale;
     budget.fixed_error = kTail * noise / choice.scale + weights + 1 / (budget.weight_scale * choice.scale);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
-#include <utility>
 
 #include "base/error.h"
 #include "base/parallel.h"
@@ -23,25 +22,25 @@ void add_residues(const Ring& ring, const std::uint64_t* b, std::size_t count, s
 
 namespace {
 
-// Adds `count` numbers high * 2^low_bits + low, uniform in [-2^flood_bits, 2^flood_bits): longer than a word, so in two
-// parts.
+// Adds `count` numbers uniform in [-2^flood_bits, 2^flood_bits): longer than a word, so drawn in parts of up to 60
+// bits, of which the uppermost is signed.
 void add_flood(const Ring& ring, int flood_bits, std::size_t count, std::size_t padded, std::uint64_t* residues) {
-    const int low_bits = std::min(flood_bits, 60), high_bits = flood_bits + 1 - low_bits;
+    constexpr int kPart = 60;
     SecretBuffer<std::uint8_t> stream_key(32);
     os_random(stream_key.data(), stream_key.size());
     ChaCha20 stream(stream_key.data(), Domain::flood, 0, 0);
     SecretBuffer<std::uint64_t> drawn(count), lifted(ring.prime_count() * padded);
-    SecretBuffer<std::int64_t> high(padded, 0), low(padded, 0);
-    sample_bits(stream, high_bits, drawn.data(), count);
-    for (std::size_t i = 0; i < count; ++i) {
-        high[i] = static_cast<std::int64_t>(drawn[i]) - (std::int64_t{1} << (high_bits - 1));
-    }
-    sample_bits(stream, low_bits, drawn.data(), count);
-    std::copy_n(drawn.begin(), count, low.begin());
-    for (const auto& [part, shift] : {std::pair{&high, low_bits}, std::pair{&low, 0}}) {
+    SecretBuffer<std::int64_t> part(padded, 0);
+    for (int shift = 0; shift <= flood_bits; shift += kPart) {
+        const int bits = std::min(kPart, flood_bits + 1 - shift);
+        const std::int64_t half = shift + bits > flood_bits ? std::int64_t{1} << (bits - 1) : 0;
+        sample_bits(stream, bits, drawn.data(), count);
+        for (std::size_t i = 0; i < count; ++i) {
+            part[i] = static_cast<std::int64_t>(drawn[i]) - half;
+        }
         for (std::size_t row = 0; row < ring.prime_count(); ++row) {
             std::uint64_t* out = lifted.data() + row * padded;
-            ring.lift_row({part->data(), padded}, row, out);
+            ring.lift_row({part.data(), padded}, row, out);
             ring.scale_row({out, padded}, ring.residue(std::ldexp(1.0, shift), row), row);
         }
         add_residues(ring, lifted.data(), padded, residues);

@@ -91,6 +91,11 @@ void check_private(const ParameterChoice& choice) {
     if (!positive(choice.weight_norm)) {
         throw ParameterError("private weights need a positive weight_norm that both sides agree on");
     }
+    for (const double value : {choice.weight_norm, choice.activation_norm, choice.error_bound}) {
+        if (value > 0x1p200 || value < 0x1p-200) {  // or products of them overflow
+            throw ParameterError("weight_norm, activation_norm and error_bound must be between 2^-200 and 2^200");
+        }
+    }
     if (choice.packing != Packing::blocks || choice.updates != 0) {
         throw ParameterError(
             "private weights need packing=\"blocks\" and weights that the server has in the clear: the worst case of "

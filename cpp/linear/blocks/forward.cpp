@@ -32,7 +32,8 @@ std::shared_ptr<ReplyC1> NextReplyC1::take(const ForwardRequest& request, const 
     const std::shared_ptr<ReplyC1> made = next_ ? std::move(*next_) : nullptr;
     next_.reset();
     const bool fits = made && made->seed == request.head.seed && made->shape == request.head.shape &&
-                      made->owner.get() == weights && made->public_key == request.public_key;
+                      made->owner.get() == weights && made->public_key == request.public_key &&
+                      made->process == process_id();
     return fits ? made : nullptr;
 }
 
@@ -103,6 +104,7 @@ std::shared_ptr<ReplyC1> BlockLayerWeights::reply_c1(const BatchShape& shape, co
     made->owner = shared_from_this();
     made->weights = encoded(shape);
     made->public_key = public_key;
+    made->process = process_id();
     const BlockWeights& weights = *made->weights;
     const int bits = weights.scaling().reply_bits;
     const std::size_t products = weights.layout().products(), inputs = weights.layout().inputs();

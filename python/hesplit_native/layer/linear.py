@@ -15,7 +15,7 @@ from hesplit_native.errors import ParameterError
 from hesplit_native.layer.arrays import Array, numpy_of
 from hesplit_native.layer.costs import MAX_MEMORY_BYTES, MAX_MULTIPLICATIONS, MAX_REPLY_BYTES, ServingCost
 from hesplit_native.layer.keys import ReleaseLedger, SecretKey
-from hesplit_native.layer.parameters import GIGABIT, WEIGHT_NORM, Parameters, byte_nanoseconds
+from hesplit_native.layer.parameters import GIGABIT, PRIVATE_BITS, WEIGHT_NORM, Parameters, byte_nanoseconds
 
 if TYPE_CHECKING:
     import torch
@@ -208,8 +208,8 @@ class LinearServer:
     weight, bias
         Arrays or CPU tensors [out_features, in_features] and [out_features]; bias may be None.
     private
-        Take no client whose parameters leave the weights to be read from replies: they must have `Parameters.private_bits`, with
-        which replies hide the weights whether or not this is set.
+        Take no client whose parameters leave the weights to be read from replies. These must have 128 bits and at least so many
+        `Parameters.private_bits`, True being `PRIVATE_BITS`; with any of them replies hide the weights whether or not this is set.
     max_batch
         Requests of more samples are refused.
     max_reply_bytes, max_multiplications, max_memory_bytes
@@ -233,7 +233,7 @@ class LinearServer:
         weight: Array,
         bias: Array | None = None,
         *,
-        private: bool = False,
+        private: bool | int = False,
         max_batch: int = 65536,
         max_reply_bytes: int = MAX_REPLY_BYTES,
         max_multiplications: float = MAX_MULTIPLICATIONS,
@@ -245,11 +245,8 @@ class LinearServer:
         self.in_features: int = self._native.features
         self.out_features: int = self._native.outputs
         self.parameters = Parameters._wrap(self._native.parameters)
-        if private and not self.parameters.private_bits:
-            raise ParameterError(
-                "these parameters let the weights be read from replies (private_bits=0), and they are private here; the client makes "
-                "others with Parameters.recommend(..., private_weights=True)"
-            )
+        if private:
+            check_private(self.parameters, PRIVATE_BITS if private is True else private)
         self.set_weight(weight, bias)
 
     def set_weight(self, weight: Array, bias: Array | None = None) -> None:
@@ -486,6 +483,16 @@ class SealedServer:
     def saved(self) -> bytes:
         """Everything that this server holds: ciphertexts."""
         return self._native.saved()
+
+
+def check_private(parameters: Parameters, least: int = PRIVATE_BITS) -> None:
+    """ParameterError for parameters under which a client could read the weights from replies."""
+    if parameters.private_bits < least or parameters.security == "paper":
+        raise ParameterError(
+            f"these parameters have private_bits={parameters.private_bits} and security={parameters.security!r}, with which weights "
+            f"could be read from replies: {least} bits are wanted, and 128 bits of security. The client makes such with "
+            "Parameters.recommend(..., private_weights=True)"
+        )
 
 
 def clip(x: ArrayT, parameters: Parameters) -> tuple[ArrayT, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hesplit_native import _core
 from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError
 from hesplit_native.layer.costs import ServingCost
-from hesplit_native.layer.linear import LinearClient, LinearServer
+from hesplit_native.layer.linear import LinearClient, LinearServer, check_private
 from hesplit_native.protocols.answers import values_work
 from hesplit_native.protocols.costs import Work, weight_count
 from hesplit_native.protocols.layer import TrainedLayer
@@ -86,10 +86,8 @@ class EncryptedLayer:
         except ParameterError as error:
             raise ProtocolError(f"handshake: the public material is for a layer of another shape: {error}") from error
         check_hash(terms, self.server.parameters.hash)
-        if private and not self.server.parameters.private_bits:
-            raise ProtocolError(
-                f"handshake: {terms.protocol} needs parameters whose replies hide the weights (private_bits), and these do not"
-            )
+        if private:
+            check_private(self.server.parameters)
         self._encoded = layer.version
         self._layouts: set[int] = set()  # bytes of the encoded weights of each
 

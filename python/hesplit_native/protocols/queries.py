@@ -7,6 +7,7 @@ these are counted: in rows, not in requests, because every row of a request is a
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import threading
@@ -22,6 +23,7 @@ from hesplit_native.protocols.terms import Terms
 from hesplit_native.transport.channel import ClientInfo
 
 _SECONDS = 60.0  # to wait for other servers that count
+_ANSWER_BITS = 25  # that the flood leaves of an answer, at most, as private layers are served
 _AHEAD = 1024  # answers that are counted before anybody asks for them, at most
 
 #: No client has this id (`check_client_id`): all share it whose id is only what they say.
@@ -43,11 +45,16 @@ def rows_that_solve(in_features: int, out_features: int, *, bias: bool = True, b
     return min(forward, out_features) if backward else forward
 
 
-def default_queries(in_features: int, out_features: int, *, bias: bool = True, backward: bool = False) -> int:
+def default_queries(
+    in_features: int, out_features: int, *, bias: bool = True, backward: bool = False, levels: int | None = None
+) -> int:
     """A budget for weights that are to stay private: half of the answers that determine them, at least one.
 
     Below `rows_that_solve` the questions span only a part of the space, and any answer to a question outside of it fits what was
     seen. Half, and not one less, because clients may know something of W beforehand, and may put their answers together.
+
+    That is so where weights may be any numbers. Weights of few `levels` (int8: 256) are told several at once: a question of powers
+    of a base has them as the digits of its answer, of which a reply holds `_ANSWER_BITS` bits.
 
     Raises
     ------
@@ -60,7 +67,8 @@ def default_queries(in_features: int, out_features: int, *, bias: bool = True, b
             f"one answer of a layer {in_features} -> {out_features} gives its weights: no number of queries keeps them private"
             + ("; answer no backward requests" if backward else "")
         )
-    return max(1, min(in_features, solving) // 2)
+    together = 1 if levels is None else max(1, _ANSWER_BITS // math.ceil(math.log2(max(2, levels))))
+    return max(1, min(in_features, solving) // (2 * together))
 
 
 def answered_rows(terms: Terms, kind: MessageType, body: memoryview) -> tuple[int, int]:
@@ -76,7 +84,7 @@ def answered_rows(terms: Terms, kind: MessageType, body: memoryview) -> tuple[in
     if kind not in (MessageType.FORWARD, MessageType.EVALUATE, MessageType.LEARN):
         return 0, 0
     if PROTOCOLS[terms.protocol].own_labels and kind is MessageType.LEARN:
-        return messages.rows_announced(body, "rows"), 1  # dJ/da: of y the client gets a uniform share
+        return messages.rows_announced(body, "rows"), 2  # dJ/da and the loss, from which y may follow
     training = kind is not MessageType.EVALUATE
     if PROTOCOLS[terms.protocol].encrypts:
         rows: int = _SAMPLES.unpack_from(body, _SAMPLES_AT)[0]
@@ -232,10 +240,13 @@ def make_private_ledger(
     queries: int | None,
     folder: Path | None,
     on_event: Callable[[str], None] = lambda text: None,
+    *,
+    levels: Mapping[str, int],
 ) -> QueryLedger | None:
     """The ledger of a server whose weights are private, which goes without one only when told so: ``queries=0``.
 
-    ``queries=None`` gives every layer its `default_queries`. ParameterError where there is no folder, or no use for it.
+    ``queries=None`` gives every layer its `default_queries`; `levels` are the numbers of different weights of layers that have few.
+    ParameterError where there is no folder, or no use for it.
     """
     if queries == 0 and folder is None:
         return None
@@ -250,5 +261,8 @@ def make_private_ledger(
         )
     if queries is not None:
         return QueryLedger(folder, queries, on_event=on_event)
-    limits = {one.name: default_queries(one.in_features, one.out_features, bias=one.bias) for one in layers}
+    limits = {
+        one.name: default_queries(one.in_features, one.out_features, bias=one.bias, levels=levels.get(one.name))
+        for one in layers
+    }
     return QueryLedger(folder, limits, on_event=on_event)

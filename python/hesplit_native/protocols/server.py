@@ -11,7 +11,7 @@ import json
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -111,6 +111,9 @@ class Server:
         Where there are no biases they begin at zero.
     labels
         This server's own, for sessions of `vertical`: classes int64 [n], or independent labels 0 or 1 float32 [n, out].
+    told_seeds
+        Let sessions of `vertical` begin with weights that are drawn under the seed that their client names, who can then compute them
+        and all that follows: for runs within one process, and tests. Otherwise the server draws them.
     on_event
         Called with a line for the log.
     """
@@ -120,6 +123,7 @@ class Server:
         *,
         layers: Iterable[Weights] = (),
         labels: Tensor | None = None,
+        told_seeds: bool = False,
         checkpoints: Path | None = None,
         keep_days: float = KEEP_DAYS,
         output: Path | None = None,
@@ -137,7 +141,7 @@ class Server:
         self._sessions = Sessions(self.budget, self._store, on_event)
         self._last_layer: ServerLayer | None = None
         self._output = output
-        self._labels = labels
+        self._labels, self._told_seeds = labels, told_seeds
         self._start = {layer.name: layer for layer in layers}
         self._on_event = on_event
         self._expired = -_EXPIRY_SECONDS
@@ -345,7 +349,10 @@ class Server:
             )
 
     def _new_layer(self, terms: Terms) -> ServerLayer:
-        layer = PROTOCOLS[terms.protocol].halves.layer(terms)
+        protocol = PROTOCOLS[terms.protocol]
+        if protocol.private_weights and not self._told_seeds:
+            terms = replace(terms, weight_seed=secrets.randbits(62))
+        layer = protocol.halves.layer(terms)
         assert layer is not None
         if terms.layer:
             start = self._start[terms.layer]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from torch import Tensor, nn
 
 from hesplit_native.choices import Precision
@@ -147,12 +148,14 @@ def serve(
         The port is taken.
     """
     certificates = tls if tls is None or isinstance(tls, ServerTls) else ServerTls.load(tls)
-    found = weights_of(model, layers, transposed=transposed)
+    found = list(weights_of(model, layers, transposed=transposed))
     folder = None if query_ledger is None else Path(query_ledger)
     prepared: Sequence[FrozenLayer | PrivateLayer]
     if private_weights:
         prepared = _prepare_private(found, precision, weight_norm, backward=backward, epoch=epoch)
-        ledger = make_private_ledger((layer.description for layer in prepared), queries, folder, on_event)
+        ledger = make_private_ledger(
+            (layer.description for layer in prepared), queries, folder, on_event, levels=_levels(found)
+        )
     elif weight_norm is not None:
         raise ParameterError("weight_norm (--weight-norm) goes with private weights (--private-weights)")
     else:
@@ -223,6 +226,12 @@ def _prepare(weights: Weights, precision: Precision, epoch: str, backward: bool)
         FrozenServer(weights.weight, weights.bias, precision=precision, epoch=epoch),
         FrozenServer(weights.weight.T, precision=precision, epoch=epoch) if backward else None,
     )
+
+
+def _levels(found: Iterable[Weights]) -> dict[str, int]:
+    """How many different weights layers have that were quantised: far fewer than weights, and no more than 16 bits hold."""
+    counts = {w.name: (len(np.unique(w.weight)), w.weight.size) for w in found}
+    return {name: levels for name, (levels, size) in counts.items() if levels <= min(1 << 16, size // 4)}
 
 
 def _prepare_private(

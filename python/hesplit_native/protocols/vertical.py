@@ -9,8 +9,9 @@
       network updated         <-- J, dJ/da --
 
 Both sides know which rows are meant, as after a private set intersection. The client learns the mean loss, how many of the rows were
-predicted correctly and dJ/da, nothing else of W or the labels: every ciphertext that it gets is re-randomised under its key, with a
-uniform mask on what it decrypts (`hesplit_native.layer.linear.LinearServer.forward_share`). The server learns y and dJ/dW, and what
+predicted correctly and dJ/da, and what follows from these, which is much where there are few outputs (docs/security.md). Ciphertexts
+say nothing more: each that it gets is re-randomised under its key, with a uniform mask on what it decrypts
+(`hesplit_native.layer.linear.LinearServer.forward_share`). The server learns y and dJ/dW, and what
 follows from these: activations where a batch is smaller than the number of outputs (docs/security.md). Predictions are private
 replies: the client learns their logits.
 """

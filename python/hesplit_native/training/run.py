@@ -192,6 +192,7 @@ class Run:
             self.server = Server(
                 checkpoints=checkpoints / "server" if checkpoints else None,
                 labels=task.train.labels() if config.traits.own_labels else None,
+                told_seeds=True,
             )
             connect = _participants_of(self.server)
         self._connect = connect
