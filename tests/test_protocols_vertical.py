@@ -140,17 +140,21 @@ class TestRefusals:
         ("labels", "match"),
         [
             (None, "no labels of its own"),
-            (torch.tensor([0, 3]), "classes up to 3, of 3 outputs"),
-            (torch.tensor([-1, 1]), "of 3 outputs"),
-            (torch.tensor([0.5, 1.0]), "classes"),
-            (torch.full((2, 3), 0.5), "zeros and ones"),
-            (torch.zeros(2, 2), "zeros and ones"),
-            (torch.zeros(0, dtype=torch.int64), "classes"),
+            (torch.tensor([0, 3]), "do not fit a layer of 3 outputs"),
+            (torch.tensor([-1, 1]), "do not fit"),
+            (torch.tensor([0.5, 1.0]), "do not fit"),
+            (torch.full((2, 3), 0.5), "do not fit"),
+            (torch.zeros(2, 2), "do not fit"),
+            (torch.zeros(0, dtype=torch.int64), "do not fit"),
         ],
     )
     def test_labels(self, make_terms, labels, match):
-        with pytest.raises(ProtocolError, match=match):
-            Talk(Server(labels=labels), make_terms)
+        log = []
+        with pytest.raises(ProtocolError, match=match) as refused:
+            Talk(Server(labels=labels, on_event=log.append), make_terms)
+        if labels is not None:  # what they are is for the server's log
+            assert str(list(labels.shape)) in log[-1]
+            assert str(list(labels.shape)) not in str(refused.value)
 
     def test_labels_of_both_kinds_are_taken(self):
         assert check_labels(LABELS.int(), 3).dtype is torch.int64

@@ -175,19 +175,19 @@ def check_labels(labels: Tensor, outputs: int) -> Tensor:
     Raises
     ------
     ProtocolError
-        For others.
+        For others; what they are is in its cause, for the server's log alone.
     """
     if labels.ndim == 1 and not labels.is_floating_point() and len(labels):
         if int(labels.min()) >= 0 and int(labels.max()) < outputs:
             return labels.long()
-        raise ProtocolError(
-            f"handshake: this server's labels are classes up to {int(labels.max())}, of {outputs} outputs"
-        )
-    if labels.ndim == 2 and labels.shape[1] == outputs and len(labels) and bool(((labels == 0) | (labels == 1)).all()):
+    zeros_and_ones = bool(((labels == 0) | (labels == 1)).all())
+    if labels.ndim == 2 and labels.shape[1] == outputs and len(labels) and zeros_and_ones:
         return labels.float()
-    raise ProtocolError(
-        f"handshake: this server's labels are {list(labels.shape)} {str(labels.dtype).removeprefix('torch.')}; for {outputs} outputs "
-        f"they are classes [n] or zeros and ones [n, {outputs}]"
+    about = f"{list(labels.shape)} {str(labels.dtype).removeprefix('torch.')}" + (
+        f", up to {labels.max()}" if labels.numel() else ""
+    )
+    raise ProtocolError(f"handshake: this server's labels do not fit a layer of {outputs} outputs") from RangeError(
+        f"the labels are {about}; for {outputs} outputs they are classes [n] or zeros and ones [n, {outputs}]"
     )
 
 
