@@ -177,9 +177,9 @@ def check_labels(labels: Tensor, outputs: int) -> Tensor:
     ProtocolError
         For others; what they are is in its cause, for the server's log alone.
     """
-    if labels.ndim == 1 and not labels.is_floating_point() and len(labels):
-        if int(labels.min()) >= 0 and int(labels.max()) < outputs:
-            return labels.long()
+    classes = labels.ndim == 1 and not labels.is_floating_point() and len(labels) > 0
+    if classes and int(labels.min()) >= 0 and int(labels.max()) < outputs:
+        return labels.long()
     zeros_and_ones = bool(((labels == 0) | (labels == 1)).all())
     if labels.ndim == 2 and labels.shape[1] == outputs and len(labels) and zeros_and_ones:
         return labels.float()
