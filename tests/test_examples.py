@@ -86,3 +86,10 @@ def test_own_data():
     text = output_of("06_own_data.py")
     for protocol in ("splitways", "sealed"):
         assert numbers(text, rf"{protocol}: AUROC ([\d.]+) after")[0] > 0.95
+
+
+def test_vertical_learns_what_the_network_in_one_place_learns():
+    text = output_of("07_vertical.py")
+    local, vertical = (numbers(text, rf"{protocol}: ([\d.]+)% of customers")[0] for protocol in ("local", "vertical"))
+    assert local > 80
+    assert vertical > local - 5
