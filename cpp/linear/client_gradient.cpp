@@ -32,10 +32,13 @@ std::string LinearClient::open_weight_gradient(View<const std::uint8_t> bytes, V
         counts.push_back(run.coefficients);
     }
     const auto positions = [&](std::size_t r) { return packing_->gradient_positions(message.shape, runs[r]); };
-    const std::vector<double> known = agreed ? agreed_gradient(message.shape.samples, outputs_)
-                                             : std::vector<double>(gradient.begin(), gradient.end());
-    const SecretBuffer<std::int64_t> noise = gradient_noise(
-        message, key, {known.data(), known.size()}, std::accumulate(counts.begin(), counts.end(), std::size_t{0}));
+    std::vector<double> bound;
+    if (agreed) {
+        bound = agreed_gradient(message.shape.samples, outputs_);
+    }
+    const SecretBuffer<std::int64_t> noise =
+        gradient_noise(message, key, agreed ? View<const double>{bound.data(), bound.size()} : gradient,
+                       std::accumulate(counts.begin(), counts.end(), std::size_t{0}));
     std::string opened = open_runs(MessageType::opened_gradient, message, key, reader, counts, positions, noise);
     answer.done();
     return opened;

@@ -86,10 +86,28 @@ void add_mask(const SecretBuffer<std::uint64_t>& mask, int bits, std::uint64_t* 
     }
 }
 
-std::vector<std::int64_t> without_mask(View<const std::uint64_t> values, const SecretBuffer<std::uint64_t>& mask,
-                                       int bits) {
-    std::vector<std::int64_t> signed_values(values.size);
-    for (std::size_t i = 0; i < values.size; ++i) {
+WireReader read_opened(View<const std::uint8_t> opened, MessageType type, const Header& asked,
+                       const std::vector<SecretBuffer<std::uint64_t>>& masks, int bits) {
+    WireReader reader(opened, type);
+    reader.require(asked.parameters, asked.key);
+    if (reader.header().message != asked.message) {
+        throw KeyMismatchError(std::string("an opened ") +
+                               (type == MessageType::opened_share ? "share" : "weight gradient") +
+                               " that belongs to another request");
+    }
+    std::size_t total = 0;
+    for (const SecretBuffer<std::uint64_t>& mask : masks) {
+        total += packed_bytes(mask.size(), bits);
+    }
+    reader.require_remaining(total);
+    return reader;
+}
+
+std::vector<std::int64_t> take_masked(WireReader& reader, const SecretBuffer<std::uint64_t>& mask, int bits) {
+    Buffer<std::uint64_t> values(mask.size());
+    reader.packed({values.data(), values.size()}, bits, std::uint64_t{1} << bits);
+    std::vector<std::int64_t> signed_values(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) {
         signed_values[i] = static_cast<std::int64_t>((values[i] - mask[i]) << (64 - bits)) >> (64 - bits);
     }
     return signed_values;

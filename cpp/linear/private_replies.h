@@ -13,12 +13,13 @@
 
 #include "base/buffer.h"
 #include "rlwe/public_key.h"
+#include "wire/format.h"
 
 namespace hesplit {
 
 // Adds a fresh encryption of zero to c1 of a product, in coefficient form, and returns what must be added to the part
 // of c0 that is sent: [primes, padded] residues at `positions`, then zeros. That is flooded with numbers uniform in
-// [-2^flood_bits, 2^flood_bits), unless flood_bits is 0: c0 is masked then. `spread_bits` are those of
+// [-2^flood_bits, 2^flood_bits), unless flood_bits is 0. `spread_bits` are those of
 // PublicKey::encrypt_zero. `padded` is a multiple of 16.
 SecretBuffer<std::uint64_t> hide_product(const PublicKey& key, View<const std::uint32_t> positions, std::size_t padded,
                                          int flood_bits, int spread_bits, std::uint64_t* c1);
@@ -30,9 +31,12 @@ void add_residues(const Ring& ring, const std::uint64_t* b, std::size_t count, s
 std::vector<SecretBuffer<std::uint64_t>> uniform_masks(const std::vector<std::size_t>& counts, int bits);
 // values += mask modulo 2^bits.
 void add_mask(const SecretBuffer<std::uint64_t>& mask, int bits, std::uint64_t* values);
-// values - mask modulo 2^bits, as signed numbers.
-std::vector<std::int64_t> without_mask(View<const std::uint64_t> values, const SecretBuffer<std::uint64_t>& mask,
-                                       int bits);
+// What a client opened of the masked message with that header, its lengths checked. Throws WireError or
+// KeyMismatchError.
+WireReader read_opened(View<const std::uint8_t> opened, MessageType type, const Header& asked,
+                       const std::vector<SecretBuffer<std::uint64_t>>& masks, int bits);
+// The numbers of its next run without their mask, modulo 2^bits, as signed numbers.
+std::vector<std::int64_t> take_masked(WireReader& reader, const SecretBuffer<std::uint64_t>& mask, int bits);
 
 // Puts values of a product in their places, rows of row-major [samples, outputs]: they are ordered by output, from
 // `first` on, then sample.

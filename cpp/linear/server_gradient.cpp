@@ -20,22 +20,17 @@ namespace {
 
 // One ciphertext of the message: c0 at its positions with the mask added, and c1. With a public key an encryption of
 // zero hides what c1 says of dJ/dY.
-void write_masked_run(const Ring& ring, const PublicKey* key, const Buffer<std::uint64_t>& c0,
-                      Buffer<std::uint64_t>& c1, const std::vector<std::uint32_t>& positions,
-                      const SecretBuffer<std::uint64_t>& mask, int bits, std::uint8_t* out) {
-    const std::size_t padded = (positions.size() + 15) / 16 * 16;
-    Buffer<std::uint64_t> sent(ring.prime_count() * padded, 0), switched(padded);
-    for (std::size_t row = 0; row < ring.prime_count(); ++row) {
-        for (std::size_t i = 0; i < positions.size(); ++i) {
-            sent[row * padded + i] = c0[row * ring.degree() + positions[i]];
-        }
-    }
+void write_masked_run(const Ring& ring, const PublicKey* key, Buffer<std::uint64_t>& c0, Buffer<std::uint64_t>& c1,
+                      const std::vector<std::uint32_t>& positions, const SecretBuffer<std::uint64_t>& mask, int bits,
+                      std::uint8_t* out) {
     if (key) {
-        const SecretBuffer<std::uint64_t> hiding =
-            hide_product(*key, {positions.data(), positions.size()}, padded, 0, 0, c1.data());
-        add_residues(ring, hiding.data(), padded, sent.data());
+        SecretBuffer<std::uint64_t> zero_c0(ring.size()), zero_c1(ring.size());
+        key->encrypt_zero(zero_c0.data(), zero_c1.data());
+        ring.add(c0.data(), zero_c0.data());
+        ring.add(c1.data(), zero_c1.data());
     }
-    ring.switch_to_bits(sent.data(), padded, bits, switched.data());
+    Buffer<std::uint64_t> switched(ring.degree());
+    ring.switch_to_bits(c0.data(), {positions.data(), positions.size()}, bits, switched.data());
     add_mask(mask, bits, switched.data());
     pack_bits({switched.data(), positions.size()}, bits, out);
     pack_switched(ring, c1.data(), bits, out + packed_bytes(positions.size(), bits));
@@ -101,22 +96,11 @@ std::string LinearServer::weight_gradient(const Kept& kept, View<const double> g
 }
 
 void LinearServer::unmask(const Masked& masked, View<const std::uint8_t> opened, double* weight_gradient) const {
-    WireReader reader(opened, MessageType::opened_gradient);
-    reader.require(parameters_.hash(), masked.header.key);
-    if (reader.header().message != masked.header.message) {
-        throw KeyMismatchError("an opened weight gradient that belongs to another request");
-    }
-    const int bits = masked.head.bits;
-    std::size_t total = 0;
-    for (const GradientRun& run : masked.runs) {
-        total += packed_bytes(run.coefficients, bits);
-    }
-    reader.require_remaining(total);
+    WireReader reader =
+        read_opened(opened, MessageType::opened_gradient, masked.header, masked.masks, masked.head.bits);
     for (std::size_t r = 0; r < masked.runs.size(); ++r) {
         const GradientRun& run = masked.runs[r];
-        Buffer<std::uint64_t> values(run.coefficients);
-        reader.packed({values.data(), values.size()}, bits, std::uint64_t{1} << bits);
-        const std::vector<std::int64_t> centred = without_mask({values.data(), values.size()}, masked.masks[r], bits);
+        const std::vector<std::int64_t> centred = take_masked(reader, masked.masks[r], masked.head.bits);
         const std::vector<double> part =
             packing_->decode_gradient(run, {centred.data(), centred.size()}, masked.head.scale);
         for (std::size_t i = 0; i < part.size(); ++i) {

@@ -39,22 +39,10 @@ std::string LinearServer::share(View<const std::uint8_t> request, std::shared_pt
 }
 
 void LinearServer::join(const Share& share, View<const std::uint8_t> opened, double* y) const {
-    WireReader reader(opened, MessageType::opened_share);
-    reader.require(parameters_.hash(), share.header.key);
-    if (reader.header().message != share.header.message) {
-        throw KeyMismatchError("an opened share that belongs to another request");
-    }
-    const int bits = share.head.bits;
-    std::size_t total = 0;
-    for (const SecretBuffer<std::uint64_t>& mask : share.masks) {
-        total += packed_bytes(mask.size(), bits);
-    }
-    reader.require_remaining(total);
+    WireReader reader = read_opened(opened, MessageType::opened_share, share.header, share.masks, share.head.bits);
     place(share, y, [&](const SecretBuffer<std::uint64_t>& mask) {
-        Buffer<std::uint64_t> values(mask.size());
-        reader.packed({values.data(), values.size()}, bits, std::uint64_t{1} << bits);
         std::vector<double> logits;
-        for (const std::int64_t value : without_mask({values.data(), values.size()}, mask, bits)) {
+        for (const std::int64_t value : take_masked(reader, mask, share.head.bits)) {
             logits.push_back(static_cast<double>(value) / share.head.scale);
         }
         return logits;
