@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hesplit_native import _core
-from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError
+from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError, RangeError
 from hesplit_native.layer.costs import ServingCost
 from hesplit_native.layer.linear import LinearClient, LinearServer, check_private
 from hesplit_native.protocols.answers import values_work
@@ -75,14 +75,16 @@ class EncryptedLayer:
     def __init__(self, terms: Terms, layer: TrainedLayer, public_material: bytes, *, private: bool = False) -> None:
         self.terms = terms
         self.layer = layer
+        self._private = private
         try:
-            self.server = LinearServer(
-                public_material,
-                layer.linear.weight,
-                layer.linear.bias,
-                max_batch=terms.max_rows,
-                max_reply_bytes=MAX_MESSAGE - HEADER_BYTES,
-            )
+            with self._unsaid_norm():
+                self.server = LinearServer(
+                    public_material,
+                    layer.linear.weight,
+                    layer.linear.bias,
+                    max_batch=terms.max_rows,
+                    max_reply_bytes=MAX_MESSAGE - HEADER_BYTES,
+                )
         except ParameterError as error:
             raise ProtocolError(f"handshake: the public material is for a layer of another shape: {error}") from error
         check_hash(terms, self.server.parameters.hash)
@@ -94,9 +96,23 @@ class EncryptedLayer:
     def encode(self) -> None:
         """Take over the weights if they have changed: by this client's updates, or by another's."""
         if self._encoded != self.layer.version:
-            self.server.set_weight(self.layer.linear.weight, self.layer.linear.bias)
+            with self._unsaid_norm():
+                self.server.set_weight(self.layer.linear.weight, self.layer.linear.bias)
             self._encoded = self.layer.version
             self._layouts.clear()
+
+    @contextmanager
+    def _unsaid_norm(self) -> Iterator[None]:
+        """Private weights beyond the agreed norm are refused without their own, which the cause says to the server's log alone."""
+        try:
+            yield
+        except RangeError as error:
+            if not self._private:
+                raise
+            raise ProtocolError(
+                "the server's weights outgrew the weight_norm that was agreed on: agree on a larger one, or train with a smaller "
+                "learning rate"
+            ) from error
 
     def work(self, body: memoryview, *, keep: bool = False) -> Work:
         """What `forward` would take."""

@@ -18,9 +18,6 @@ replies: the client learns their logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -86,8 +83,7 @@ class VerticalServer:
         self.terms = terms
         self.layer = layer
         self.labels = check_labels(labels, terms.out_features)
-        with _unsaid_norm():
-            self.encrypted = EncryptedLayer(terms, layer, public_material, private=True)
+        self.encrypted = EncryptedLayer(terms, layer, public_material, private=True)
         self._step = StepWork(self.encrypted)
         self._shared: tuple[_core.Share, _core.KeptRequest, Tensor] | None = None
         self._masked: tuple[_core.MaskedGradient, Tensor, bytes] | None = None
@@ -105,7 +101,6 @@ class VerticalServer:
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:
         """The reply to a request; None if it is none of this protocol."""
         if kind is MessageType.EVALUATE:
-            self._encode()
             return MessageType.LOGITS, self.encrypted.forward(body)[0]
         if kind is MessageType.LEARN:
             return MessageType.SHARE, self._share(body)
@@ -122,17 +117,13 @@ class VerticalServer:
     def _share(self, body: memoryview) -> bytes:
         self._shared = self._masked = None
         rows, request = self._take_rows(body)
-        self._encode()
+        self.encrypted.encode()
         message, share, samples, kept = self.encrypted.server.forward_share(request, keep=True)
         if samples != len(rows):
             raise WireError(f"activations of {samples} samples for {len(rows)} rows")
         assert kept is not None
         self._shared = share, kept, self.labels[rows]
         return message
-
-    def _encode(self) -> None:
-        with _unsaid_norm():
-            self.encrypted.encode()
 
     def _mask(self, body: memoryview) -> bytes:
         if self._shared is None:
@@ -153,20 +144,8 @@ class VerticalServer:
         weight_gradient = torch.from_numpy(self.encrypted.server.unmask(masked, bytes(body))).float()
         # The bias needs no ciphertext: its gradient is the sum of dJ/dy.
         input_gradient = self.layer.update(gradient, weight_gradient)
-        self._encode()
+        self.encrypted.encode()
         return outcome + messages.matrix(input_gradient.numpy(), "input gradient")
-
-
-@contextmanager
-def _unsaid_norm() -> Iterator[None]:
-    """Weights beyond the agreed norm are refused without their own, which the cause says to whoever reads the server's log."""
-    try:
-        yield
-    except RangeError as error:
-        raise ProtocolError(
-            "the server's weights outgrew the weight_norm that was agreed on: agree on a larger one, or train with a smaller learning "
-            "rate"
-        ) from error
 
 
 def check_labels(labels: Tensor, outputs: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from hesplit_native.choices import Mode, ProtocolName
 from hesplit_native.data.dataset import Dataset
 from hesplit_native.errors import DataError, ParameterError
+from hesplit_native.protocols import PROTOCOLS
 from hesplit_native.training import own_data, report
 from hesplit_native.training.config import RunConfig
 from hesplit_native.training.division import epoch_batches, even_shares
@@ -163,7 +164,7 @@ def train(
     ParameterError
         A network or loss that does not fit the data; choices that cannot be, or need a package that is missing.
     """
-    if protocol == "vertical" and isinstance(data, Tensor | np.ndarray):
+    if protocol in PROTOCOLS and PROTOCOLS[protocol].own_labels and isinstance(data, Tensor | np.ndarray):
         data = data, _labels_elsewhere(len(data), outputs, server)
     found, config, task = prepare(
         network, data, validation, test, outputs=outputs, loss=loss, classes=classes, metrics=metrics, epochs=epochs,
