@@ -14,11 +14,17 @@ namespace hesplit {
 
 namespace {
 
+std::string name_of(Packing packing) {
+    return packing == Packing::blocks ? "blocks" : packing == Packing::slots ? "slots" : "merged";
+}
+
 Packing packing_of(const std::string& name) {
-    if (name == "blocks" || name == "slots") {
-        return name == "blocks" ? Packing::blocks : Packing::slots;
+    for (const Packing packing : {Packing::blocks, Packing::slots, Packing::merged}) {
+        if (name == name_of(packing)) {
+            return packing;
+        }
     }
-    throw ParameterError("packing must be \"blocks\" or \"slots\", got \"" + name + "\"");
+    throw ParameterError("packing must be \"blocks\", \"slots\" or \"merged\", got \"" + name + "\"");
 }
 
 std::string name_of(Security security) {
@@ -75,6 +81,7 @@ py::dict estimate(const Parameters& parameters, std::size_t features, std::size_
     result["flooding_deviation"] = found.flooding_deviation;
     result["logit_noise"] = found.logit_noise;
     result["spread_bits"] = found.spread_bits;
+    result["key_bytes"] = found.key_bytes;
     result["request_bytes"] = found.request_bytes;
     result["reply_bytes"] = found.reply_bytes;
     if (found.cost) {
@@ -131,8 +138,7 @@ void register_parameters(py::module_& module) {
         .def_property_readonly("ring_degree", &Parameters::ring_degree)
         .def_property_readonly("modulus_bits", [](const Parameters& p) { return p.choice().modulus_bits; })
         .def_property_readonly("scale", [](const Parameters& p) { return p.choice().scale; })
-        .def_property_readonly("packing",
-                               [](const Parameters& p) { return p.packing() == Packing::blocks ? "blocks" : "slots"; })
+        .def_property_readonly("packing", [](const Parameters& p) { return name_of(p.packing()); })
         .def_property_readonly("security", [](const Parameters& p) { return name_of(p.choice().security); })
         .def_property_readonly("activation_bound", [](const Parameters& p) { return p.choice().activation_bound; })
         .def_property_readonly("activation_norm", [](const Parameters& p) { return p.choice().activation_norm; })

@@ -1,32 +1,17 @@
 #include "ckks/slot_ring.h"
 
-#include <seal/modulus.h>
-#include <seal/util/common.h>
-#include <seal/util/uintarithsmallmod.h>
-
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
 #include "base/error.h"
-#include "rlwe/decryption.h"
 
 namespace hesplit {
 
 SlotRing::SlotRing(const Parameters& parameters)
     : embedding_(parameters.ring_degree()),
       data_(parameters.ring_degree(), parameters.data_primes()),
-      key_(parameters.ring_degree(), parameters.primes()) {
-    const std::uint64_t special = key_.prime(key_.prime_count() - 1);
-    for (std::size_t row = 0; row < data_.prime_count(); ++row) {
-        const seal::Modulus modulus(data_.prime(row));
-        std::uint64_t inverse = 0;
-        if (!seal::util::try_invert_uint_mod(special % modulus.value(), modulus, inverse)) {
-            throw ParameterError("the primes of the modulus must differ");
-        }
-        inverse_special_.push_back(inverse);
-    }
-}
+      key_(parameters.ring_degree(), parameters.primes()),
+      inverse_special_(inverse_special(switching())) {}
 
 void SlotRing::encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const {
     const std::size_t n = data_.degree();
@@ -76,86 +61,6 @@ std::uint64_t SlotRing::galois_element(int step) const {
     return element;
 }
 
-void SlotRing::make_rotation_key(const SecretKey& secret, int step, const EncryptionRandomness& randomness,
-                                 std::uint32_t index, std::uint64_t* c0) const {
-    // s(x^element), the key to switch from.
-    const std::size_t n = key_.degree();
-    const std::uint64_t element = galois_element(step);
-    SecretBuffer<std::int8_t> rotated(n);
-    secret.use_coefficients([&](View<const std::int8_t> coefficients) {
-        for (std::size_t i = 0; i < n; ++i) {
-            const std::size_t exponent = (i * element) % (2 * n);
-            const std::int8_t s = coefficients[i];
-            rotated[exponent % n] = exponent < n ? s : static_cast<std::int8_t>(-s);
-        }
-    });
-    SecretBuffer<std::uint64_t> rotated_ntt(key_.size());
-    key_.lift(View<const std::int8_t>{rotated.data(), n}, rotated_ntt.data());
-    key_.to_ntt(rotated_ntt.data());
-
-    const KeyBuffer<std::uint64_t> secret_ntt = secret_in_ring(secret, key_);
-    const std::uint64_t special = key_.prime(key_.prime_count() - 1);
-    for (std::size_t digit = 0; digit < data_.prime_count(); ++digit) {
-        std::uint64_t* out = c0 + digit * key_.size();
-        encrypt_zero(key_, secret_ntt, randomness, index + static_cast<std::uint32_t>(digit), out);
-        key_.to_ntt(out);
-        // An encryption of special * s(x^element) in the row of this digit, of zero in the others.
-        const seal::Modulus q(key_.prime(digit));
-        const std::uint64_t factor = special % q.value();
-        for (std::size_t i = digit * n; i < (digit + 1) * n; ++i) {
-            out[i] = seal::util::add_uint_mod(out[i], seal::util::multiply_uint_mod(rotated_ntt[i], factor, q), q);
-        }
-    }
-}
-
-RotationKey SlotRing::load_rotation_key(int step, const Seed& seed, std::uint32_t index,
-                                        const std::uint64_t* c0) const {
-    // Position i of the NTT form holds the value at psi^e for e = 2 reversed(i) + 1; a rotated polynomial has there the
-    // value at psi^(element * e).
-    const std::size_t n = key_.degree();
-    const int power = seal::util::get_power_of_two(n);
-    const std::uint64_t element = galois_element(step);
-    RotationKey key;
-    key.permutation.resize(n);
-    for (std::size_t i = 0; i < n; ++i) {
-        const std::uint64_t exponent = (2 * seal::util::reverse_bits(i, power) + 1) * element % (2 * n);
-        key.permutation[i] = static_cast<std::uint32_t>(seal::util::reverse_bits((exponent - 1) / 2, power));
-    }
-    key.c0.resize(rotation_key_size());
-    key.c1.resize(rotation_key_size());
-    Buffer<std::uint64_t> expanded(key_.size());
-    for (std::size_t digit = 0; digit < data_.prime_count(); ++digit) {
-        expand_uniform(key_, seed, index + static_cast<std::uint32_t>(digit), expanded.data());
-        for (std::size_t row = 0; row < key_.prime_count(); ++row) {
-            const std::size_t at = digit * key_.size() + row * n;
-            for (std::size_t i = 0; i < n; ++i) {
-                key.c0[at + key.permutation[i]] = c0[at + i];
-                key.c1[at + key.permutation[i]] = expanded[row * n + i];
-            }
-        }
-    }
-    return key;
-}
-
-namespace {
-
-// The residues in [0, q) as integers in [-q/2, q/2].
-void centre(const std::uint64_t* residues, std::uint64_t q, std::size_t n, std::int64_t* out) {
-    for (std::size_t i = 0; i < n; ++i) {
-        const std::uint64_t negative = std::uint64_t{0} - ((q / 2 - residues[i]) >> 63);
-        out[i] = static_cast<std::int64_t>(residues[i] - (negative & q));
-    }
-}
-
-// out[i] = in[permutation[i]].
-void permute(const std::vector<std::uint32_t>& permutation, const std::uint64_t* in, std::uint64_t* out) {
-    for (std::size_t i = 0; i < permutation.size(); ++i) {
-        out[i] = in[permutation[i]];
-    }
-}
-
-}  // namespace
-
 Buffer<std::int64_t> SlotRing::centred_digits(const SlotCiphertext& in) const {
     const std::size_t n = data_.degree();
     Buffer<std::int64_t> centred(data_.size());
@@ -179,7 +84,7 @@ void SlotRing::digit_row(const SlotCiphertext& in, const Buffer<std::int64_t>& c
     }
 }
 
-void SlotRing::switch_row(const SlotCiphertext& in, View<const std::uint64_t* const> digits, const RotationKey& key,
+void SlotRing::switch_row(const SlotCiphertext& in, View<const std::uint64_t* const> digits, const GaloisKey& key,
                           std::size_t row, SwitchedCiphertext& out) const {
     const std::size_t n = key_.degree();
     Buffer<std::uint64_t> product(n);
@@ -193,7 +98,7 @@ void SlotRing::switch_row(const SlotCiphertext& in, View<const std::uint64_t* co
     }
 }
 
-SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const RotationKey& key) const {
+SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const GaloisKey& key) const {
     const std::size_t n = key_.degree();
     const Buffer<std::int64_t> centred = centred_digits(in);
     SwitchedCiphertext out{Buffer<std::uint64_t>(key_.size()), Buffer<std::uint64_t>(key_.size()),
@@ -222,7 +127,7 @@ Buffer<std::uint64_t> SlotRing::decompose(const SlotCiphertext& in) const {
 }
 
 SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
-                                    const RotationKey& key) const {
+                                    const GaloisKey& key) const {
     SwitchedCiphertext out{Buffer<std::uint64_t>(key_.size()), Buffer<std::uint64_t>(key_.size()),
                            Buffer<std::uint64_t>(data_.size())};
     for (std::size_t row = 0; row < key_.prime_count(); ++row) {
@@ -270,18 +175,6 @@ void SlotRing::add_divided(std::vector<SwitchedCiphertext>& terms, SlotCiphertex
     if (total != nullptr) {
         add_divided(*total, out);
     }
-}
-
-double SlotRing::rotation_deviation() const {
-    const auto n = static_cast<double>(data_.degree());
-    const auto special = static_cast<double>(key_.prime(key_.prime_count() - 1));
-    double variance = 0;
-    for (std::size_t row = 0; row < data_.prime_count(); ++row) {
-        const double ratio = static_cast<double>(data_.prime(row)) / special;
-        variance += n / 12 * kNoiseVariance * ratio * ratio;
-    }
-    const double rounding = reply_rounding_deviation(data_.degree());
-    return std::sqrt(variance + rounding * rounding);
 }
 
 }  // namespace hesplit

@@ -14,9 +14,8 @@
 #include "base/buffer.h"
 #include "ckks/embedding.h"
 #include "ring/ring.h"
-#include "rlwe/encryption.h"
+#include "rlwe/galois.h"
 #include "rlwe/parameters.h"
-#include "rlwe/secret_key.h"
 
 namespace hesplit {
 
@@ -26,12 +25,7 @@ struct SlotCiphertext {
     Buffer<std::uint64_t> c0, c1;
 };
 
-struct RotationKey {
-    std::vector<std::uint32_t> permutation;  // of the NTT form: out[i] = in[permutation[i]]
-    // Per digit a pair over the key ring, permuted the other way, so that digits need not be.
-    Buffer<std::uint64_t> c0, c1;
-};
-using RotationKeys = std::map<int, RotationKey>;  // by step
+using RotationKeys = std::map<int, GaloisKey>;  // by step
 
 // A rotated ciphertext before the division by the special prime: (k0, k1) over the key ring, and c0 beside it.
 struct SwitchedCiphertext {
@@ -48,6 +42,7 @@ class SlotRing {
     std::size_t slots() const { return data_.degree() / 2; }
     const Ring& data() const { return data_; }  // what ciphertexts use
     const Ring& key() const { return key_; }    // with the key-switching prime
+    KeySwitching switching() const { return {key_, data_.prime_count()}; }
 
     // round(scale * embedding^-1(values)), coefficients over the data ring, for any positive scale. Throws RangeError
     // where a coefficient does not fit the modulus.
@@ -57,37 +52,32 @@ class SlotRing {
     // The real parts of the slots, divided by the scale.
     std::vector<double> decode(View<const std::int64_t> coefficients, double scale) const;
 
-    // One rotation key: for each data prime a pair over the key ring, in NTT form; c1 is expanded from the seed.
-    // `index` numbers the ciphertexts under one seed; a key uses data().prime_count() numbers from it.
-    void make_rotation_key(const SecretKey& secret, int step, const EncryptionRandomness& randomness,
-                           std::uint32_t index, std::uint64_t* c0) const;
-    std::size_t rotation_key_size() const { return data_.prime_count() * key_.size(); }  // residues of the c0 parts
-    RotationKey load_rotation_key(int step, const Seed& seed, std::uint32_t index, const std::uint64_t* c0) const;
+    // The automorphism that rotates by a step is x -> x^element, of elements that the keys are for.
+    std::uint64_t galois_element(int step) const;
 
     // Rotates slots to the left: slot i takes the value of slot i + step.
-    SwitchedCiphertext rotate(const SlotCiphertext& in, const RotationKey& key) const;
+    SwitchedCiphertext rotate(const SlotCiphertext& in, const GaloisKey& key) const;
     // The same for several rotations of one ciphertext, whose digits they share: c1's, one polynomial over the key ring
     // for each data prime, each centred: [data().prime_count(), key().size()].
     Buffer<std::uint64_t> decompose(const SlotCiphertext& in) const;
     SwitchedCiphertext rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
-                              const RotationKey& key) const;
+                              const GaloisKey& key) const;
     // out += in / special prime.
     void add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const;
     // The same for a sum, divided once; empty terms are passed over.
     void add_divided(std::vector<SwitchedCiphertext>& terms, SlotCiphertext& out) const;
 
     // The standard deviation per coefficient of the noise that one rotation adds.
-    double rotation_deviation() const;
+    double rotation_deviation() const { return switching_deviation(switching()); }
 
   private:
-    std::uint64_t galois_element(int step) const;
     // c1's digits as integers, one of each data prime: [data().prime_count(), degree].
     Buffer<std::int64_t> centred_digits(const SlotCiphertext& in) const;
     // One of these digits in one row of the key ring, in NTT form.
     void digit_row(const SlotCiphertext& in, const Buffer<std::int64_t>& centred, std::size_t digit, std::size_t row,
                    std::uint64_t* out) const;
     // One row of a rotation, from that row of the digits, one per data prime.
-    void switch_row(const SlotCiphertext& in, View<const std::uint64_t* const> digits, const RotationKey& key,
+    void switch_row(const SlotCiphertext& in, View<const std::uint64_t* const> digits, const GaloisKey& key,
                     std::size_t row, SwitchedCiphertext& out) const;
 
     Embedding embedding_;

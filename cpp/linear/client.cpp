@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "linear/blocks/client.h"
+#include "linear/merged/client.h"
 #include "linear/precision.h"
 #include "linear/ranges.h"
 #include "linear/slots/client.h"
@@ -34,7 +35,10 @@ std::unique_ptr<const ClientPacking> make_packing(const Parameters& parameters, 
         return std::make_unique<BlockClientPacking>(parameters, features, outputs, byte_ns);
     }
     if (fresh_keys) {
-        throw ParameterError("a fresh key for every request needs packing=\"blocks\": slots need rotation keys");
+        throw ParameterError("a fresh key for every request needs packing=\"blocks\": the others need evaluation keys");
+    }
+    if (parameters.packing() == Packing::merged) {
+        return std::make_unique<MergedClientPacking>(parameters, features, outputs, byte_ns);
     }
     return std::make_unique<SlotClientPacking>(parameters, features, outputs, weight_gradients);
 }

@@ -9,11 +9,13 @@
 #include "linear/blocks/layout.h"
 #include "linear/blocks/strands.h"
 #include "linear/blocks/weights.h"
+#include "linear/merged/merging.h"
 #include "linear/precision.h"
 #include "linear/sealed/messages.h"
 #include "linear/slots/gradient.h"
 #include "linear/slots/layout.h"
 #include "rlwe/decryption.h"
+#include "rlwe/galois.h"
 #include "rlwe/public_key.h"
 #include "wire/codec.h"
 
@@ -236,6 +238,33 @@ ServingCost slot_gradient(Served served, const SlotRing& slots, const SlotLayout
     return cost;
 }
 
+ServingCost merged_forward(Served served, const Ring& ring, std::size_t ciphertext_bytes, const MergedLayout& layout,
+                           const BatchShape& shape, int bits) {
+    const Polynomial poly(ring);
+    const std::size_t groups = shape.groups(), inputs = layout.blocks.inputs(), products = layout.blocks.products();
+    const std::size_t replies = layout.replies(), pairs = products * inputs;
+    ServingCost cost;
+    cost.request_bytes = kFrame + kRequestPrefix + groups * inputs * ciphertext_bytes;
+    cost.reply_bytes = kFrame + kReplyPrefix + sum_over(groups, replies, [&](bool last_group, bool last_reply) {
+                           const std::size_t samples = shape.samples_of(last_group ? groups - 1 : 0);
+                           return packed_bytes(layout.outputs_of(last_reply ? replies - 1 : 0) * samples, bits) +
+                                  packed_bytes(ring.degree(), bits);
+                       });
+    cost.held_bytes = served == Served::training ? groups * (2 * inputs * poly.bytes + kEntry) : 0;
+    const bool kept = pairs * poly.bytes <= kMaxKeptBytes;
+    cost.layer_bytes = kept ? pairs * poly.bytes + products * kEntry : 0;
+    // Of each level a pair that is being merged, with three buffers; above that the subtrees.
+    const std::size_t ciphertext = 3 * poly.bytes;
+    cost.working_bytes = 2 * cost.reply_bytes + groups * replies * kEntry + 2 * inputs * poly.bytes +
+                         (2 * layout.levels + 11) * ciphertext + 5 * poly.bytes + (kept ? 0 : inputs * poly.bytes);
+    const double merge = 4 * poly.transform + 16 * poly.residues;
+    const double group = real(inputs) * (kReceive * poly.residues + poly.transform) + 2 * real(pairs) * poly.residues +
+                         real(products) * merge + real(replies) * (4 * poly.transform + 2 * kFinish * poly.residues);
+    const double encode = real(pairs) * (poly.transform + kFinish * poly.residues);
+    cost.multiplications = real(groups) * group + encode * (kept ? 1 : real(groups));
+    return cost;
+}
+
 std::size_t degree_2_bytes(std::size_t positions, std::size_t degree, int bits) {
     return packed_bytes(positions, bits) + 2 * packed_bytes(degree, bits);
 }
@@ -285,6 +314,31 @@ ServingCost of_blocks(Served served, const Parameters& parameters, const ServedL
     const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(layout.group_size),
                            static_cast<std::uint32_t>(layout.width)};
     return block_serving_cost(served, ring, codec.bytes(), layout, shape, most_reply_bits(ring), private_weights);
+}
+
+ServingCost of_merged(Served served, const Parameters& parameters, const ServedLayer& layer) {
+    const Ring data(parameters.ring_degree(), parameters.data_primes());
+    const std::size_t degree = data.degree(), planned = parameters.choice().batch_size;
+    if (served == Served::public_material) {
+        const Ring key(degree, parameters.primes());
+        const std::size_t keys = merging_elements(degree, layer.features, layer.outputs, planned).size();
+        ServingCost cost = public_material_cost(parameters, key);
+        cost.request_bytes += galois_key_bytes(one_digit(key), keys);
+        // With the monomials of every level, and the ring that keys are read with.
+        const std::size_t levels = static_cast<std::size_t>(std::ilogb(merged_width(degree, layer.features)));
+        cost.held_bytes = 2 * cost.held_bytes + 4 * Polynomial(data).bytes + levels * Polynomial(key).bytes +
+                          keys * (2 * Polynomial(key).bytes + degree * 4 + kEntry);
+        cost.working_bytes = 2 * Polynomial(key).bytes + cost.held_bytes / 2;
+        cost.multiplications = real(keys) * kReceive * real(key.size());
+        return cost;
+    }
+    const PolynomialCodec codec(data, dropped_bits(data));
+    const std::size_t most = most_merged_samples(degree, layer.features, planned);
+    const std::size_t groups = (layer.samples + most - 1) / most, group_size = (layer.samples + groups - 1) / groups;
+    const MergedLayout layout = merged_layout(degree, layer.features, layer.outputs, group_size);
+    const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(group_size),
+                           static_cast<std::uint32_t>(layout.blocks.width)};
+    return merged_serving_cost(served, data, codec.bytes(), layout, shape, most_reply_bits(data));
 }
 
 ServingCost of_slots(Served served, const Parameters& parameters, const ServedLayer& layer) {
@@ -351,6 +405,13 @@ ServingCost block_serving_cost(Served served, const Ring& ring, std::size_t ciph
         add_hiding(ring, layout.products() * layout.inputs(), cost);
     }
     return cost;
+}
+
+ServingCost merged_serving_cost(Served served, const Ring& data, std::size_t ciphertext_bytes,
+                                const MergedLayout& layout, const BatchShape& shape, int bits) {
+    const bool forward = served == Served::forward || served == Served::training;
+    return forward ? merged_forward(served, data, ciphertext_bytes, layout, shape, bits)
+                   : block_gradient(served, data, layout.blocks, shape, bits);
 }
 
 ServingCost slot_serving_cost(Served served, const SlotRing& ring, std::size_t ciphertext_bytes,
@@ -420,8 +481,14 @@ ServingCost serving_cost(Served served, const Parameters& parameters, const Serv
     ServedLayer wanted = layer;
     wanted.weight_gradients = layer.weight_gradients || served == Served::training ||
                               served == Served::weight_gradient || served == Served::opened_gradient;
-    return parameters.packing() == Packing::blocks ? of_blocks(served, parameters, wanted)
-                                                   : of_slots(served, parameters, wanted);
+    switch (parameters.packing()) {
+        case Packing::blocks:
+            return of_blocks(served, parameters, wanted);
+        case Packing::merged:
+            return of_merged(served, parameters, wanted);
+        default:
+            return of_slots(served, parameters, wanted);
+    }
 }
 
 }  // namespace hesplit

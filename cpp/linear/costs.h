@@ -11,6 +11,7 @@
 #include "linear/messages.h"
 #include "linear/sealed/plan.h"
 #include "packing/blocks.h"
+#include "packing/merged.h"
 #include "packing/slots.h"
 #include "ring/ring.h"
 #include "rlwe/parameters.h"
@@ -57,6 +58,8 @@ int most_reply_bits(const Ring& ring);
 // request; `private_weights`: replies hide them.
 ServingCost block_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes, const BlockLayout& layout,
                                const BatchShape& shape, int bits, bool private_weights);
+ServingCost merged_serving_cost(Served served, const Ring& data, std::size_t ciphertext_bytes,
+                                const MergedLayout& layout, const BatchShape& shape, int bits);
 ServingCost slot_serving_cost(Served served, const SlotRing& ring, std::size_t ciphertext_bytes,
                               const SlotLayout& layout, const BatchShape& shape, int bits);
 // Of sealed weights; layout.features includes the bias.

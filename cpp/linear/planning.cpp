@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "linear/blocks/planning.h"
+#include "linear/merged/planning.h"
 #include "linear/slots/planning.h"
 
 namespace hesplit {
@@ -11,6 +12,9 @@ namespace hesplit {
 std::unique_ptr<const LayerPlan> plan_layer(const Parameters& parameters, const PlannedLayer& layer) {
     if (parameters.packing() == Packing::blocks) {
         return std::make_unique<const BlockPlan>(parameters, layer);
+    }
+    if (parameters.packing() == Packing::merged) {
+        return std::make_unique<const MergedPlan>(parameters, layer);
     }
     return std::make_unique<const SlotPlan>(parameters, layer);
 }

@@ -37,6 +37,7 @@ struct LayerEstimate {
     double flooding_deviation = 0;  // of the noise that floods every logit of a batch; 0 without releases
     int spread_bits = 0;            // of private weights (linear/private_replies.h)
     double logit_noise = 0;         // deviation of the flood that hides private weights, in every logit
+    std::size_t key_bytes = 0;      // of evaluation keys, sent once
     std::size_t request_bytes = 0;
     std::size_t reply_bytes = 0;
     std::optional<BlockCost> cost;  // where there is a model of it

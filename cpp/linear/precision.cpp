@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "rlwe/decryption.h"
+#include "rlwe/galois.h"
 #include "rlwe/public_key.h"
 
 namespace hesplit {
@@ -184,8 +185,11 @@ int activation_shift(const ParameterChoice& choice) {
     return std::max(0, std::ilogb(choice.activation_bound * choice.scale) - 61);
 }
 
-Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& held, std::size_t features,
-                     std::size_t per_product, View<const double> weight) {
+namespace {
+
+// `added`: the deviation of what else joins the noise of a product, in its units.
+Scaling scale_products(const ParameterChoice& choice, const Ring& ring, const WeightNorms& held, std::size_t features,
+                       std::size_t per_product, View<const double> weight, double added) {
     const bool hidden = choice.private_bits != 0;
     const WeightNorms norms = hidden ? agreed_norms(choice, held, per_product) : held;
     Budget budget;
@@ -197,8 +201,10 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
     budget.weight_scale = std::ldexp(filling, -budget.weight_shift);
     // The noise meets every weight of a product, the rounding of x only those of its own row.
     const double rounding = std::ldexp(norms.l2, activation_shift(choice));
-    const double noise =
-        std::sqrt(request_noise_variance(ring) * norms.group_l2 * norms.group_l2 + rounding * rounding / 12);
+    const double product_scale = std::ldexp(budget.weight_scale * choice.scale, budget.weight_shift);
+    const double merging = added / product_scale * choice.scale;
+    const double noise = std::sqrt(request_noise_variance(ring) * norms.group_l2 * norms.group_l2 +
+                                   rounding * rounding / 12 + merging * merging);
     // Cauchy-Schwarz, no statistics: activations may be correlated with how their weights were rounded. Of private
     // weights the roundings are taken as uniform, since nothing may follow from what they are.
     const double weights = rounding_norm(hidden ? View<const double>{} : weight, features, budget.weight_scale) *
@@ -206,7 +212,6 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
     budget.fixed_error = kTail * noise / choice.scale + weights + 1 / (budget.weight_scale * choice.scale);
     budget.reply_deviation = reply_rounding_deviation(ring.degree());
     budget.max_reply_bits = kMaxBlockReplyBits;
-    const double product_scale = std::ldexp(budget.weight_scale * choice.scale, budget.weight_shift);
     const double l1 = agreed_weight_l1(choice, ring, features, per_product, product_scale);
     if (choice.releases > 0) {
         budget.least_reply_bits = flooded_bits(ring, l1);
@@ -224,6 +229,23 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
     scaling.flood_bits = flood_bits;
     scaling.spread_bits = spread_bits;
     return scaling;
+}
+
+}  // namespace
+
+Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
+                     std::size_t per_product, View<const double> weight) {
+    return scale_products(choice, ring, norms, features, per_product, weight, 0);
+}
+
+Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring& key, const WeightNorms& norms,
+                     const MergedLayout& layout, View<const double> weight) {
+    // The noise of a merge is doubled by every merge after it, as its values are: 4^0 + ... + 4^(levels - 1) times the
+    // variance of the last one. The division of c0 rounds once.
+    const double merges = (std::ldexp(1.0, 2 * static_cast<int>(layout.levels)) - 1) / 3;
+    const double deviation = switching_deviation({key, 1});
+    const double added = std::sqrt(merges * deviation * deviation + 1.0 / 12);
+    return scale_products(choice, data, norms, layout.blocks.features, layout.blocks.per_product(), weight, added);
 }
 
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,

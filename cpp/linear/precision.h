@@ -7,6 +7,7 @@
 #include "base/buffer.h"
 #include "ckks/slot_ring.h"
 #include "packing/blocks.h"
+#include "packing/merged.h"
 #include "packing/slots.h"
 #include "rlwe/flooding.h"
 #include "rlwe/parameters.h"
@@ -71,6 +72,8 @@ struct Scaling {
 // norms, so that it says nothing of the weights.
 Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
                      std::size_t per_product, View<const double> weight);
+Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring& key, const WeightNorms& norms,
+                     const MergedLayout& layout, View<const double> weight);
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
                     const SlotLayout& layout);
 

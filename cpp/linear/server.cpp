@@ -6,9 +6,12 @@
 
 #include "base/error.h"
 #include "linear/blocks/server.h"
+#include "linear/merged/server.h"
 #include "linear/precision.h"
 #include "linear/ranges.h"
 #include "linear/slots/server.h"
+#include "packing/merged.h"
+#include "rlwe/galois.h"
 #include "wire/codec.h"
 
 namespace hesplit {
@@ -36,11 +39,20 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples, const Ser
         }
         public_key_ = PublicKey::read(reader, parameters_);
     }
+    if (parameters_.packing() == Packing::merged) {
+        const Ring key(parameters_.ring_degree(), parameters_.primes());
+        const std::vector<std::uint64_t> elements =
+            merging_elements(key.degree(), features_, outputs_, parameters_.choice().batch_size);
+        merging_keys_ =
+            std::make_shared<const std::vector<GaloisKey>>(read_galois_keys(one_digit(key), elements, reader));
+    }
     if (like) {
         packing_ = like->packing_;
         weights_ = like->weights();
     } else if (parameters_.packing() == Packing::blocks) {
         packing_ = std::make_shared<BlockServerPacking>(parameters_, features_, outputs_);
+    } else if (parameters_.packing() == Packing::merged) {
+        packing_ = std::make_shared<MergedServerPacking>(parameters_, features_, outputs_);
     } else {
         packing_ = std::make_shared<SlotServerPacking>(parameters_, features_, outputs_, weight_gradients_, reader);
     }
@@ -61,7 +73,7 @@ void LinearServer::set_weight(View<const double> weight, View<const double> bias
 }
 
 std::unique_ptr<LinearServer> LinearServer::for_client(View<const std::uint8_t> public_material) const {
-    if (parameters_.packing() != Packing::blocks) {
+    if (parameters_.packing() == Packing::slots) {
         throw ParameterError("servers of slots share no weights: each has the rotation keys of its client");
     }
     WireReader reader(public_material, MessageType::public_material);
@@ -97,6 +109,7 @@ ForwardRequest LinearServer::read(View<const std::uint8_t> bytes) const {
     reader.require_remaining(shape.groups() * packing_->inputs(shape) * ciphertext_bytes_);
     request.ciphertexts = reader.raw(reader.remaining());
     request.public_key = public_key_;
+    request.merging_keys = merging_keys_;
     return request;
 }
 

@@ -99,8 +99,9 @@ class LinearServer {
     ServingLimits limits_;
     std::size_t features_ = 0;
     std::size_t outputs_ = 0;
-    bool weight_gradients_ = false;                // the client sent what they need
-    std::shared_ptr<const PublicKey> public_key_;  // of the client, where replies hide the weights
+    bool weight_gradients_ = false;                               // the client sent what they need
+    std::shared_ptr<const PublicKey> public_key_;                 // of the client, where replies hide the weights
+    std::shared_ptr<const std::vector<GaloisKey>> merging_keys_;  // of the client, on merged blocks
     std::shared_ptr<const ServerPacking> packing_;
     std::size_t ciphertext_bytes_ = 0;  // of one in a request
 

@@ -12,6 +12,7 @@
 #include "linear/costs.h"
 #include "linear/messages.h"
 #include "ring/ring.h"
+#include "rlwe/galois.h"
 #include "rlwe/public_key.h"
 #include "wire/format.h"
 
@@ -23,6 +24,7 @@ struct ForwardRequest {
     RequestHead head;
     View<const std::uint8_t> ciphertexts;
     std::shared_ptr<const PublicKey> public_key;  // of the client, where the reply is to hide the weights
+    std::shared_ptr<const std::vector<GaloisKey>> merging_keys;  // of the client, on merged blocks
 };
 
 // What masks the logits of a reply, modulo 2^bits: by group and product, uniform, in the order of its coefficients.

@@ -53,11 +53,16 @@ void check_modulus(const ParameterChoice& choice) {
         throw ParameterError("ring_degree must be 1024, 2048, 4096, 8192, 16384 or 32768, got " +
                              std::to_string(choice.ring_degree));
     }
-    const std::size_t least = choice.packing == Packing::slots ? 2 : 1;
-    if (choice.modulus_bits.size() < least || choice.modulus_bits.size() > kMaxPrimes) {
-        throw ParameterError(std::string("modulus_bits needs ") + (least == 2 ? "2" : "1") + " to 32 primes" +
-                             (least == 2 ? " with packing=\"slots\" (the last one is for key switching)" : "") +
-                             ", got " + join(choice.modulus_bits));
+    const std::size_t primes = choice.modulus_bits.size();
+    if (primes < (choice.packing == Packing::blocks ? 1 : 2) ||
+        primes > (choice.packing == Packing::merged ? 3 : kMaxPrimes)) {
+        const char* needed = "1 to 32 primes";
+        if (choice.packing == Packing::slots) {
+            needed = "2 to 32 primes with packing=\"slots\" (the last one is for key switching)";
+        } else if (choice.packing == Packing::merged) {
+            needed = "2 or 3 primes with packing=\"merged\" (the last one is for key switching)";
+        }
+        throw ParameterError(std::string("modulus_bits needs ") + needed + ", got " + join(choice.modulus_bits));
     }
     int total = 0;
     for (const int bits : choice.modulus_bits) {
@@ -65,6 +70,10 @@ void check_modulus(const ParameterChoice& choice) {
             throw ParameterError("each prime must have 14 to 60 bits, got " + join(choice.modulus_bits));
         }
         total += bits;
+    }
+    if (choice.packing == Packing::merged && total - choice.modulus_bits.back() > 60) {
+        throw ParameterError("with packing=\"merged\" the primes before the last have at most 60 bits together, got " +
+                             join(choice.modulus_bits));
     }
     if (total > limit && choice.security != Security::paper) {
         throw ParameterError(
@@ -217,7 +226,7 @@ Parameters::Parameters(ParameterChoice choice) : choice_(std::move(choice)) {
 
 std::vector<std::uint64_t> Parameters::data_primes() const {
     std::vector<std::uint64_t> primes = primes_;
-    if (packing() == Packing::slots) {
+    if (packing() != Packing::blocks) {
         primes.pop_back();
     }
     return primes;
@@ -260,7 +269,7 @@ Parameters Parameters::parse(View<const std::uint8_t> bytes) {
         bytes[3] > kMaxPrimes || bytes.size != 4 + std::size_t{bytes[3]} + field_count(bytes[0]) * 8) {
         throw WireError("these bytes are not a description of parameters, or of another version");
     }
-    if (bytes[1] < 1 || bytes[1] > 2 || bytes[2] < 1 || bytes[2] > 3) {
+    if (bytes[1] < 1 || bytes[1] > 3 || bytes[2] < 1 || bytes[2] > 3) {
         throw WireError("parameters with an unknown packing or security level");
     }
     ParameterChoice choice;

@@ -12,7 +12,7 @@
 
 namespace hesplit {
 
-enum class Packing : std::uint8_t { blocks = 1, slots = 2 };
+enum class Packing : std::uint8_t { blocks = 1, slots = 2, merged = 3 };
 
 // standard: at least 128 bits against classical computers by the 2024 security guidelines. paper: a published set below
 // that, run on request only. quantum: 128 bits by the guidelines' column for quantum computers.
@@ -24,14 +24,14 @@ inline constexpr std::uint32_t kStatisticalBits = 30;
 // What a user chooses. Ranges are in the units of the activations and of the logits.
 struct ParameterChoice {
     std::size_t ring_degree = 0;
-    std::vector<int> modulus_bits;  // with slot packing the last prime is the key-switching prime
+    std::vector<int> modulus_bits;  // but on blocks the last prime is the key-switching prime
     double scale = 0;               // of the activations
     Packing packing = Packing::blocks;
     Security security = Security::standard;
     double activation_bound = 0;  // largest |activation|
     double activation_norm = 0;   // largest l2 norm of one sample's activations
     double error_bound = 0;       // largest |decrypted logit - exact logit|, except with probability 2^-39 per logit
-    std::size_t batch_size = 1;   // what slot packing and sealed weights are laid out for
+    std::size_t batch_size = 1;   // what slots, merged blocks and sealed weights are laid out for
     std::uint32_t releases = 0;   // decryptions that may be released under one key, each flooded; 0: none is flooded
     std::uint32_t updates = 0;    // encrypted updates that sealed weights take before they are refreshed; 0: not sealed
     std::uint32_t statistical_bits = kStatisticalBits;  // s: of the releases under one key (rlwe/flooding.h)
@@ -49,7 +49,7 @@ class Parameters {
     const ParameterChoice& choice() const { return choice_; }
     std::size_t ring_degree() const { return choice_.ring_degree; }
     Packing packing() const { return choice_.packing; }
-    // All primes, and those that a ciphertext uses (all but the key-switching prime of slot packing).
+    // All primes, and those that a ciphertext uses (all but a key-switching prime).
     const std::vector<std::uint64_t>& primes() const { return primes_; }
     std::vector<std::uint64_t> data_primes() const;
     int total_bits() const;

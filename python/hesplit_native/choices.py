@@ -17,7 +17,7 @@ Recipe = Literal["default", "paper"]
 ServerOptimizer = Literal["adam", "sgd", "momentum"]
 
 #: How ciphertexts are filled.
-Packing = Literal["blocks", "slots"]
+Packing = Literal["blocks", "slots", "merged"]
 #: Limits of the modulus: 128 bits against classical or against quantum computers; or none, for published sets.
 Security = Literal["standard", "quantum", "paper"]
 #: Those to choose parameters for.

@@ -14,7 +14,7 @@ BlockClientPacking::BlockClientPacking(const Parameters& parameters, std::size_t
     : choice_(parameters.choice()),
       features_(features),
       outputs_(outputs),
-      ring_(parameters.ring_degree(), parameters.primes()),
+      ring_(parameters.ring_degree(), parameters.data_primes()),
       medium_(block_medium(ring_, kTypicalReplyBits, byte_ns)) {}
 
 BlockLayout BlockClientPacking::layout(const BatchShape& shape) const {

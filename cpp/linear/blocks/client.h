@@ -10,7 +10,7 @@
 
 namespace hesplit {
 
-class BlockClientPacking final : public ClientPacking {
+class BlockClientPacking : public ClientPacking {
   public:
     // `byte_ns`: what a byte to the server costs; layouts are planned for it.
     BlockClientPacking(const Parameters& parameters, std::size_t features, std::size_t outputs, double byte_ns);
@@ -40,16 +40,18 @@ class BlockClientPacking final : public ClientPacking {
     double weight_l1(const BatchShape& shape, double product_scale) const override;
     double gradient_l1(const BatchShape& shape, View<const double> gradient, double scale) const override;
 
+  protected:
+    const ParameterChoice choice_;
+    const std::size_t features_;
+    const std::size_t outputs_;
+    const Ring ring_;
+
   private:
     BlockLayout layout(const BatchShape& shape) const;
     template <class T>
     void encode_values(const BatchShape& shape, const T* x, std::size_t samples, std::size_t input,
                        std::uint64_t* coefficients) const;
 
-    ParameterChoice choice_;
-    std::size_t features_;
-    std::size_t outputs_;
-    Ring ring_;
     BlockMedium medium_;
 };
 

@@ -13,7 +13,7 @@ BlockServerPacking::BlockServerPacking(const Parameters& parameters, std::size_t
     : parameters_(parameters),
       features_(features),
       outputs_(outputs),
-      ring_(parameters.ring_degree(), parameters.primes()),
+      ring_(parameters.ring_degree(), parameters.data_primes()),
       codec_(ring_, dropped_bits(ring_)) {}
 
 BlockLayout BlockServerPacking::layout(const BatchShape& shape) const {

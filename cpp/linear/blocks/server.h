@@ -13,7 +13,7 @@
 
 namespace hesplit {
 
-class BlockServerPacking final : public ServerPacking {
+class BlockServerPacking : public ServerPacking {
   public:
     BlockServerPacking(const Parameters& parameters, std::size_t features, std::size_t outputs);
 
@@ -39,14 +39,16 @@ class BlockServerPacking final : public ServerPacking {
     std::vector<double> decode_gradient(const GradientRun& run, View<const std::int64_t> values,
                                         double scale) const override;
 
+  protected:
+    const Parameters parameters_;
+    const std::size_t features_;
+    const std::size_t outputs_;
+    const Ring ring_;
+    const PolynomialCodec codec_;
+
   private:
     BlockLayout layout(const BatchShape& shape) const;
 
-    Parameters parameters_;
-    std::size_t features_;
-    std::size_t outputs_;
-    Ring ring_;
-    PolynomialCodec codec_;
     mutable NextReplyC1 next_;  // last, so that its job ends before the rest
 };
 

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
-#include "base/parallel.h"
-#include "rlwe/encryption.h"
-#include "wire/codec.h"
+#include "rlwe/galois.h"
 
 namespace hesplit {
 
@@ -25,46 +24,32 @@ std::vector<GradientRun> weight_gradient_runs(const SlotLayout& layout, std::siz
     return runs;
 }
 
+namespace {
+
+std::vector<std::uint64_t> elements_of(const SlotRing& ring, const std::vector<int>& steps) {
+    std::vector<std::uint64_t> elements;
+    for (const int step : steps) {
+        elements.push_back(ring.galois_element(step));
+    }
+    return elements;
+}
+
+}  // namespace
+
 std::size_t rotation_key_bytes(const SlotRing& ring, const std::vector<int>& steps) {
-    const std::size_t digits = ring.data().prime_count();
-    return steps.empty() ? 0 : sizeof(Seed) + steps.size() * digits * PolynomialCodec(ring.key(), 0).bytes();
+    return galois_key_bytes(ring.switching(), steps.size());
 }
 
 void write_rotation_keys(const SlotRing& ring, const std::vector<int>& steps, const SecretKey& key,
                          WireWriter& writer) {
-    if (steps.empty()) {
-        return;
-    }
-    const PolynomialCodec codec(ring.key(), 0);
-    const std::size_t digits = ring.data().prime_count(), key_bytes = digits * codec.bytes();
-    const EncryptionRandomness randomness = EncryptionRandomness::fresh();
-    writer.seed(randomness.seed);
-    std::uint8_t* out = writer.reserve(steps.size() * key_bytes);
-    parallel_for(steps.size(), [&](std::size_t k) {
-        Buffer<std::uint64_t> c0(ring.rotation_key_size()), scratch;
-        ring.make_rotation_key(key, steps[k], randomness, static_cast<std::uint32_t>(k * digits), c0.data());
-        for (std::size_t digit = 0; digit < digits; ++digit) {
-            codec.pack(c0.data() + digit * ring.key().size(), out + k * key_bytes + digit * codec.bytes(), scratch);
-        }
-    });
+    write_galois_keys(ring.switching(), elements_of(ring, steps), key, writer);
 }
 
 RotationKeys read_rotation_keys(const SlotRing& ring, const std::vector<int>& steps, WireReader& reader) {
+    std::vector<GaloisKey> read = read_galois_keys(ring.switching(), elements_of(ring, steps), reader);
     RotationKeys keys;
-    if (steps.empty()) {
-        return keys;
-    }
-    const PolynomialCodec codec(ring.key(), 0);
-    const std::size_t digits = ring.data().prime_count();
-    reader.require_remaining(rotation_key_bytes(ring, steps));
-    const Seed seed = reader.seed();
-    Buffer<std::uint64_t> c0(ring.rotation_key_size());
     for (std::size_t k = 0; k < steps.size(); ++k) {
-        for (std::size_t digit = 0; digit < digits; ++digit) {
-            codec.unpack(reader.raw(codec.bytes()).data, c0.data() + digit * ring.key().size());
-        }
-        keys.emplace(steps[k],
-                     ring.load_rotation_key(steps[k], seed, static_cast<std::uint32_t>(k * digits), c0.data()));
+        keys.emplace(steps[k], std::move(read[k]));
     }
     return keys;
 }

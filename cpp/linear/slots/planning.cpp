@@ -1,5 +1,7 @@
 #include "linear/slots/planning.h"
 
+#include "linear/slots/layout.h"
+
 namespace hesplit {
 
 SlotPlan::SlotPlan(const Parameters& parameters, const PlannedLayer& layer)
@@ -28,6 +30,7 @@ LayerEstimate SlotPlan::estimate() const {
         LayerEstimate::Rotations{layout_.period, layout_.babies, layout_.giants(), rotation_steps(layout_).size()};
     estimate.error = found.error;
     estimate.reply_bits = found.reply_bits;
+    estimate.key_bytes = rotation_key_bytes(ring_, rotation_steps(layout_));
     estimate.request_bytes = groups * estimate.inputs * codec_.bytes();
     estimate.reply_bytes = groups * estimate.products * packed_bytes(2 * ring_.data().degree(), found.reply_bits);
     return estimate;

@@ -51,11 +51,12 @@ class Parameters:
     ring_degree
         N, a power of two from 1024 to 32768.
     modulus_bits
-        Sizes of the primes of the modulus in bits. With ``packing="slots"`` the last one is the key-switching prime.
+        Sizes of the primes of the modulus in bits. But in ``"blocks"`` the last one is the key-switching prime.
     scale
         The factor by which activations are multiplied before they are rounded.
     packing
-        ``"blocks"`` (coefficients, fast) or ``"slots"`` (SIMD slots, what the papers use).
+        ``"blocks"`` (coefficients, fast), ``"merged"`` (the same with short replies for few rows and many outputs, which take
+        evaluation keys) or ``"slots"`` (SIMD slots, what the papers use).
     security
         ``"standard"`` refuses what is below 128 bits against classical computers by the 2024 guidelines, ``"quantum"`` what is
         below 128 bits against quantum computers by the same; ``"paper"`` runs published sets that are below.
@@ -65,7 +66,7 @@ class Parameters:
         Absolute bound on ``decrypted - exact`` for every logit, except with probability 2**-39 each. The server refuses
         weights with which it could not be kept.
     batch_size
-        The batch that slot packing is laid out for; other sizes work too. Sealed weights are laid out for it.
+        The batch that slots and merged blocks are laid out for; other sizes work too. Sealed weights are laid out for it.
     releases
         How many decryptions may be released under one key, each flooded with noise (docs/security.md); 0: released
         decryptions are not flooded.
@@ -452,7 +453,7 @@ _AGAINST: dict[str, str] = {"standard": "classical", "quantum": "quantum"}
 
 
 def _candidates(packing: Packing, security: Attacker) -> list[tuple[int, list[int]]]:
-    """Ring degrees and primes that are worth trying and have 128 bits; with slots the last prime is for key switching."""
+    """Ring degrees and primes that are worth trying and have 128 bits; but in blocks the last prime is for key switching."""
     return [
         (ring_degree, modulus_bits)
         for ring_degree, modulus_bits in _worth_trying(packing, security)
@@ -484,6 +485,16 @@ def _worth_trying(packing: Packing, security: Attacker) -> list[tuple[int, list[
             *((2048, split) for bits in range(least, 54) for split in _splits(bits)),
             *((4096, split) for bits in range(54, 107, 2) for split in _splits(bits)),
             *((8192, split) for bits in (*range(108, 151, 6), 180, 200) for split in _splits(bits)),
+        ]
+    if packing == "merged":
+        # Keys are as long as the whole modulus: the special prime is no longer than merging needs to add little noise.
+        total = _core.max_modulus_bits(4096, security)
+        rings = [*((4096, bits, min(bits, total - bits)) for bits in range(28, 61)), *((8192, bits, 50) for bits in (54, 57, 60))]
+        return [
+            (ring_degree, [*split, min(special, _VECTOR_PRIME_BITS)])
+            for ring_degree, bits, special in rings
+            for split in _splits(bits)
+            if len(split) <= 2
         ]
     return [
         (4096, [33, 33, 40]),

@@ -1,0 +1,62 @@
+#include "linear/merged/client.h"
+
+#include "base/error.h"
+#include "linear/merged/merging.h"
+#include "rlwe/galois.h"
+
+namespace hesplit {
+
+MergedClientPacking::MergedClientPacking(const Parameters& parameters, std::size_t features, std::size_t outputs,
+                                         double byte_ns)
+    : BlockClientPacking(parameters, features, outputs, byte_ns),
+      key_(parameters.ring_degree(), parameters.primes()),
+      elements_(merging_elements(parameters.ring_degree(), features, outputs, choice_.batch_size)) {}
+
+std::size_t MergedClientPacking::evaluation_key_bytes() const {
+    return galois_key_bytes(one_digit(key_), elements_.size());
+}
+
+void MergedClientPacking::write_evaluation_keys(const SecretKey& key, WireWriter& writer) const {
+    write_galois_keys(one_digit(key_), elements_, key, writer);
+}
+
+MergedLayout MergedClientPacking::merged(const BatchShape& shape) const {
+    return merged_layout(ring_.degree(), features_, outputs_, shape.group_size);
+}
+
+BatchShape MergedClientPacking::shape_of(std::size_t samples) const {
+    check_samples(samples);
+    const std::size_t most = most_merged_samples(ring_.degree(), features_, choice_.batch_size);
+    const std::size_t groups = (samples + most - 1) / most;
+    return {static_cast<std::uint32_t>(samples), static_cast<std::uint32_t>((samples + groups - 1) / groups),
+            static_cast<std::uint32_t>(merged_width(ring_.degree(), features_))};
+}
+
+std::size_t MergedClientPacking::products(const BatchShape& shape) const {
+    return merged(shape).replies();
+}
+
+std::size_t MergedClientPacking::position_count(const BatchShape& shape, std::size_t product,
+                                                std::size_t samples) const {
+    return merged(shape).outputs_of(product) * samples;
+}
+
+std::vector<std::uint32_t> MergedClientPacking::positions(const BatchShape& shape, std::size_t product,
+                                                          std::size_t samples) const {
+    return merged_positions(merged(shape), product, samples);
+}
+
+void MergedClientPacking::decode(const BatchShape& shape, std::size_t product, std::size_t samples,
+                                 View<const std::int64_t> values, double scale, double* y) const {
+    const MergedLayout layout = merged(shape);
+    const std::size_t first = layout.first_product(product) * layout.blocks.per_product();
+    for (std::size_t i = 0; i < values.size; ++i) {
+        y[(i % samples) * outputs_ + first + i / samples] = static_cast<double>(values[i]) / scale;
+    }
+}
+
+double MergedClientPacking::weight_l1(const BatchShape&, double) const {
+    throw ParameterError("flooded releases need packing=\"blocks\"");
+}
+
+}  // namespace hesplit

@@ -1,0 +1,188 @@
+#include "linear/merged/forward.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/parallel.h"
+#include "rlwe/encryption.h"
+
+namespace hesplit {
+
+MergedWeights::MergedWeights(const ParameterChoice& choice, const Merging& merging, const MergedLayout& layout,
+                             View<const double> weight, View<const double> bias)
+    : merging_(merging),
+      layout_(layout),
+      scaling_(scale_merged(choice, merging.data(), merging.key(),
+                            weight_norms(choice, weight, bias, layout.blocks.features, layout.blocks.per_product()),
+                            layout, weight)),
+      weight_(weight),
+      bias_(bias) {
+    const std::size_t products = layout_.blocks.products(), size = layout_.blocks.inputs() * merging.data().size();
+    if (products * size * sizeof(std::uint64_t) <= kMaxKeptBytes) {
+        encoded_.resize(products);
+        parallel_for(products, [&](std::size_t p) {
+            encoded_[p].resize(size);
+            encode(p, encoded_[p].data());
+        });
+    }
+}
+
+void MergedWeights::encode(std::size_t p, std::uint64_t* polys) const {
+    const Ring& ring = merging_.data();
+    const std::size_t n = ring.degree();
+    Buffer<std::int64_t> coefficients(n);
+    const View<std::int64_t> out{coefficients.data(), n};
+    for (std::size_t j = 0; j < layout_.blocks.inputs(); ++j) {
+        std::uint64_t* poly = polys + j * ring.size();
+        place_weight(layout_.blocks, weight_.data, p, j, scaling_.weight_scale, out);
+        ring.lift(View<const std::int64_t>{out.data, out.size}, poly);
+        // Merging multiplies by 2^levels.
+        for (std::size_t row = 0; row < ring.prime_count(); ++row) {
+            const std::uint64_t half = (ring.prime(row) + 1) / 2;
+            ring.scale_row({poly + row * n, n}, ring.power(half, layout_.levels, row), row);
+        }
+        ring.to_ntt(poly);
+    }
+}
+
+MergedCiphertext MergedWeights::product(const GroupInputs& inputs, std::size_t p) const {
+    const Ring& ring = merging_.data();
+    const std::size_t count = layout_.blocks.inputs();
+    Buffer<std::uint64_t> made;
+    if (encoded_.empty()) {
+        made.resize(count * ring.size());
+        encode(p, made.data());
+    }
+    const auto weights = pointers(encoded_.empty() ? made.data() : encoded_[p].data(), count, ring.size());
+    const auto c0 = pointers(inputs.c0.data(), count, ring.size()), c1 = pointers(inputs.c1.data(), count, ring.size());
+    MergedCiphertext product{Buffer<std::uint64_t>(merging_.key().size(), 0), Buffer<std::uint64_t>(ring.size())};
+    ring.dot({c0.data(), count}, {weights.data(), count}, product.c0.data());
+    ring.dot({c1.data(), count}, {weights.data(), count}, product.c1.data());
+    return product;
+}
+
+void MergedWeights::add_bias(std::size_t r, std::size_t samples, std::uint64_t* c0) const {
+    const Ring& ring = merging_.data();
+    if (bias_.size == 0) {
+        return;
+    }
+    const std::vector<std::uint32_t> positions = merged_positions(layout_, r, samples);
+    const std::size_t first = layout_.first_product(r) * layout_.blocks.per_product();
+    for (std::size_t i = 0; i < positions.size(); ++i) {
+        const double value = std::nearbyint(bias_[first + i / samples] * scaling_.product_scale);
+        for (std::size_t row = 0; row < ring.prime_count(); ++row) {
+            std::uint64_t& at = c0[row * ring.degree() + positions[i]];
+            const std::uint64_t sum = at + ring.residue(value, row);
+            at = std::min(sum, sum - ring.prime(row));  // sum < q: sum - q wraps around and is larger
+        }
+    }
+}
+
+MergedLayerWeights::MergedLayerWeights(const Parameters& parameters, const Merging& merging,
+                                       const PolynomialCodec& codec, std::size_t features, std::vector<double> weight,
+                                       std::vector<double> bias)
+    : parameters_(parameters),
+      merging_(merging),
+      codec_(codec),
+      features_(features),
+      weight_(std::move(weight)),
+      bias_(std::move(bias)) {
+    // One sample to a group merges the fewest times: weights that fail here fail in every layout.
+    reply_bits({1, 1, 0});
+}
+
+MergedLayout MergedLayerWeights::layout(const BatchShape& shape) const {
+    return merged_layout(merging_.data().degree(), features_, weight_.size() / features_, shape.group_size);
+}
+
+int MergedLayerWeights::reply_bits(const BatchShape& shape) const {
+    const MergedLayout laid_out = layout(shape);
+    const View<const double> weight{weight_.data(), weight_.size()}, bias{bias_.data(), bias_.size()};
+    const ParameterChoice& choice = parameters_.choice();
+    return scale_merged(choice, merging_.data(), merging_.key(),
+                        weight_norms(choice, weight, bias, features_, laid_out.blocks.per_product()), laid_out, weight)
+        .reply_bits;
+}
+
+std::shared_ptr<const MergedWeights> MergedLayerWeights::encoded(const BatchShape& shape) const {
+    constexpr std::size_t kMaxLayouts = 2;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [group_size, weights] : encoded_) {
+        if (group_size == shape.group_size) {
+            return weights;
+        }
+    }
+    encoded_.emplace_back(shape.group_size,
+                          std::make_shared<const MergedWeights>(parameters_.choice(), merging_, layout(shape),
+                                                                View<const double>{weight_.data(), weight_.size()},
+                                                                View<const double>{bias_.data(), bias_.size()}));
+    const std::shared_ptr<const MergedWeights> made = encoded_.back().second;
+    if (encoded_.size() > kMaxLayouts) {
+        encoded_.erase(encoded_.begin());
+    }
+    return made;
+}
+
+GroupInputs MergedLayerWeights::read_group(const ForwardRequest& request, std::size_t group, std::size_t inputs) const {
+    const Ring& ring = merging_.data();
+    GroupInputs made{Buffer<std::uint64_t>(inputs * ring.size()), Buffer<std::uint64_t>(inputs * ring.size())};
+    parallel_for(inputs, [&](std::size_t j) {
+        const std::size_t index = group * inputs + j;
+        std::uint64_t* c0 = made.c0.data() + j * ring.size();
+        codec_.unpack(request.ciphertexts.data + index * codec_.bytes(), c0);
+        ring.to_ntt(c0);
+        expand_uniform(ring, request.head.seed, static_cast<std::uint32_t>(index), made.c1.data() + j * ring.size());
+    });
+    return made;
+}
+
+std::string MergedLayerWeights::forward(const ForwardRequest& request, std::vector<GroupInputs>* kept,
+                                        LogitMasks*) const {
+    const Ring& ring = merging_.data();
+    const BatchShape& shape = request.head.shape;
+    const std::shared_ptr<const MergedWeights> weights = encoded(shape);
+    const MergedLayout& layout = weights->layout();
+    const Scaling& scaling = weights->scaling();
+    const std::size_t replies = layout.replies();
+    CiphertextRuns runs(ring.degree(), scaling.reply_bits);
+    for (std::size_t group = 0; group < shape.groups(); ++group) {
+        for (std::size_t r = 0; r < replies; ++r) {
+            runs.add(layout.outputs_of(r) * shape.samples_of(group));
+        }
+    }
+    WireWriter writer =
+        begin_reply(request.header, MessageType::reply, {shape, scaling.reply_bits, scaling.reply_scale}, runs.bytes());
+    std::uint8_t* out = writer.reserve(runs.bytes());
+    for (std::size_t group = 0; group < shape.groups(); ++group) {
+        GroupInputs inputs = read_group(request, group, layout.blocks.inputs());
+        if (kept) {
+            kept->push_back(inputs);
+        }
+        for (std::size_t j = 0; j < layout.blocks.inputs(); ++j) {
+            merging_.multiply_special(inputs.c0.data() + j * ring.size());
+        }
+        const std::size_t samples = shape.samples_of(group);
+        // With few replies the threads work on one at a time (Merging::merge).
+        const auto reply = [&](std::size_t r) {
+            MergedCiphertext merged =
+                merging_.merge([&](std::size_t i) { return weights->product(inputs, layout.first_product(r) + i); },
+                               layout.products_of(r), layout.levels, *request.merging_keys);
+            merging_.finish(merged);
+            weights->add_bias(r, samples, merged.c0.data());
+            const std::vector<std::uint32_t> positions = merged_positions(layout, r, samples);
+            std::uint8_t* to = out + runs.offset(group * replies + r);
+            to = pack_switched(ring, merged.c0.data(), {positions.data(), positions.size()}, scaling.reply_bits, to);
+            pack_switched(ring, merged.c1.data(), scaling.reply_bits, to);
+        };
+        if (replies < num_threads()) {
+            for (std::size_t r = 0; r < replies; ++r) {
+                reply(r);
+            }
+        } else {
+            parallel_for(replies, reply);
+        }
+    }
+    return writer.finish();
+}
+
+}  // namespace hesplit

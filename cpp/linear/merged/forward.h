@@ -1,0 +1,76 @@
+// Replies on merged blocks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "linear/merged/merging.h"
+#include "linear/precision.h"
+#include "linear/server_packing.h"
+#include "packing/merged.h"
+#include "rlwe/parameters.h"
+#include "wire/codec.h"
+
+namespace hesplit {
+
+// Weights and bias encoded for one layout. Immutable.
+class MergedWeights {
+  public:
+    // `weight` and `bias` must outlive this object.
+    MergedWeights(const ParameterChoice& choice, const Merging& merging, const MergedLayout& layout,
+                  View<const double> weight, View<const double> bias);
+
+    const MergedLayout& layout() const { return layout_; }
+    const Scaling& scaling() const { return scaling_; }
+
+    // Product p of a group's inputs, whose c0 Merging::multiply_special has multiplied.
+    MergedCiphertext product(const GroupInputs& inputs, std::size_t p) const;
+    // Adds the bias to c0 of reply r, in coefficient form.
+    void add_bias(std::size_t r, std::size_t samples, std::uint64_t* c0) const;
+
+  private:
+    void encode(std::size_t p, std::uint64_t* polys) const;  // inputs() polynomials in NTT form
+
+    const Merging& merging_;
+    MergedLayout layout_;
+    Scaling scaling_;
+    View<const double> weight_;
+    View<const double> bias_;
+    std::vector<Buffer<std::uint64_t>> encoded_;  // by product; empty when not kept
+};
+
+class MergedLayerWeights final : public LayerWeights {
+  public:
+    // All but the weights are the server's, and outlive this object. Throws RangeError when the parameters cannot hold
+    // these weights in any layout.
+    MergedLayerWeights(const Parameters& parameters, const Merging& merging, const PolynomialCodec& codec,
+                       std::size_t features, std::vector<double> weight, std::vector<double> bias);
+
+    int reply_bits(const BatchShape& shape) const override;
+    std::string forward(const ForwardRequest& request, std::vector<GroupInputs>* kept,
+                        LogitMasks* masks) const override;
+    void work_ahead() const override {}
+
+  private:
+    MergedLayout layout(const BatchShape& shape) const;
+    std::shared_ptr<const MergedWeights> encoded(const BatchShape& shape) const;
+    GroupInputs read_group(const ForwardRequest& request, std::size_t group, std::size_t inputs) const;
+
+    const Parameters& parameters_;
+    const Merging& merging_;
+    const PolynomialCodec& codec_;
+    std::size_t features_;
+    std::vector<double> weight_;
+    std::vector<double> bias_;
+
+    mutable std::mutex mutex_;
+    // By samples of a group. Oldest first.
+    mutable std::vector<std::pair<std::size_t, std::shared_ptr<const MergedWeights>>> encoded_;
+};
+
+}  // namespace hesplit

@@ -1,0 +1,55 @@
+#include "linear/merged/planning.h"
+
+#include "linear/merged/merging.h"
+
+namespace hesplit {
+
+MergedPlan::MergedPlan(const Parameters& parameters, const PlannedLayer& layer)
+    : choice_(parameters.choice()),
+      layer_(layer),
+      data_(parameters.ring_degree(), parameters.data_primes()),
+      key_(parameters.ring_degree(), parameters.primes()),
+      codec_(data_, dropped_bits(data_)) {
+    const std::size_t most = most_merged_samples(data_.degree(), layer.features, choice_.batch_size);
+    groups_ = (layer.samples + most - 1) / most;
+    layout_ = merged_layout(data_.degree(), layer.features, layer.outputs, (layer.samples + groups_ - 1) / groups_);
+    norms_ = planned_norms(choice_, layer.weight_norm, layout_.blocks.per_product());
+}
+
+Scaling MergedPlan::scaling(double scale) const {
+    ParameterChoice choice = choice_;
+    choice.scale = scale;
+    return scale_merged(choice, data_, key_, norms_, layout_, {});
+}
+
+LayerEstimate MergedPlan::estimate() const {
+    const Scaling found = scaling(choice_.scale);
+    LayerEstimate estimate;
+    estimate.group_size = layout_.blocks.group_size;
+    estimate.width = layout_.blocks.width;
+    estimate.inputs = layout_.blocks.inputs();
+    estimate.products = layout_.replies();
+    estimate.error = found.error;
+    estimate.reply_bits = found.reply_bits;
+    estimate.key_bytes = galois_key_bytes(
+        one_digit(key_), merging_elements(data_.degree(), layer_.features, layer_.outputs, choice_.batch_size).size());
+    estimate.request_bytes = groups_ * estimate.inputs * codec_.bytes();
+    std::size_t reply = 0;
+    for (std::size_t r = 0; r < layout_.replies(); ++r) {
+        reply += packed_bytes(layout_.outputs_of(r) * layout_.blocks.group_size, found.reply_bits) +
+                 packed_bytes(data_.degree(), found.reply_bits);
+    }
+    estimate.reply_bytes = groups_ * reply;
+    // Nanoseconds per coefficient and prime, as those of block_cost.
+    constexpr double kEncrypt = 7.5, kReceive = 9, kMultiply = 0.5, kMerge = 8, kFinish = 4, kDecrypt = 2;
+    const auto coefficients = static_cast<double>(groups_ * data_.size());
+    const auto inputs = static_cast<double>(estimate.inputs), products = static_cast<double>(layout_.blocks.products()),
+               replies = static_cast<double>(layout_.replies());
+    estimate.cost = BlockCost{coefficients * (inputs * kEncrypt + replies * kDecrypt),
+                              coefficients * (inputs * kReceive + inputs * products * kMultiply +
+                                              (products - replies) * kMerge + replies * kFinish),
+                              layer_.byte_ns * static_cast<double>(estimate.request_bytes + estimate.reply_bytes)};
+    return estimate;
+}
+
+}  // namespace hesplit
