@@ -43,6 +43,35 @@ std::vector<std::uint64_t> merging_elements(std::size_t degree, std::size_t feat
     return elements;
 }
 
+std::size_t pairs_of(const MergedLayout& layout, std::size_t r) {
+    return std::min(layout.products_of(r), std::max<std::size_t>(1, layout.most_merged() / 2));
+}
+
+bool place_weight_pair(const MergedLayout& layout, const double* weight, std::size_t r, std::size_t i, std::size_t j,
+                       double scale, View<std::int64_t> sum, View<std::int64_t> difference) {
+    const std::size_t first = layout.first_product(r) + i, other = i + layout.most_merged() / 2;
+    place_weight(layout.blocks, weight, first, j, scale, sum);
+    if (layout.levels == 0) {
+        return false;
+    }
+    if (other >= layout.products_of(r)) {
+        for (std::int64_t& value : sum) {
+            value *= 2;
+        }
+        return false;
+    }
+    Buffer<std::int64_t> shifted(sum.size);
+    place_weight(layout.blocks, weight, layout.first_product(r) + other, j, scale, {shifted.data(), shifted.size()});
+    const auto half = static_cast<std::ptrdiff_t>(layout.half(1));
+    std::rotate(shifted.begin(), shifted.end() - half, shifted.end());
+    std::transform(shifted.begin(), shifted.begin() + half, shifted.begin(), [](std::int64_t v) { return -v; });
+    for (std::size_t c = 0; c < sum.size; ++c) {
+        difference[c] = sum[c] - shifted[c];
+        sum[c] += shifted[c];
+    }
+    return true;
+}
+
 std::vector<std::uint32_t> merged_positions(const MergedLayout& layout, std::size_t r, std::size_t count) {
     const std::size_t apart = layout.half(layout.levels);
     std::vector<std::uint32_t> positions;

@@ -7,7 +7,8 @@
 // A and B that have their values at multiples of 2h, and the automorphism x -> x^(N/h + 1), which leaves x^(2h) and
 // negates x^h,
 //     A + x^h B + automorphism(A - x^h B)
-// has twice A's values at multiples of 2h and twice B's half-way between; h = k/2, k/4, ..., k/2^m.
+// has twice A's values at multiples of 2h and twice B's half-way between; h = k/2, k/4, ..., k/2^m. At the first level,
+// h = k/2, A + x^h B and A - x^h B are products with sums and differences of weights.
 #pragma once
 
 #include <cstddef>
@@ -41,6 +42,14 @@ MergedLayout merged_layout(std::size_t degree, std::size_t features, std::size_t
 // The automorphisms, by level from 1 on, that merging takes in batches of up to `batch_size`: larger groups take more.
 std::vector<std::uint64_t> merging_elements(std::size_t degree, std::size_t features, std::size_t outputs,
                                             std::size_t batch_size);
+
+// The weight polynomials of products i and i + 2^(m-1) of reply r, w and v, as w + x^(k/2) v and w - x^(k/2) v:
+// round(weight * scale) as in place_weight. Where there is no such v, `difference` is left alone and the sum is 2w;
+// with m = 0 it is w.
+bool place_weight_pair(const MergedLayout& layout, const double* weight, std::size_t r, std::size_t i, std::size_t j,
+                       double scale, View<std::int64_t> sum, View<std::int64_t> difference);
+// How many pairs reply r has.
+std::size_t pairs_of(const MergedLayout& layout, std::size_t r);
 
 // The coefficients of reply r that hold outputs of the first `count` samples, ordered by output, then sample.
 std::vector<std::uint32_t> merged_positions(const MergedLayout& layout, std::size_t r, std::size_t count);

@@ -17,48 +17,59 @@ MergedWeights::MergedWeights(const ParameterChoice& choice, const Merging& mergi
                             layout, weight)),
       weight_(weight),
       bias_(bias) {
-    const std::size_t products = layout_.blocks.products(), size = layout_.blocks.inputs() * merging.data().size();
-    if (products * size * sizeof(std::uint64_t) <= kMaxKeptBytes) {
-        encoded_.resize(products);
-        parallel_for(products, [&](std::size_t p) {
-            encoded_[p].resize(size);
-            encode(p, encoded_[p].data());
-        });
-    }
-}
-
-void MergedWeights::encode(std::size_t p, std::uint64_t* polys) const {
-    const Ring& ring = merging_.data();
-    const std::size_t n = ring.degree();
-    Buffer<std::int64_t> coefficients(n);
-    const View<std::int64_t> out{coefficients.data(), n};
-    for (std::size_t j = 0; j < layout_.blocks.inputs(); ++j) {
-        std::uint64_t* poly = polys + j * ring.size();
-        place_weight(layout_.blocks, weight_.data, p, j, scaling_.weight_scale, out);
-        ring.lift(View<const std::int64_t>{out.data, out.size}, poly);
-        // Merging multiplies by 2^levels.
-        for (std::size_t row = 0; row < ring.prime_count(); ++row) {
-            const std::uint64_t half = (ring.prime(row) + 1) / 2;
-            ring.scale_row({poly + row * n, n}, ring.power(half, layout_.levels, row), row);
+    const std::size_t products = layout_.blocks.products(), bytes = layout_.blocks.inputs() * merging.data().size() * 8;
+    if (products * bytes <= kMaxKeptBytes) {
+        for (std::size_t r = 0; r < layout_.replies(); ++r) {
+            first_.push_back(encoded_.size());
+            encoded_.resize(encoded_.size() + pairs_of(layout_, r));
+            parallel_for(pairs_of(layout_, r), [&](std::size_t i) { encoded_[first_[r] + i] = encode(r, i); });
         }
-        ring.to_ntt(poly);
     }
 }
 
-MergedCiphertext MergedWeights::product(const GroupInputs& inputs, std::size_t p) const {
+Buffer<std::uint64_t> MergedWeights::encode(std::size_t r, std::size_t i) const {
+    const Ring& ring = merging_.data();
+    const std::size_t n = ring.degree(), inputs = layout_.blocks.inputs(), size = inputs * ring.size();
+    Buffer<std::int64_t> sum(n), difference(n);
+    Buffer<std::uint64_t> encoded(2 * size);
+    bool both = false;
+    for (std::size_t j = 0; j < inputs; ++j) {
+        both = place_weight_pair(layout_, weight_.data, r, i, j, scaling_.weight_scale, {sum.data(), n},
+                                 {difference.data(), n});
+        for (std::size_t half = 0; half < (both ? 2 : 1); ++half) {
+            std::uint64_t* poly = encoded.data() + half * size + j * ring.size();
+            ring.lift(View<const std::int64_t>{(half ? difference : sum).data(), n}, poly);
+            // Merging multiplies by 2^levels.
+            for (std::size_t row = 0; row < ring.prime_count(); ++row) {
+                const std::uint64_t inverse = ring.power((ring.prime(row) + 1) / 2, layout_.levels, row);
+                ring.scale_row({poly + row * n, n}, inverse, row);
+            }
+            ring.to_ntt(poly);
+        }
+    }
+    encoded.resize(both ? 2 * size : size);
+    return encoded;
+}
+
+MergedCiphertext MergedWeights::pair(const GroupInputs& inputs, std::size_t r, std::size_t i,
+                                     MergedCiphertext& difference) const {
     const Ring& ring = merging_.data();
     const std::size_t count = layout_.blocks.inputs();
-    Buffer<std::uint64_t> made;
-    if (encoded_.empty()) {
-        made.resize(count * ring.size());
-        encode(p, made.data());
-    }
-    const auto weights = pointers(encoded_.empty() ? made.data() : encoded_[p].data(), count, ring.size());
+    const Buffer<std::uint64_t> made = encoded_.empty() ? encode(r, i) : Buffer<std::uint64_t>();
+    const Buffer<std::uint64_t>& encoded = encoded_.empty() ? made : encoded_[first_[r] + i];
     const auto c0 = pointers(inputs.c0.data(), count, ring.size()), c1 = pointers(inputs.c1.data(), count, ring.size());
-    MergedCiphertext product{Buffer<std::uint64_t>(merging_.key().size(), 0), Buffer<std::uint64_t>(ring.size())};
-    ring.dot({c0.data(), count}, {weights.data(), count}, product.c0.data());
-    ring.dot({c1.data(), count}, {weights.data(), count}, product.c1.data());
-    return product;
+    const auto multiply = [&](const std::uint64_t* first) {
+        const auto weights = pointers(first, count, ring.size());
+        MergedCiphertext product{Buffer<std::uint64_t>(merging_.key().size()), Buffer<std::uint64_t>(ring.size())};
+        ring.dot({c0.data(), count}, {weights.data(), count}, product.c0.data());
+        ring.dot({c1.data(), count}, {weights.data(), count}, product.c1.data());
+        std::fill(product.c0.begin() + static_cast<std::ptrdiff_t>(ring.size()), product.c0.end(), std::uint64_t{0});
+        return product;
+    };
+    if (encoded.size() > count * ring.size()) {
+        difference = multiply(encoded.data() + count * ring.size());
+    }
+    return multiply(encoded.data());
 }
 
 void MergedWeights::add_bias(std::size_t r, std::size_t samples, std::uint64_t* c0) const {
@@ -97,6 +108,14 @@ MergedLayout MergedLayerWeights::layout(const BatchShape& shape) const {
 
 int MergedLayerWeights::reply_bits(const BatchShape& shape) const {
     const MergedLayout laid_out = layout(shape);
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (const auto& [group_size, weights] : encoded_) {
+            if (group_size == shape.group_size) {
+                return weights->scaling().reply_bits;
+            }
+        }
+    }
     const View<const double> weight{weight_.data(), weight_.size()}, bias{bias_.data(), bias_.size()};
     const ParameterChoice& choice = parameters_.choice();
     return scale_merged(choice, merging_.data(), merging_.key(),
@@ -164,9 +183,9 @@ std::string MergedLayerWeights::forward(const ForwardRequest& request, std::vect
         const std::size_t samples = shape.samples_of(group);
         // With few replies the threads work on one at a time (Merging::merge).
         const auto reply = [&](std::size_t r) {
-            MergedCiphertext merged =
-                merging_.merge([&](std::size_t i) { return weights->product(inputs, layout.first_product(r) + i); },
-                               layout.products_of(r), layout.levels, *request.merging_keys);
+            MergedCiphertext merged = merging_.merge(
+                [&](std::size_t i, MergedCiphertext& difference) { return weights->pair(inputs, r, i, difference); },
+                layout.products_of(r), layout.levels, *request.merging_keys);
             merging_.finish(merged);
             weights->add_bias(r, samples, merged.c0.data());
             const std::vector<std::uint32_t> positions = merged_positions(layout, r, samples);

@@ -28,20 +28,22 @@ class MergedWeights {
     const MergedLayout& layout() const { return layout_; }
     const Scaling& scaling() const { return scaling_; }
 
-    // Product p of a group's inputs, whose c0 Merging::multiply_special has multiplied.
-    MergedCiphertext product(const GroupInputs& inputs, std::size_t p) const;
+    // Pair i of reply r (Merging::merge), from a group's inputs, whose c0 Merging::multiply_special has multiplied.
+    MergedCiphertext pair(const GroupInputs& inputs, std::size_t r, std::size_t i, MergedCiphertext& difference) const;
     // Adds the bias to c0 of reply r, in coefficient form.
     void add_bias(std::size_t r, std::size_t samples, std::uint64_t* c0) const;
 
   private:
-    void encode(std::size_t p, std::uint64_t* polys) const;  // inputs() polynomials in NTT form
+    // A pair in NTT form: inputs() polynomials of the sum, then of the difference where there is one.
+    Buffer<std::uint64_t> encode(std::size_t r, std::size_t i) const;
 
     const Merging& merging_;
     MergedLayout layout_;
     Scaling scaling_;
     View<const double> weight_;
     View<const double> bias_;
-    std::vector<Buffer<std::uint64_t>> encoded_;  // by product; empty when not kept
+    std::vector<Buffer<std::uint64_t>> encoded_;  // by reply and pair; empty when not kept
+    std::vector<std::size_t> first_;              // of every reply
 };
 
 class MergedLayerWeights final : public LayerWeights {

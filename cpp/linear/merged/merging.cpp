@@ -23,12 +23,16 @@ Merging::Merging(const Ring& data, const Ring& key, std::size_t width)
     }
 }
 
-MergedCiphertext Merging::merge(const MakeProduct& product, std::size_t count, std::size_t levels,
+MergedCiphertext Merging::merge(const MakePair& pair, std::size_t count, std::size_t levels,
                                 const std::vector<GaloisKey>& keys) const {
     // Below this many levels from the top, subtrees are spread over the threads.
     constexpr std::size_t kSerialLevels = 3;
-    const std::size_t below = levels - std::min(levels, kSerialLevels);
-    const Tree tree{product, count, levels, keys};
+    const std::size_t below = std::max(levels, kSerialLevels + 1) - kSerialLevels;
+    if (levels == 0) {
+        MergedCiphertext none;
+        return pair(0, none);
+    }
+    const Tree tree{pair, count, levels, keys};
     std::vector<MergedCiphertext> parts(std::min(count, tree.apart(below)));
     parallel_for(parts.size(), [&](std::size_t r) { parts[r] = subtree(tree, below, r); });
     for (std::size_t level = below + 1; level <= levels; ++level) {
@@ -46,8 +50,12 @@ MergedCiphertext Merging::merge(const MakeProduct& product, std::size_t count, s
 }
 
 MergedCiphertext Merging::subtree(const Tree& tree, std::size_t level, std::size_t r) const {
-    if (level == 0) {
-        return tree.product(r);
+    if (level == 1) {
+        MergedCiphertext difference, sum = tree.pair(r, difference);
+        if (!difference.c1.empty()) {
+            add_switched(sum, difference, tree.keys[0]);
+        }
+        return sum;
     }
     MergedCiphertext made = subtree(tree, level - 1, r);
     const std::size_t other = r + tree.apart(level);
@@ -86,45 +94,50 @@ void Merging::divide(std::uint64_t* a, std::uint64_t* out) const {
 }
 
 void Merging::merge_pair(MergedCiphertext& a, MergedCiphertext b, std::size_t level, const GaloisKey& key) const {
-    const std::size_t n = data_.degree(), last = data_.prime_count();
+    const std::size_t n = data_.degree();
     const std::uint64_t* shift = monomials_[level - 1].data();
-    Buffer<std::uint64_t> product(n), moved(n), switched(key_.size());
-    const auto multiply_row = [&](const std::uint64_t* x, const std::uint64_t* y, std::size_t row, std::uint64_t* out) {
-        key_.dot_row({&x, 1}, {&y, 1}, row, out);
-    };
+    Buffer<std::uint64_t> product(n);
     // y = x - x^h y, x = x + x^h y.
     const auto butterfly = [&](std::uint64_t* x, std::uint64_t* y, std::size_t row) {
-        multiply_row(y, shift + row * n, row, product.data());
+        const std::uint64_t *in = y, *by = shift + row * n;
+        key_.dot_row({&in, 1}, {&by, 1}, row, product.data());
         std::copy_n(product.data(), n, y);
         key_.subtract_from_row(y, x, row);
         key_.add_row(x, product.data(), row);
     };
-    for (std::size_t row = 0; row < last; ++row) {
+    for (std::size_t row = 0; row < key_.prime_count(); ++row) {
+        butterfly(a.c0.data() + row * n, b.c0.data() + row * n, row);
+    }
+    for (std::size_t row = 0; row < data_.prime_count(); ++row) {
         butterfly(a.c1.data() + row * n, b.c1.data() + row * n, row);
     }
+    add_switched(a, b, key);
+}
+
+void Merging::add_switched(MergedCiphertext& sum, MergedCiphertext& difference, const GaloisKey& key) const {
+    const std::size_t n = data_.degree(), last = data_.prime_count();
+    Buffer<std::uint64_t> product(n), moved(n), switched(key_.size());
     // The digit: in the rows of the data ring it is c1 itself.
-    Buffer<std::uint64_t> digit = b.c1;
+    Buffer<std::uint64_t> digit = difference.c1;
     Buffer<std::int64_t> centred(n);
     data_.to_coefficients(digit.data());
     data_.compose(digit.data(), digit.data());
     centre(digit.data(), modulus_, n, centred.data());
     key_.lift_row({centred.data(), n}, last, digit.data());
     key_.to_ntt_row(digit.data(), last);
-
     for (std::size_t row = 0; row <= last; ++row) {
-        const std::uint64_t* in = row < last ? b.c1.data() + row * n : digit.data();
-        std::uint64_t *to = a.c0.data() + row * n, *from = b.c0.data() + row * n;
-        butterfly(to, from, row);
-        multiply_row(in, key.c0.data() + row * n, row, product.data());
-        key_.add_row(from, product.data(), row);
-        permute(key.permutation, from, moved.data());
-        key_.add_row(to, moved.data(), row);
-        multiply_row(in, key.c1.data() + row * n, row, switched.data() + row * n);
+        const std::uint64_t* in = row < last ? difference.c1.data() + row * n : digit.data();
+        const std::uint64_t *key0 = key.c0.data() + row * n, *key1 = key.c1.data() + row * n;
+        key_.dot_row({&in, 1}, {&key0, 1}, row, product.data());
+        key_.add_row(product.data(), difference.c0.data() + row * n, row);
+        permute(key.permutation, product.data(), moved.data());
+        key_.add_row(sum.c0.data() + row * n, moved.data(), row);
+        key_.dot_row({&in, 1}, {&key1, 1}, row, switched.data() + row * n);
     }
-    divide(switched.data(), b.c1.data());
+    divide(switched.data(), difference.c1.data());
     for (std::size_t row = 0; row < last; ++row) {
-        permute(key.permutation, b.c1.data() + row * n, moved.data());
-        data_.add_row(a.c1.data() + row * n, moved.data(), row);
+        permute(key.permutation, difference.c1.data() + row * n, moved.data());
+        data_.add_row(sum.c1.data() + row * n, moved.data(), row);
     }
 }
 

@@ -39,17 +39,19 @@ class Merging {
     // a *= the special prime, a polynomial over the data ring, which is then one over the key ring: 0 in its last row.
     void multiply_special(std::uint64_t* a) const;
 
-    // The products of one reply, merged: product(i) makes the one of index i, from 0 to count - 1; it may
-    // be called from several threads. Values come out 2^levels times as large.
-    using MakeProduct = std::function<MergedCiphertext(std::size_t)>;
-    MergedCiphertext merge(const MakeProduct& product, std::size_t count, std::size_t levels,
+    // The products of one reply, merged: their values come out 2^levels times as large. The first level is merged in
+    // the weights: of products i and i + 2^(levels - 1), pair(i) makes the sum and, in `difference`, what the
+    // automorphism then meets; nothing where there is no second product, and the sum is twice the first. Without levels
+    // it makes the only product. It may be called from several threads.
+    using MakePair = std::function<MergedCiphertext(std::size_t i, MergedCiphertext& difference)>;
+    MergedCiphertext merge(const MakePair& pair, std::size_t count, std::size_t levels,
                            const std::vector<GaloisKey>& keys) const;
     // Both halves in coefficient form over the data ring.
     void finish(MergedCiphertext& merged) const;
 
   private:
     struct Tree {
-        const MakeProduct& product;
+        const MakePair& pair;
         std::size_t count, levels;
         const std::vector<GaloisKey>& keys;
 
@@ -59,6 +61,8 @@ class Merging {
     MergedCiphertext subtree(const Tree& tree, std::size_t level, std::size_t r) const;
     // a = a + x^h b + automorphism(a - x^h b).
     void merge_pair(MergedCiphertext& a, MergedCiphertext b, std::size_t level, const GaloisKey& key) const;
+    // sum += automorphism(difference), which is used up.
+    void add_switched(MergedCiphertext& sum, MergedCiphertext& difference, const GaloisKey& key) const;
     // a = 2a: what merging with nothing leaves of the values, and of nothing else that is read.
     void merge_nothing(MergedCiphertext& a) const;
     // a / the special prime, of a polynomial over the key ring, which is used up; out is one over the data ring.
