@@ -25,6 +25,11 @@ SLOTS = hn.Parameters(
 )
 
 
+MERGED = hn.Parameters(
+    ring_degree=4096, modulus_bits=[50, 50], scale=2.0**20, packing="merged", batch_size=4, error_bound=0.5
+)
+
+
 def layer(params, d, o, *, seed=0, weight_gradients=False, link=1e9, **limits):
     rng = np.random.default_rng(seed)
     w = rng.normal(size=(o, d)) / np.sqrt(d)
@@ -53,16 +58,18 @@ def peak():
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 600), st.integers(1, 60)),
-    packing=st.sampled_from(["blocks", "slots"]),
+    packing=st.sampled_from(["blocks", "merged", "slots"]),
     link=st.sampled_from([1e4, 1e9, 1e14]),
     gradients=st.booleans(),
 )
 @example(shape=(2049, 3, 2), packing="blocks", link=1e9, gradients=True)
 @example(shape=(7, 1, 300), packing="blocks", link=1e9, gradients=False)
 @example(shape=(8, 256, 5), packing="slots", link=1e9, gradients=True)
+@example(shape=(1, 30, 5000), packing="merged", link=1e9, gradients=False)
+@example(shape=(9, 40, 7), packing="merged", link=1e9, gradients=True)
 def test_bytes_are_known_in_advance(shape, packing, link, gradients):
     n, d, o = shape
-    params = BLOCKS if packing == "blocks" else SLOTS
+    params = {"blocks": BLOCKS, "merged": MERGED, "slots": SLOTS}[packing]
     if packing == "slots" and gradients:
         n = min(n, 8)  # the rotation keys are for no more
     client, server, material = layer(params, d, o, weight_gradients=gradients, link=link)
@@ -221,7 +228,7 @@ def test_kinds_that_parameters_cannot_serve(kind, params, message):
         serving_cost(params, 4, 4, 1, kind)
 
 
-@pytest.mark.parametrize(("d", "o", "rows"), [(0, 1, 1), (1, 70000, 1), (1, 1, 0), (1, 1, 70000)])
+@pytest.mark.parametrize(("d", "o", "rows"), [(0, 1, 1), (1, 2_000_000, 1), (1, 1, 0), (1, 1, 70000)])
 def test_impossible_layers_have_no_cost(d, o, rows):
     with pytest.raises(hn.ParameterError):
         serving_cost(BLOCKS, d, o, rows, "forward")
@@ -258,8 +265,11 @@ import hesplit_native as hn
 
 n, d, o, packing, gradient = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5] == "True"
 hn.set_num_threads(1)
-sizes = dict(ring_degree=2048, modulus_bits=[50], scale=2.0**16) if packing == "blocks" else dict(
-    ring_degree=4096, modulus_bits=[35, 35, 36], scale=2.0**30, batch_size=8)
+sizes = {
+    "blocks": dict(ring_degree=2048, modulus_bits=[50], scale=2.0**16),
+    "merged": dict(ring_degree=4096, modulus_bits=[50, 50], scale=2.0**20, batch_size=4),
+    "slots": dict(ring_degree=4096, modulus_bits=[35, 35, 36], scale=2.0**30, batch_size=8),
+}[packing]
 params = hn.Parameters(packing=packing, error_bound=0.5, **sizes)
 client = hn.LinearClient(hn.SecretKey.generate(params), d, o, weight_gradients=gradient)
 server = hn.LinearServer(client.public_material(), np.ones((o, d)) / d)
@@ -288,6 +298,9 @@ print(told, status("VmHWM") - before)
         (512, 64, 512, "blocks", False),
         (64, 512, 128, "blocks", True),
         (4, 2000, 900, "blocks", False),
+        (1, 100, 20000, "merged", False),
+        (40, 300, 60, "merged", True),
+        (1, 4000, 9000, "merged", False),
         (256, 256, 16, "slots", False),
         (8, 700, 5, "slots", True),
     ],

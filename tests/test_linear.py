@@ -18,6 +18,11 @@ EXPLICIT = {
     "blocks-1-prime": hn.Parameters(ring_degree=2048, modulus_bits=[53], scale=2.0**20),
     "blocks-2-primes": hn.Parameters(ring_degree=4096, modulus_bits=[50, 50], scale=2.0**40),
     "blocks-3-primes": hn.Parameters(ring_degree=8192, modulus_bits=[60, 60, 60], scale=2.0**50),
+    "merged-1-prime": hn.Parameters(ring_degree=4096, modulus_bits=[50, 50], scale=2.0**20, packing="merged"),
+    "merged-2-primes": hn.Parameters(
+        ring_degree=4096, modulus_bits=[28, 28, 50], scale=2.0**22, packing="merged", batch_size=5
+    ),
+    "merged-60": hn.Parameters(ring_degree=8192, modulus_bits=[60, 60], scale=2.0**24, packing="merged", batch_size=40),
     "slots-8192-40": hn.Parameters(ring_degree=8192, modulus_bits=[60, 40, 40, 60], scale=2.0**40, packing="slots"),
     "slots-8192-21": hn.Parameters(
         ring_degree=8192,
@@ -65,12 +70,17 @@ shapes = st.tuples(st.integers(1, 300), st.integers(1, 3000), st.integers(1, 200
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-@given(shape=shapes, packing=st.sampled_from(["blocks", "slots"]), seed=st.integers(0, 2**32 - 1))
+@given(shape=shapes, packing=st.sampled_from(["blocks", "merged", "slots"]), seed=st.integers(0, 2**32 - 1))
 @example(shape=(1, 1, 1), packing="blocks", seed=0)
 @example(shape=(1, 1, 1), packing="slots", seed=0)
 @example(shape=(1, 1, 200), packing="slots", seed=0)
 @example(shape=(1, 3000, 200), packing="blocks", seed=0)
 @example(shape=(1, 3000, 200), packing="slots", seed=0)
+@example(shape=(1, 1, 1), packing="merged", seed=0)
+@example(shape=(1, 100, 5000), packing="merged", seed=0)
+@example(shape=(1, 3000, 200), packing="merged", seed=0)
+@example(shape=(300, 1, 7), packing="merged", seed=1)
+@example(shape=(40, 200, 50), packing="merged", seed=2)
 @example(shape=(300, 1, 7), packing="slots", seed=1)
 def test_recommended_sets_keep_the_error_bound(shape, packing, seed):
     n, d, o = shape
@@ -123,7 +133,7 @@ def test_layouts_without_transforms(n, d, o, width):
     assert_close(client.decrypt(server.forward(client.encrypt(x))), x, 0 * w, b, params.error_bound)
 
 
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("packing", ["blocks", "merged", "slots"])
 def test_batches_larger_than_the_ring_are_split(packing):
     rng = np.random.default_rng(1)
     params = hn.Parameters.recommend(in_features=6, out_features=3, batch_size=64, packing=packing, weight_norm=4.0)
@@ -132,7 +142,7 @@ def test_batches_larger_than_the_ring_are_split(packing):
     assert_close(client.decrypt(server.forward(client.encrypt(x))), x, w, b, params.error_bound)
 
 
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("packing", ["blocks", "merged", "slots"])
 @pytest.mark.parametrize("case", ["zero weights", "zero rows", "zero input", "constant", "no bias"])
 def test_special_values(packing, case):
     rng = np.random.default_rng(2)
@@ -152,7 +162,7 @@ def test_special_values(packing, case):
     assert_close(y, x, w, bias, params.error_bound)
 
 
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("packing", ["blocks", "merged", "slots"])
 def test_values_at_the_edge_of_the_agreed_ranges_do_not_wrap_around(packing):
     params = hn.Parameters.recommend(in_features=256, out_features=5, batch_size=4, packing=packing)
     signs = np.where(np.arange(256) % 3 == 0, -1.0, 1.0)
@@ -164,7 +174,7 @@ def test_values_at_the_edge_of_the_agreed_ranges_do_not_wrap_around(packing):
     assert np.abs(y).max() > 2000
 
 
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("packing", ["blocks", "merged", "slots"])
 def test_observed_errors_are_not_far_below_the_bound(packing):
     # A bound that is never approached would cost bytes for nothing: it allows 7.5 standard deviations.
     rng = np.random.default_rng(3)
@@ -227,7 +237,7 @@ def test_nan_and_infinity_are_range_errors(value, dtype):
         client.encrypt(x)
 
 
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("packing", ["blocks", "merged", "slots"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_samples_beyond_the_ranges_are_clipped_and_counted(packing, dtype):
     rng = np.random.default_rng(6)
@@ -266,7 +276,7 @@ def test_clip_of_a_tensor_has_the_true_gradient():
     assert (x.grad[1] == 1).all()
 
 
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("packing", ["blocks", "merged", "slots"])
 def test_results_do_not_depend_on_the_number_of_threads(packing):
     rng = np.random.default_rng(7)
     params = hn.Parameters.recommend(in_features=64, out_features=9, batch_size=50, packing=packing)
@@ -284,7 +294,7 @@ def test_results_do_not_depend_on_the_number_of_threads(packing):
     assert replies[0] == replies[1] == replies[2]
 
 
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("packing", ["blocks", "merged", "slots"])
 def test_one_client_and_server_from_many_threads(packing):
     rng = np.random.default_rng(8)
     params = hn.Parameters.recommend(in_features=30, out_features=4, batch_size=8, packing=packing)

@@ -34,7 +34,7 @@ def layer(n, d, o, *, fresh=False, releases=0, packing="blocks"):
 
 
 @pytest.mark.parametrize(("n", "d", "o"), [(4, 256, 5), (3, 40, 30), (2100, 3, 2), (16, 700, 2)])
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("packing", ["blocks", "merged", "slots"])
 def test_steps_with_changing_weights_are_right(ahead, n, d, o, packing):
     params, client, server, w, b = layer(n, d, o, packing=packing)
     rng = np.random.default_rng(1)

@@ -136,11 +136,12 @@ def test_a_server_of_one_key_refuses_another():
         server.forward(other.encrypt(x))
 
 
-def test_slots_do_not_flood():
+@pytest.mark.parametrize("packing", ["merged", "slots"])
+def test_only_blocks_flood(packing):
     with pytest.raises(hn.ParameterError, match='need packing="blocks"'):
-        make(2, 16, 3, releases=1, packing="slots")
-    params = hn.Parameters.recommend(in_features=4, out_features=2, batch_size=1, packing="slots")
-    with pytest.raises(hn.ParameterError, match="slots need rotation keys"):
+        make(2, 16, 3, releases=1, packing=packing)
+    params = hn.Parameters.recommend(in_features=4, out_features=2, batch_size=1, packing=packing)
+    with pytest.raises(hn.ParameterError, match="need evaluation keys"):
         hn.LinearClient(hn.SecretKey.generate(params), 4, 2, fresh_keys=True)
 
 
@@ -186,7 +187,11 @@ def test_a_destroyed_key_is_gone():
 
 @settings(max_examples=25)
 @given(
-    st.integers(1, 20), st.integers(1, 300), st.integers(1, 9), st.sampled_from(["blocks", "slots"]), st.integers(0, 99)
+    st.integers(1, 20),
+    st.integers(1, 300),
+    st.integers(1, 9),
+    st.sampled_from(["blocks", "merged", "slots"]),
+    st.integers(0, 99),
 )
 def test_weight_gradients_of_random_shapes(n, d, o, packing, seed):
     client, server, x, exact, _ = make(n, d, o, packing=packing, weight_gradients=True, seed=seed)
@@ -230,7 +235,7 @@ def test_large_batches_and_scalar_layouts():
 
 
 def test_zero_gradients():
-    for packing in ("blocks", "slots"):
+    for packing in ("blocks", "merged", "slots"):
         client, server, x, _, _ = make(4, 20, 3, packing=packing, weight_gradients=True)
         reply, _, kept = server.forward_training(client.encrypt(x), keep=True)
         client.decrypt(reply, weight_gradient_follows=True)
@@ -238,7 +243,7 @@ def test_zero_gradients():
         assert np.abs(server.unmask(masked, client.open_weight_gradient(message, np.zeros((4, 3))))).max() < 1
 
 
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("packing", ["blocks", "merged", "slots"])
 @pytest.mark.parametrize("size", [1e-8, 1e-15, 1e-35])
 def test_tiny_gradients(packing, size):
     client, server, x, _, _ = make(4, 20, 3, packing=packing, weight_gradients=True)

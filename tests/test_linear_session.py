@@ -46,13 +46,13 @@ def make(kind: str) -> Layer:
         return Layer(sealed, SealedServer(sealed.seal(weight, bias)), weight, bias, sealed.error)
     params = hn.Parameters.recommend(
         in_features=FEATURES, out_features=OUTPUTS, batch_size=2, activation_bound=8.0,
-        packing="slots" if kind == "slots" else "blocks",
+        packing=kind if kind in ("merged", "slots") else "blocks",
     )  # fmt: skip
     client = hn.LinearClient(hn.SecretKey.generate(params), FEATURES, OUTPUTS, fresh_keys=kind == "fresh keys")
     return Layer(client, hn.LinearServer(client.public_material(), weight, bias), weight, bias, params.error_bound)
 
 
-KINDS = ["blocks", "fresh keys", "slots", "sealed"]
+KINDS = ["blocks", "fresh keys", "merged", "slots", "sealed"]
 
 
 @pytest.fixture(params=[True, False], ids=["ahead", "not ahead"])

@@ -21,7 +21,7 @@ def pair(in_features=20, out_features=3, bias=True, **options):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("packing", ["blocks", "merged", "slots"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_and_gradients_are_those_of_linear(bias, packing, dtype):
     params = hn.Parameters.recommend(in_features=20, out_features=3, batch_size=4, packing=packing)

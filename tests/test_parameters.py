@@ -77,7 +77,7 @@ def test_what_cannot_work_is_a_parameter_error(change):
         hn.Parameters(**options)
 
 
-@pytest.mark.parametrize("packing", ["blocks", "slots"])
+@pytest.mark.parametrize("packing", ["blocks", "merged", "slots"])
 @pytest.mark.parametrize("shape", [(256, 5, 4), (256, 5, 64), (512, 5, 4), (2000, 5, 32), (768, 768, 128), (1, 1, 1)])
 def test_recommended_sets_are_secure_and_keep_the_default_bound(packing, shape):
     in_features, out_features, batch_size = shape

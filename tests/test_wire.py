@@ -41,7 +41,7 @@ class Conversation:
         np.testing.assert_allclose(y, self.x @ self.w.T, atol=self.params.error_bound)
 
 
-@pytest.fixture(scope="module", params=["blocks", "slots"])
+@pytest.fixture(scope="module", params=["blocks", "merged", "slots"])
 def conversation(request):
     return Conversation(request.param)
 

@@ -82,6 +82,10 @@ const std::vector<std::unique_ptr<Linear>>& linears() {
         slots.packing = Packing::slots;
         slots.batch_size = 2;
         made.push_back(std::make_unique<Linear>(slots, 8, 2));
+        ParameterChoice merged = choice({28, 28, 30}, 15, 20);
+        merged.packing = Packing::merged;
+        merged.batch_size = 2;
+        made.push_back(std::make_unique<Linear>(merged, 20, 300));
         ParameterChoice hidden = choice({40, 40}, 40, 0.1);
         hidden.private_bits = 20;
         hidden.weight_norm = 2;

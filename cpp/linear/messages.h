@@ -12,9 +12,9 @@
 
 namespace hesplit {
 
-// Size limits, for both sides. A polygenic score has up to a million features.
+// Size limits, for both sides. A polygenic score has up to a million features, a table that is searched as many rows.
 inline constexpr std::size_t kMaxFeatures = std::size_t{1} << 20;
-inline constexpr std::size_t kMaxOutputs = 65536;
+inline constexpr std::size_t kMaxOutputs = std::size_t{1} << 20;
 inline constexpr std::size_t kMaxSamples = 65536;
 
 // Whether a layer has at least one feature and output and no more than fit; a bias that is sent as the weight of one

@@ -238,14 +238,18 @@ Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const Weig
     return scale_products(choice, ring, norms, features, per_product, weight, 0);
 }
 
-Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring& key, const WeightNorms& norms,
-                     const MergedLayout& layout, View<const double> weight) {
+Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring& key, WeightNorms norms,
+                     std::size_t features, std::size_t outputs, View<const double> weight) {
+    // Small groups have the most outputs to a product, large ones the most levels.
+    const std::size_t per_product = merged_layout(data.degree(), features, outputs, 1).blocks.per_product();
+    norms.group_l2 = norms.l2 * std::sqrt(static_cast<double>(per_product));
+    const std::size_t levels = merging_elements(data.degree(), features, outputs, choice.batch_size).size();
     // The noise of a merge is doubled by every merge after it, as its values are: 4^0 + ... + 4^(levels - 1) times the
     // variance of the last one. The division of c0 rounds once.
-    const double merges = (std::ldexp(1.0, 2 * static_cast<int>(layout.levels)) - 1) / 3;
+    const double merges = (std::ldexp(1.0, 2 * static_cast<int>(levels)) - 1) / 3;
     const double deviation = switching_deviation({key, 1});
     const double added = std::sqrt(merges * deviation * deviation + 1.0 / 12);
-    return scale_products(choice, data, norms, layout.blocks.features, layout.blocks.per_product(), weight, added);
+    return scale_products(choice, data, norms, features, per_product, weight, added);
 }
 
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,

@@ -72,8 +72,9 @@ struct Scaling {
 // norms, so that it says nothing of the weights.
 Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
                      std::size_t per_product, View<const double> weight);
-Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring& key, const WeightNorms& norms,
-                     const MergedLayout& layout, View<const double> weight);
+// That of merged blocks is the same for batches of every size.
+Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring& key, WeightNorms norms,
+                     std::size_t features, std::size_t outputs, View<const double> weight);
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
                     const SlotLayout& layout);
 

@@ -21,6 +21,9 @@
 
 namespace hesplit {
 
+// A client keeps a hint for every output, half a gigabyte for so many.
+inline constexpr std::size_t kMaxFrozenOutputs = 65536;
+
 // single: an error like that of float32 sums, two primes. half: between bfloat16's and float32's, one prime.
 enum class Precision : std::uint8_t { single = 1, half = 2 };
 

@@ -78,9 +78,9 @@ FrozenClient::FrozenClient(std::shared_ptr<const FrozenAgreement> agreement, std
       outputs_(outputs),
       bias_(bias),
       parts_(agreement_->ring().degree() / agreement_->width(), {agreement_->hint_modulus()}) {
-    if (!possible_layer(agreement_->features(), outputs) || inputs() == 0) {
+    if (!possible_layer(agreement_->features(), outputs) || outputs > kMaxFrozenOutputs || inputs() == 0) {
         throw ParameterError("a frozen layer has 1 to " + std::to_string(kMaxFeatures) + " inputs and 1 to " +
-                             std::to_string(kMaxOutputs) + " outputs");
+                             std::to_string(kMaxFrozenOutputs) + " outputs");
     }
 }
 

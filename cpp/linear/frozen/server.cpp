@@ -35,9 +35,9 @@ Id name_of(const Id& agreement, const std::vector<double>& norms, const Buffer<f
 FrozenServer::Scaled FrozenServer::scaled(const FrozenAgreement& agreement, View<const double> weight,
                                           std::size_t outputs) {
     const std::size_t features = agreement.features();
-    if (!possible_layer(features, outputs) || weight.size != features * outputs) {
+    if (!possible_layer(features, outputs) || outputs > kMaxFrozenOutputs || weight.size != features * outputs) {
         throw ParameterError("expected a weight of " + std::to_string(features) + " features and 1 to " +
-                             std::to_string(kMaxOutputs) + " outputs");
+                             std::to_string(kMaxFrozenOutputs) + " outputs");
     }
     Scaled rows{std::vector<double>(outputs), Buffer<float>(weight.size)};
     parallel_for(outputs, [&](std::size_t p) {

@@ -8,15 +8,9 @@
 
 namespace hesplit {
 
-MergedWeights::MergedWeights(const ParameterChoice& choice, const Merging& merging, const MergedLayout& layout,
+MergedWeights::MergedWeights(const Scaling& scaling, const Merging& merging, const MergedLayout& layout,
                              View<const double> weight, View<const double> bias)
-    : merging_(merging),
-      layout_(layout),
-      scaling_(scale_merged(choice, merging.data(), merging.key(),
-                            weight_norms(choice, weight, bias, layout.blocks.features, layout.blocks.per_product()),
-                            layout, weight)),
-      weight_(weight),
-      bias_(bias) {
+    : scaling_(scaling), merging_(merging), layout_(layout), weight_(weight), bias_(bias) {
     const std::size_t products = layout_.blocks.products(), bytes = layout_.blocks.inputs() * merging.data().size() * 8;
     if (products * bytes <= kMaxKeptBytes) {
         for (std::size_t r = 0; r < layout_.replies(); ++r) {
@@ -89,38 +83,13 @@ void MergedWeights::add_bias(std::size_t r, std::size_t samples, std::uint64_t* 
     }
 }
 
-MergedLayerWeights::MergedLayerWeights(const Parameters& parameters, const Merging& merging,
+MergedLayerWeights::MergedLayerWeights(const ParameterChoice& choice, const Merging& merging,
                                        const PolynomialCodec& codec, std::size_t features, std::vector<double> weight,
                                        std::vector<double> bias)
-    : parameters_(parameters),
-      merging_(merging),
-      codec_(codec),
-      features_(features),
-      weight_(std::move(weight)),
-      bias_(std::move(bias)) {
-    // One sample to a group merges the fewest times: weights that fail here fail in every layout.
-    reply_bits({1, 1, 0});
-}
-
-MergedLayout MergedLayerWeights::layout(const BatchShape& shape) const {
-    return merged_layout(merging_.data().degree(), features_, weight_.size() / features_, shape.group_size);
-}
-
-int MergedLayerWeights::reply_bits(const BatchShape& shape) const {
-    const MergedLayout laid_out = layout(shape);
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        for (const auto& [group_size, weights] : encoded_) {
-            if (group_size == shape.group_size) {
-                return weights->scaling().reply_bits;
-            }
-        }
-    }
-    const View<const double> weight{weight_.data(), weight_.size()}, bias{bias_.data(), bias_.size()};
-    const ParameterChoice& choice = parameters_.choice();
-    return scale_merged(choice, merging_.data(), merging_.key(),
-                        weight_norms(choice, weight, bias, features_, laid_out.blocks.per_product()), laid_out, weight)
-        .reply_bits;
+    : merging_(merging), codec_(codec), features_(features), weight_(std::move(weight)), bias_(std::move(bias)) {
+    const View<const double> w{weight_.data(), weight_.size()}, b{bias_.data(), bias_.size()};
+    scaling_ = scale_merged(choice, merging.data(), merging.key(), weight_norms(choice, w, b, features, 1), features,
+                            weight_.size() / features, w);
 }
 
 std::shared_ptr<const MergedWeights> MergedLayerWeights::encoded(const BatchShape& shape) const {
@@ -131,10 +100,12 @@ std::shared_ptr<const MergedWeights> MergedLayerWeights::encoded(const BatchShap
             return weights;
         }
     }
-    encoded_.emplace_back(shape.group_size,
-                          std::make_shared<const MergedWeights>(parameters_.choice(), merging_, layout(shape),
-                                                                View<const double>{weight_.data(), weight_.size()},
-                                                                View<const double>{bias_.data(), bias_.size()}));
+    encoded_.emplace_back(
+        shape.group_size,
+        std::make_shared<const MergedWeights>(
+            scaling_, merging_,
+            merged_layout(merging_.data().degree(), features_, weight_.size() / features_, shape.group_size),
+            View<const double>{weight_.data(), weight_.size()}, View<const double>{bias_.data(), bias_.size()}));
     const std::shared_ptr<const MergedWeights> made = encoded_.back().second;
     if (encoded_.size() > kMaxLayouts) {
         encoded_.erase(encoded_.begin());
@@ -161,16 +132,15 @@ std::string MergedLayerWeights::forward(const ForwardRequest& request, std::vect
     const BatchShape& shape = request.head.shape;
     const std::shared_ptr<const MergedWeights> weights = encoded(shape);
     const MergedLayout& layout = weights->layout();
-    const Scaling& scaling = weights->scaling();
     const std::size_t replies = layout.replies();
-    CiphertextRuns runs(ring.degree(), scaling.reply_bits);
+    CiphertextRuns runs(ring.degree(), scaling_.reply_bits);
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t r = 0; r < replies; ++r) {
             runs.add(layout.outputs_of(r) * shape.samples_of(group));
         }
     }
-    WireWriter writer =
-        begin_reply(request.header, MessageType::reply, {shape, scaling.reply_bits, scaling.reply_scale}, runs.bytes());
+    WireWriter writer = begin_reply(request.header, MessageType::reply,
+                                    {shape, scaling_.reply_bits, scaling_.reply_scale}, runs.bytes());
     std::uint8_t* out = writer.reserve(runs.bytes());
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         GroupInputs inputs = read_group(request, group, layout.blocks.inputs());
@@ -190,8 +160,8 @@ std::string MergedLayerWeights::forward(const ForwardRequest& request, std::vect
             weights->add_bias(r, samples, merged.c0.data());
             const std::vector<std::uint32_t> positions = merged_positions(layout, r, samples);
             std::uint8_t* to = out + runs.offset(group * replies + r);
-            to = pack_switched(ring, merged.c0.data(), {positions.data(), positions.size()}, scaling.reply_bits, to);
-            pack_switched(ring, merged.c1.data(), scaling.reply_bits, to);
+            to = pack_switched(ring, merged.c0.data(), {positions.data(), positions.size()}, scaling_.reply_bits, to);
+            pack_switched(ring, merged.c1.data(), scaling_.reply_bits, to);
         };
         if (replies < num_threads()) {
             for (std::size_t r = 0; r < replies; ++r) {

@@ -22,11 +22,10 @@ namespace hesplit {
 class MergedWeights {
   public:
     // `weight` and `bias` must outlive this object.
-    MergedWeights(const ParameterChoice& choice, const Merging& merging, const MergedLayout& layout,
-                  View<const double> weight, View<const double> bias);
+    MergedWeights(const Scaling& scaling, const Merging& merging, const MergedLayout& layout, View<const double> weight,
+                  View<const double> bias);
 
     const MergedLayout& layout() const { return layout_; }
-    const Scaling& scaling() const { return scaling_; }
 
     // Pair i of reply r (Merging::merge), from a group's inputs, whose c0 Merging::multiply_special has multiplied.
     MergedCiphertext pair(const GroupInputs& inputs, std::size_t r, std::size_t i, MergedCiphertext& difference) const;
@@ -37,9 +36,9 @@ class MergedWeights {
     // A pair in NTT form: inputs() polynomials of the sum, then of the difference where there is one.
     Buffer<std::uint64_t> encode(std::size_t r, std::size_t i) const;
 
+    Scaling scaling_;
     const Merging& merging_;
     MergedLayout layout_;
-    Scaling scaling_;
     View<const double> weight_;
     View<const double> bias_;
     std::vector<Buffer<std::uint64_t>> encoded_;  // by reply and pair; empty when not kept
@@ -49,21 +48,20 @@ class MergedWeights {
 class MergedLayerWeights final : public LayerWeights {
   public:
     // All but the weights are the server's, and outlive this object. Throws RangeError when the parameters cannot hold
-    // these weights in any layout.
-    MergedLayerWeights(const Parameters& parameters, const Merging& merging, const PolynomialCodec& codec,
+    // these weights.
+    MergedLayerWeights(const ParameterChoice& choice, const Merging& merging, const PolynomialCodec& codec,
                        std::size_t features, std::vector<double> weight, std::vector<double> bias);
 
-    int reply_bits(const BatchShape& shape) const override;
+    int reply_bits(const BatchShape&) const override { return scaling_.reply_bits; }
     std::string forward(const ForwardRequest& request, std::vector<GroupInputs>* kept,
                         LogitMasks* masks) const override;
     void work_ahead() const override {}
 
   private:
-    MergedLayout layout(const BatchShape& shape) const;
     std::shared_ptr<const MergedWeights> encoded(const BatchShape& shape) const;
     GroupInputs read_group(const ForwardRequest& request, std::size_t group, std::size_t inputs) const;
 
-    const Parameters& parameters_;
+    Scaling scaling_;
     const Merging& merging_;
     const PolynomialCodec& codec_;
     std::size_t features_;

@@ -13,13 +13,14 @@ MergedPlan::MergedPlan(const Parameters& parameters, const PlannedLayer& layer)
     const std::size_t most = most_merged_samples(data_.degree(), layer.features, choice_.batch_size);
     groups_ = (layer.samples + most - 1) / most;
     layout_ = merged_layout(data_.degree(), layer.features, layer.outputs, (layer.samples + groups_ - 1) / groups_);
-    norms_ = planned_norms(choice_, layer.weight_norm, layout_.blocks.per_product());
+    norms_ = planned_norms(choice_, layer.weight_norm, 1);
+    norms_.reach *= 1.02;  // room for a bias
 }
 
 Scaling MergedPlan::scaling(double scale) const {
     ParameterChoice choice = choice_;
     choice.scale = scale;
-    return scale_merged(choice, data_, key_, norms_, layout_, {});
+    return scale_merged(choice, data_, key_, norms_, layer_.features, layer_.outputs, {});
 }
 
 LayerEstimate MergedPlan::estimate() const {

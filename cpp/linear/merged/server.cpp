@@ -14,8 +14,8 @@ MergedServerPacking::MergedServerPacking(const Parameters& parameters, std::size
 
 std::shared_ptr<const LayerWeights> MergedServerPacking::make_weights(std::vector<double> weight,
                                                                       std::vector<double> bias) const {
-    return std::make_shared<const MergedLayerWeights>(parameters_, merging_, codec_, features_, std::move(weight),
-                                                      std::move(bias));
+    return std::make_shared<const MergedLayerWeights>(parameters_.choice(), merging_, codec_, features_,
+                                                      std::move(weight), std::move(bias));
 }
 
 void MergedServerPacking::check_shape(const BatchShape& shape) const {

@@ -31,7 +31,7 @@ def bits_per_second(text: str) -> float:
 
 def plan_command(
     in_features: int = typer.Argument(..., min=1, max=1 << 20),
-    out_features: int = typer.Argument(..., min=1, max=65536),
+    out_features: int = typer.Argument(..., min=1, max=1 << 20),
     batch_size: int = typer.Option(4, min=1, max=65536),
     link: str = typer.Option("1Gbit/s", help="Speed of the link between client and server."),
     flooding: Flooding = typer.Option("off", help="Whether decryptions are released, and under which keys."),
