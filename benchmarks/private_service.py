@@ -16,7 +16,7 @@ import numpy as np
 import hesplit_native as hn
 from benchmarks.frozen import in_turns
 from hesplit_native.layer.frozen import FrozenClient, FrozenServer
-from hesplit_native.layer.private import PrivateClient, PrivateServer
+from hesplit_native.layer.keyed import KeyedClient, KeyedServer
 
 SHAPES = [(4, 256, 5), (1, 100_000, 1), (128, 768, 768)]
 
@@ -55,8 +55,8 @@ def frozen(batch: Batch, rounds: int) -> tuple[list[float], bytes, bytes, int, f
 
 
 def private(batch: Batch, rounds: int) -> tuple[list[float], bytes, bytes, int, float]:
-    server = PrivateServer(batch.weight, batch.bias)
-    client = PrivateClient(server.agreement, bias=True)
+    server = KeyedServer(batch.weight, batch.bias)
+    client = KeyedClient(server.agreement, bias=True)
     material = client.material()
     products = server.for_client(material)
     state: dict[str, object] = {}
@@ -77,7 +77,7 @@ def private(batch: Batch, rounds: int) -> tuple[list[float], bytes, bytes, int, 
 def whole(batch: Batch, rounds: int) -> tuple[list[float], bytes, bytes, int, float]:
     """The same error bound with public weights, replies with all of c1."""
     outputs, features = batch.weight.shape
-    agreement = PrivateServer(batch.weight, batch.bias).agreement
+    agreement = KeyedServer(batch.weight, batch.bias).agreement
     agreed = agreement.parameters
     parameters = hn.Parameters.recommend(
         in_features=features + 1, out_features=outputs, batch_size=len(batch.x), activation_bound=1.0, activation_norm=1.0,

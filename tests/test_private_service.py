@@ -21,14 +21,14 @@ import hesplit_native as hn
 from hesplit_native import _core, _testing
 from hesplit_native.errors import BudgetError, ConnectionLost, KeyMismatchError, ProtocolError, QueryBudgetExceeded
 from hesplit_native.layer.frozen import FrozenServer
-from hesplit_native.layer.private import MAX_ROWS, PrivateAgreement, PrivateClient, PrivateServer, private_parameters
+from hesplit_native.layer.keyed import MAX_ROWS, KeyedAgreement, KeyedClient, KeyedServer, keyed_parameters
 from hesplit_native.protocols import frozen_messages, messages, serving
 from hesplit_native.protocols.frozen import FrozenService
 from hesplit_native.protocols.frozen_client import Connection
 from hesplit_native.protocols.frozen_messages import Description
 from hesplit_native.protocols.messages import NO_SESSION, MessageType
 from hesplit_native.protocols.queries import QueryLedger
-from hesplit_native.protocols.served_layers import FrozenLayer, PrivateLayer
+from hesplit_native.protocols.served_layers import FrozenLayer, KeyedLayer
 from hesplit_native.protocols.server import Server
 from hesplit_native.transport import ClientInfo, InProcessChannel, make_authority, make_client, make_server
 
@@ -40,7 +40,7 @@ def weights(seed=0, out=9, inner=14):
 
 
 def layer(name="fc", seed=0, bias=None, **options):
-    return PrivateLayer(name, PrivateServer(weights(seed), bias, **options))
+    return KeyedLayer(name, KeyedServer(weights(seed), bias, **options))
 
 
 def service(*layers, memory=MEMORY, **options):
@@ -63,7 +63,7 @@ class Raw:
     def __init__(self, to, introduced=True):
         self.layer = to.layers["fc"].description
         self.channel = channel_to(to)
-        self.client = PrivateClient(self.layer.private, bias=self.layer.bias)
+        self.client = KeyedClient(self.layer.keyed, bias=self.layer.bias)
         if introduced:
             assert self.introduce().type is MessageType.DONE
 
@@ -116,20 +116,20 @@ def test_products_are_within_the_bound_that_is_stated(rows, inner, out, bias, pr
     x = generator.normal(size=(rows, inner)) * 10.0 ** generator.integers(-6, 7, size=(rows, 1))
     if single:
         x = x.astype(np.float32)
-    served = PrivateServer(weight, offset, precision=precision)
-    connection = hn.connect(service(PrivateLayer("fc", served)))
+    served = KeyedServer(weight, offset, precision=precision)
+    connection = hn.connect(service(KeyedLayer("fc", served)))
     y = connection.multiply("fc", x)
     exact = x.astype(np.float64) @ weight.T + (0 if offset is None else offset)
     assert y.shape == exact.shape
     assert (np.abs(y - exact) <= bound(served, x, bias)).all()
     assert connection.requests == -(-rows // MAX_ROWS)
-    assert connection.layers["fc"].private == served.agreement
+    assert connection.layers["fc"].keyed == served.agreement
 
 
 def test_the_error_is_about_the_noise_that_is_stated():
     """The bound is not loose by orders of magnitude, nor is the flood left out; larger batches are flooded less."""
-    served = PrivateServer(weights(inner=200), np.ones(9))
-    agreed, connection = served.agreement, hn.connect(service(PrivateLayer("fc", served)))
+    served = KeyedServer(weights(inner=200), np.ones(9))
+    agreed, connection = served.agreement, hn.connect(service(KeyedLayer("fc", served)))
     x = np.random.default_rng(1).normal(size=(120, 200))
     exact = x @ weights(inner=200).T + 1
     norms = np.linalg.norm(np.column_stack([x, np.ones(120)]), axis=1)[:, None]
@@ -181,42 +181,42 @@ def test_several_layers_of_one_input():
 class TestAgreement:
     def test_says_a_power_of_two_of_the_weights_and_nothing_else(self):
         one, other = (w * norm / np.linalg.norm(w, axis=1).max() for w, norm in ((weights(), 4.1), (weights(1), 7.9)))
-        offers = [frozen_messages.offer([PrivateLayer("fc", PrivateServer(w)).description]) for w in (one, other)]
+        offers = [frozen_messages.offer([KeyedLayer("fc", KeyedServer(w)).description]) for w in (one, other)]
         assert offers[0] == offers[1]
-        assert PrivateServer(one).agreement.weight_norm == 8
+        assert KeyedServer(one).agreement.weight_norm == 8
 
     @pytest.mark.parametrize(
         ("weight", "norm"),
         [(np.eye(3), 1.0), (np.eye(3) * 2**-30, 2**-30), (np.zeros((2, 3)), 1.0), (np.full((1, 4), 0.51), 2.0)],
     )
     def test_norms_are_rounded_up(self, weight, norm):
-        assert PrivateServer(weight).agreement.weight_norm == norm
+        assert KeyedServer(weight).agreement.weight_norm == norm
 
     def test_a_bias_counts(self):
-        assert PrivateServer(np.eye(3), np.array([0.0, 40.0, 0.0])).agreement.weight_norm == 64
+        assert KeyedServer(np.eye(3), np.array([0.0, 40.0, 0.0])).agreement.weight_norm == 64
 
     def test_a_stated_norm_is_kept_to(self):
-        assert PrivateServer(np.eye(3), weight_norm=1).agreement.weight_norm == 1
-        assert PrivateServer(np.eye(3), weight_norm=5.5).agreement.error_bound == pytest.approx(11e-6)
+        assert KeyedServer(np.eye(3), weight_norm=1).agreement.weight_norm == 1
+        assert KeyedServer(np.eye(3), weight_norm=5.5).agreement.error_bound == pytest.approx(11e-6)
         with pytest.raises(hn.RangeError, match=r"norm of 3, and what is agreed for it is 2\.5") as refusal:
-            PrivateServer(3 * np.eye(3), weight_norm=2.5)
+            KeyedServer(3 * np.eye(3), weight_norm=2.5)
         assert "--weight-norm" in str(refusal.value)
         for norm in (0.0, -1.0, math.nan, math.inf):
             with pytest.raises(hn.ParameterError, match="positive and finite"):
-                PrivateServer(np.eye(3), weight_norm=norm)
+                KeyedServer(np.eye(3), weight_norm=norm)
 
     def test_weights_that_are_no_numbers_are_refused(self):
         with pytest.raises(hn.RangeError, match="NaN or Inf"):
-            PrivateServer(np.full((2, 3), np.nan))
+            KeyedServer(np.full((2, 3), np.nan))
         with pytest.raises(hn.ParameterError, match=r"bias of shape \[2\]"):
-            PrivateServer(np.ones((2, 3)), np.ones(3))
+            KeyedServer(np.ones((2, 3)), np.ones(3))
 
     @pytest.mark.parametrize(
         ("change", "words"),
         [
             ({"parameters": "zz"}, "hexadecimal"),
             ({"parameters": 3}, "has parameters"),
-            ({"parameters": ""}, "cannot be private"),
+            ({"parameters": ""}, "cannot be asked under keys"),
             ({"weight_norm": 1}, "has parameters and a weight_norm"),
             ({"weight_norm": math.nan}, "positive and finite"),
             ({"weight_norm": math.inf}, "positive and finite"),
@@ -233,13 +233,13 @@ class TestAgreement:
         described = layer().description
         values = described.to_json()
         for name, value in change.items():
-            agreed = values["private"]
-            agreed[name] = value(described.private.parameters).to_bytes().hex() if callable(value) else value
+            agreed = values["keyed"]
+            agreed[name] = value(described.keyed.parameters).to_bytes().hex() if callable(value) else value
         with pytest.raises(hn.WireError, match=words):
             frozen_messages.take_offer(memoryview(json.dumps({"layers": [values]}).encode()))
 
     @pytest.mark.parametrize("change", [{"in_features": 1 << 70}, {"in_features": 10**9}, {"out_features": 1 << 40},
-                                        {"backward": True}, {"private": 3}, {"private": []}])  # fmt: skip
+                                        {"backward": True}, {"keyed": 3}, {"keyed": []}])  # fmt: skip
     def test_layers_that_are_none(self, change):
         values = layer().description.to_json() | change
         with pytest.raises(hn.WireError, match="offer"):
@@ -253,7 +253,7 @@ class TestAgreement:
             found = frozen_messages.take_offer(memoryview(damaged))
         except hn.WireError:
             return
-        assert all(one.private is None or isinstance(one.private, PrivateAgreement) for one in found.values())
+        assert all(one.keyed is None or isinstance(one.keyed, KeyedAgreement) for one in found.values())
 
 
 # Keys, and requests that are not as they must be
@@ -278,7 +278,7 @@ class TestKeys:
     def test_requests_under_another_key(self):
         talk = Raw(service())
         honest = talk.client
-        talk.client = PrivateClient(talk.layer.private, bias=False)
+        talk.client = KeyedClient(talk.layer.keyed, bias=False)
         with pytest.raises(KeyMismatchError, match="another key"):
             raise refused(talk.product())
         assert talk.introduce().type is MessageType.DONE  # which replaces the first
@@ -307,14 +307,14 @@ class TestKeys:
 
     def test_material_of_other_parameters_or_another_shape(self):
         talk = Raw(service(), introduced=False)
-        agreed = talk.layer.private
+        agreed = talk.layer.keyed
         others = [
             dataclasses.replace(agreed, parameters=dataclasses.replace(agreed.parameters, private_bits=39)),
             dataclasses.replace(agreed, outputs=8),
             dataclasses.replace(agreed, features=13),
         ]
         for other in others:
-            foreign = PrivateClient(other, bias=False).material()
+            foreign = KeyedClient(other, bias=False).material()
             reply = talk.ask(MessageType.KEY, *frozen_messages.key_for(talk.layer, foreign))
             assert isinstance(refused(reply), hn.WireError | KeyMismatchError)
         assert talk.introduce().type is MessageType.DONE
@@ -322,8 +322,8 @@ class TestKeys:
 
     def test_a_layer_that_the_client_sees_otherwise(self):
         talk = Raw(service(), introduced=False)
-        agreed = dataclasses.replace(talk.layer.private, weight_norm=16.0)
-        for other in (dataclasses.replace(talk.layer, private=agreed), dataclasses.replace(talk.layer, bias=True)):
+        agreed = dataclasses.replace(talk.layer.keyed, weight_norm=16.0)
+        for other in (dataclasses.replace(talk.layer, keyed=agreed), dataclasses.replace(talk.layer, bias=True)):
             reply = talk.ask(MessageType.KEY, *frozen_messages.key_for(other, talk.client.material()))
             with pytest.raises(KeyMismatchError, match="another layer here"):
                 raise refused(reply)
@@ -332,7 +332,7 @@ class TestKeys:
 def test_servers_that_train_take_no_keys():
     channel = channel_to(Server())
     described = layer().description
-    material = PrivateClient(described.private, bias=False).material()
+    material = KeyedClient(described.keyed, bias=False).material()
     channel.send(messages.pack(MessageType.KEY, 0, NO_SESSION, *frozen_messages.key_for(described, material)))
     reply = messages.unpack(channel.receive())
     assert reply.type is MessageType.ERROR
@@ -350,7 +350,7 @@ def lifted(residues, primes):
 def test_a_made_up_key_reads_all_of_a_ternary_u_and_little_of_a_wide_one(spread):
     """Half a key that is made up reads the other side's u from the numbers that are sent, in a narrow layout all: so u is wide."""
     rows, inner, out = 128, 769, 768
-    parameters = private_parameters(inner, out)
+    parameters = keyed_parameters(inner, out)
     key, degree = hn.SecretKey.generate(parameters), parameters.ring_degree
     client = hn.LinearClient(key, inner, out)
     weight = weights(inner=inner, out=out) / 100
@@ -401,7 +401,7 @@ def test_a_made_up_key_reads_all_of_a_ternary_u_and_little_of_a_wide_one(spread)
 
 
 def good(rows=3, client=None):
-    client = client or PrivateClient(layer().description.private, bias=False)
+    client = client or KeyedClient(layer().description.keyed, bias=False)
     return client.encrypt(np.ones((rows, 14)))[0]
 
 
@@ -435,7 +435,7 @@ KEY_BODY = frozen_messages.key_for(layer().description, b"")[0]
         (MessageType.KEY, messages.text("{}"), hn.WireError, "description of a layer"),
         (MessageType.KEY, messages.text('{"name": 3}'), hn.WireError, "description of a layer"),
         (MessageType.KEY, messages.text('{"name": "fcc"}'), hn.ParameterError, r"no layer 'fcc' \(did you mean fc"),
-        (MessageType.KEY, messages.text('{"name": "open"}'), hn.ParameterError, "are not private"),
+        (MessageType.KEY, messages.text('{"name": "open"}'), hn.ParameterError, "has hints"),
         (MessageType.KEY, KEY_BODY + bytes(1 << 21), hn.WireError, "a KEY is no longer than"),
     ],
 )  # fmt: skip
@@ -480,21 +480,21 @@ class TestMemory:
     def test_of_a_key_is_held_as_long_as_the_connection(self):
         served = service(layer(), layer("more", 1))
         talk = Raw(served)
-        held = talk.layer.private.client_bytes
+        held = talk.layer.keyed.client_bytes
         assert held > 1 << 18
         assert held <= served.budget.held < held + (1 << 16)
         assert talk.introduce().type is MessageType.DONE  # again: nothing more
         assert talk.works()
         assert held <= served.budget.held < held + (1 << 16)
         more = served.layers["more"].description
-        material = PrivateClient(more.private, bias=False).material()
+        material = KeyedClient(more.keyed, bias=False).material()
         assert talk.ask(MessageType.KEY, *frozen_messages.key_for(more, material)).type is MessageType.DONE
         assert 2 * held <= served.budget.held < 2 * held + (1 << 16)
         talk.channel.close()
         assert served.budget.held == 0
 
     def test_is_there_before_a_key_is_taken_in(self):
-        needed = layer().description.private.client_bytes
+        needed = layer().description.keyed.client_bytes
         talk = Raw(service(memory=needed), introduced=False)
         reply = talk.introduce()
         error, later = frozen_messages.take_refusal(reply.body)
@@ -504,8 +504,8 @@ class TestMemory:
         assert talk.introduce().type is MessageType.DONE
 
     def test_of_a_request_is_held_beside_that_of_the_key(self):
-        wide = PrivateLayer("fc", PrivateServer(weights(inner=400)))
-        agreed = wide.description.private
+        wide = KeyedLayer("fc", KeyedServer(weights(inner=400)))
+        agreed = wide.description.keyed
         for rows in (128, 1):
             cost, length = agreed.cost(rows), messages.HEADER_BYTES + len(address()) + agreed.cost(rows).request_bytes
             needed = agreed.client_bytes + length + cost.working_bytes + 2 * cost.reply_bytes
@@ -608,7 +608,7 @@ class TestConnections:
         tap = Tapped(service())
         connection = tap.connect()
         assert right(connection.multiply("fc", X))
-        spoilt = connection._private["fc"].client
+        spoilt = connection._keys["fc"].client
         changes = iter([damaged])
         tap.change = lambda message: (
             next(changes, lambda m: m)(message) if messages.unpack(message).type is MessageType.RESULT else message
@@ -663,7 +663,7 @@ class TestConnections:
     def test_keys_are_zeroed_when_it_is_closed(self):
         with hn.connect(service()) as connection:
             connection.multiply("fc", X)
-            client = connection._private["fc"].client
+            client = connection._keys["fc"].client
         with pytest.raises(KeyMismatchError, match="destroyed"):
             client.encrypt(X)
         with pytest.raises(ProtocolError, match="closed"):
@@ -970,7 +970,7 @@ def test_private_weights_are_of_models(tmp_path):
 def test_parameters_serve_any_number_of_rows():
     """They are laid out for one row; more are no worse."""
     for shape in ((257, 5), (40, 300), (5000, 1)):
-        parameters = private_parameters(*shape)
+        parameters = keyed_parameters(*shape)
         assert all(
             parameters.estimate(*shape, rows)["error"] <= parameters.error_bound
             for rows in (1, 2, 3, 7, 31, 64, 127, 128)

@@ -24,6 +24,7 @@ from hesplit_native.layer.public_key import EncryptedArray, PublicKey
 if TYPE_CHECKING:
     from hesplit_native import nn as nn
     from hesplit_native.protocols.frozen_client import connect as connect
+    from hesplit_native.protocols.search import search as search
     from hesplit_native.protocols.serving import serve as serve
     from hesplit_native.training.fit import train as train
 
@@ -50,6 +51,7 @@ __all__ = [
     "connect",
     "cpu_features",
     "nn",
+    "search",
     "serve",
     "set_num_threads",
     "set_work_ahead",
@@ -61,6 +63,7 @@ __all__ = [
 _LATE = {
     "nn": "hesplit_native.nn",
     "connect": "hesplit_native.protocols.frozen_client",
+    "search": "hesplit_native.protocols.search",
     "serve": "hesplit_native.protocols.serving",
     "train": "hesplit_native.training.fit",
 }

@@ -75,6 +75,7 @@ class Frozen:
     precision: Precision | None = None
     no_backward: bool = False
     epoch: str | None = None
+    no_hints: bool = False
     private_weights: bool = False
     weight_norm: float | None = None
 
@@ -155,6 +156,8 @@ _HELP = {
     "precision": "float32 unless given; bfloat16 makes replies smaller.",
     "no_backward": "Answer no requests for gradients, at half the memory.",
     "epoch": "Any text; another one is another public matrix (docs/security.md).",
+    "no_hints": "Clients fetch nothing of the layers, and send keys of under a megabyte once: for few rows and many outputs, such as "
+    "tables that are searched. Gradients are not answered.",
     "private_weights": "Replies hide the weights, gradients are not answered, and a budget of queries is needed (docs/security.md).",
     "weight_norm": "With --private-weights: the l2 norm that no row of a layer, with its bias, is longer than, which clients are "
     "told; that of the longest, rounded up to a power of two, unless given.",
@@ -208,6 +211,7 @@ def _check_options(holding: Holding) -> None:
     }  # fmt: skip
     of_frozen: dict[str, object] = {
         "--precision": frozen.precision, "--no-backward": frozen.no_backward or None, "--epoch": frozen.epoch,
+        "--no-hints": frozen.no_hints or None,
         "--private-weights": frozen.private_weights or None, "--weight-norm": frozen.weight_norm,
     }  # fmt: skip
     if model.model is None:

@@ -25,6 +25,7 @@ def serve_model(screen: Screen, listening: Listening, shares: Shares, path: Path
         precision=frozen.precision or "float32",
         backward=False if frozen.no_backward else None,
         epoch=frozen.epoch or "",
+        hints=not frozen.no_hints,
         private_weights=frozen.private_weights,
         weight_norm=frozen.weight_norm,
         host=listening.host,
@@ -52,12 +53,12 @@ def serve_model(screen: Screen, listening: Listening, shares: Shares, path: Path
 
 
 def _layers(service: FrozenService) -> Table:
-    """What is served, and the memory that it takes; of private layers also what clients are told, and how much they get."""
-    private = any(layer.description.private is not None for layer in service.layers.values())
-    table = Table("layer", "inputs", "outputs", "bias", "memory", *(_OF_PRIVATE if private else ["hints"]))
+    """What is served, and the memory that it takes; of layers without hints also what clients are told, and how much they get."""
+    keyed = any(layer.description.keyed is not None for layer in service.layers.values())
+    table = Table("layer", "inputs", "outputs", "bias", "memory", *(_OF_KEYED if keyed else ["hints"]))
     for layer in service.layers.values():
         about = layer.description
-        agreed = about.private
+        agreed = about.keyed
         if agreed is None:
             more = [mebibytes(sum(matrix.hint_bytes for matrix in layer.matrices))]
         else:
@@ -78,13 +79,13 @@ def _layers(service: FrozenService) -> Table:
     return table
 
 
-_OF_PRIVATE = ["weight norm", "error", "queries"]
+_OF_KEYED = ["weight norm", "error", "queries"]
 
 
 def _summary(service: FrozenService) -> str:
     first = next(iter(service.layers.values())).description
-    how = "private weights, " if first.private is not None else ""
-    hints = "" if first.private is not None else f"{mebibytes(service.hints.limit)} for hints, "
+    how = "" if first.keyed is None else "private weights, " if first.private else "without hints, "
+    hints = "" if first.keyed is not None else f"{mebibytes(service.hints.limit)} for hints, "
     return (
         f"{len(service.layers)} layers, {first.precision}, {how}{'forward and backward' if first.backward else 'forward only'}; "
         f"memory: {mebibytes(service.resident_bytes)} for them, {hints}{mebibytes(service.budget.total)} for all clients, "

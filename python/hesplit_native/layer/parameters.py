@@ -489,7 +489,10 @@ def _worth_trying(packing: Packing, security: Attacker) -> list[tuple[int, list[
     if packing == "merged":
         # Keys are as long as the whole modulus: the special prime is no longer than merging needs to add little noise.
         total = _core.max_modulus_bits(4096, security)
-        rings = [*((4096, bits, min(bits, total - bits)) for bits in range(28, 61)), *((8192, bits, 50) for bits in (54, 57, 60))]
+        rings = [
+            *((4096, bits, min(bits, total - bits)) for bits in range(28, 61)),
+            *((8192, bits, 50) for bits in (54, 57, 60)),
+        ]
         return [
             (ring_degree, [*split, min(special, _VECTOR_PRIME_BITS)])
             for ring_degree, bits, special in rings

@@ -17,7 +17,7 @@ from time import perf_counter
 from hesplit_native.choices import Direction
 from hesplit_native.errors import BudgetError, HESplitError, KeyMismatchError, ParameterError, ProtocolError, WireError
 from hesplit_native.layer.frozen import FrozenServer
-from hesplit_native.layer.private import PrivateProducts
+from hesplit_native.layer.keyed import KeyedProducts
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.budget import Budget, Hold
 from hesplit_native.protocols.frozen_messages import (
@@ -31,7 +31,7 @@ from hesplit_native.protocols.frozen_messages import (
 )
 from hesplit_native.protocols.messages import NO_SESSION, Message, MessageType
 from hesplit_native.protocols.queries import QueryLedger
-from hesplit_native.protocols.served_layers import FrozenLayer, PrivateLayer
+from hesplit_native.protocols.served_layers import FrozenLayer, KeyedLayer
 from hesplit_native.transport.channel import SHORT_MESSAGE, ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
@@ -57,7 +57,7 @@ class _Admitted:
     error: HESplitError | None = None
     later: bool = False
     direction: Direction = "forward"
-    matrices: tuple[FrozenServer | PrivateProducts, ...] = ()
+    matrices: tuple[FrozenServer | KeyedProducts, ...] = ()
     rows: int = 0  # of all of them
 
 
@@ -67,7 +67,7 @@ class _Visit:
 
     client: ClientInfo
     hold: Hold  # of `key_bytes` and what the present message takes
-    keys: dict[str, PrivateProducts] = field(default_factory=dict)  # by layer
+    keys: dict[str, KeyedProducts] = field(default_factory=dict)  # by layer
     key_bytes: int = 0
     admitted: _Admitted | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class FrozenService:
 
     def __init__(
         self,
-        layers: Iterable[FrozenLayer | PrivateLayer],
+        layers: Iterable[FrozenLayer | KeyedLayer],
         *,
         memory: int,
         memory_per_client: int | None = None,
@@ -172,13 +172,13 @@ class FrozenService:
             (layer,), direction, _, _ = take_address(request.body, "hint", most=1)
             return length + min(HINT_PART, self._layer(layer).at(direction).hint_bytes)
         if request.type is MessageType.KEY:
-            private, material = self._key(request.body)
-            expected = private.server.agreement.material_bytes
+            keyed, material = self._key(request.body)
+            expected = keyed.server.agreement.material_bytes
             if len(material) != expected:
                 raise WireError(
-                    f"key: the public material for {private.name} takes {expected} bytes, not {len(material)}"
+                    f"key: the public material for {keyed.name} takes {expected} bytes, not {len(material)}"
                 )
-            return length + private.server.agreement.client_bytes
+            return length + keyed.server.agreement.client_bytes
         return length + len(self._offer)
 
     def _needed_by_product(self, visit: _Visit, admitted: _Admitted, request: Message, length: int) -> int:
@@ -201,20 +201,20 @@ class FrozenService:
         working = max(cost.working_bytes for cost in costs) + 2 * sum(cost.reply_bytes for cost in costs)
         return length + max(length, working)
 
-    def _layer(self, name: str) -> FrozenLayer | PrivateLayer:
+    def _layer(self, name: str) -> FrozenLayer | KeyedLayer:
         if name not in self.layers:
             raise unknown_layer(name, self.layers)
         return self.layers[name]
 
-    def _key(self, body: memoryview) -> tuple[PrivateLayer, memoryview]:
+    def _key(self, body: memoryview) -> tuple[KeyedLayer, memoryview]:
         """For which layer a client has sent a key, and its public material."""
         values, material = take_key(body)
         name = values.get("name")
         if not isinstance(name, str):
             raise WireError("key: expected the description of a layer")
         layer = self._layer(name)
-        if not isinstance(layer, PrivateLayer):
-            raise ParameterError(f"the weights of {name} are not private: its requests need no key")
+        if not isinstance(layer, KeyedLayer):
+            raise ParameterError(f"{name} has hints: its requests need no key")
         if values != layer.description.to_json():
             raise KeyMismatchError(
                 f"{name} is another layer here than the one that this key was made for: ask for the layers again"
@@ -290,15 +290,13 @@ class FrozenService:
         return messages.text(json.dumps({"bytes": len(hint)})), memoryview(hint)[have : have + HINT_PART]
 
 
-def _matrix_of(
-    visit: _Visit, layer: FrozenLayer | PrivateLayer, direction: Direction
-) -> FrozenServer | PrivateProducts:
+def _matrix_of(visit: _Visit, layer: FrozenLayer | KeyedLayer, direction: Direction) -> FrozenServer | KeyedProducts:
     """What answers a client about a layer."""
     if isinstance(layer, FrozenLayer) or direction == "backward":
         return layer.at(direction)
     if layer.name not in visit.keys:
         raise KeyMismatchError(
-            f"the weights of {layer.name} are private, and no key for it came over this connection: send it first"
+            f"{layer.name} is asked under a key, and no key for it came over this connection: send it first"
         )
     return visit.keys[layer.name]
 

@@ -1,7 +1,7 @@
 """The client of a model server: its layers, used on rows that stay encrypted.
 
-Requests refer to nothing that a server remembers, but for a key that goes before those for private layers on every channel. So one
-that is lost with its connection is sent again, to the same server or to another that holds the same weights.
+Requests refer to nothing that a server remembers, but for a key, which goes before those for layers without hints on every channel. So
+one that is lost with its connection is sent again, to the same server or to another that holds the same weights.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from hesplit_native.protocols.frozen_messages import (
     take_offer,
     unknown_layer,
 )
+from hesplit_native.protocols.keyed_client import LayerKey, layer_key
 from hesplit_native.protocols.messages import MessageType
-from hesplit_native.protocols.private_client import KeyedLayer, keyed_layer
 from hesplit_native.protocols.replicas import Replicas
 from hesplit_native.transport import ClientInfo, ClientTls, InProcessChannel
 from hesplit_native.transport import connect as open_channel
@@ -65,8 +65,8 @@ class _Matrix:
 class Connection:
     """The layers of a model server, or of several with the same weights. Made by `connect`; safe to use from several threads.
 
-    A request whose connection is lost is sent again; with several servers the next one gets it. Private layers are asked under keys
-    that live as long as the connection, and are zeroed when it is closed.
+    A request whose connection is lost is sent again; with several servers the next one gets it. Layers without hints are asked under
+    keys that live as long as the connection, and are zeroed when it is closed.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Connection:
         self._patience = patience
         self._hint_memory = default_memory() if hint_memory is None else hint_memory
         self._matrices: OrderedDict[tuple[str, Direction], _Matrix] = OrderedDict()  # used last, last
-        self._private: dict[str, KeyedLayer] = {}
+        self._keys: dict[str, LayerKey] = {}
         self._lock = threading.Lock()
         self._layers: dict[str, Description] = {}
         self._fetch_layers(patience=0.0)
@@ -125,21 +125,21 @@ class Connection:
         BudgetError
             The server has no memory for a request of that size.
         QueryBudgetExceeded
-            It gives this client fewer answers. Of more than 2048 rows (for private layers 128 or fewer), which are sent in several
+            It gives this client fewer answers. Of more than 2048 rows (without hints 128 or fewer), which are sent in several
             requests, those before were counted.
         ConnectionLost
             No server was there for as long as this connection is patient.
         """
         described = self.describe(layer)
         if direction == "backward" and not described.backward:
-            why = "" if described.private is None else ": its weights are private, and would follow from the answers"
+            why = ": its weights are private, and would follow from the answers" if described.private else ""
             raise ParameterError(f"the server answers no backward requests for {layer}{why}")
         return self._in_parts((layer,), direction, x)[0]
 
     def multiply_together(self, layers: Sequence[str], x: npt.NDArray[Any]) -> list[Float64]:
         """``x W^T + b`` for each of these layers, as `multiply`, but x is encrypted and sent once for all, or for every 8 of them.
 
-        Private layers, whose keys are their own, are asked one by one.
+        Layers with keys of their own are asked one by one.
 
         Raises
         ------
@@ -147,7 +147,7 @@ class Connection:
             Layers of which one cannot be fed by the rows of another (`Description.takes_rows_of`).
         """
         names = list(dict.fromkeys(layers))
-        if all(self.describe(name).private is not None for name in names):
+        if all(self.describe(name).keyed is not None for name in names):
             alone = {name: self.multiply(name, x) for name in names}
             return [alone[name] for name in layers]
         for name in names[1:]:
@@ -170,9 +170,9 @@ class Connection:
         """Leave the server, and zero the keys. The connection cannot be used afterwards."""
         self._replicas.close()
         with self._lock:
-            private, self._private = self._private, {}
-        for layer in private.values():
-            layer.client.destroy()
+            keys, self._keys = self._keys, {}
+        for key in keys.values():
+            key.client.destroy()
 
     def __enter__(self) -> Connection:
         return self
@@ -198,11 +198,11 @@ class Connection:
         inner = shapes[0][0]
         if x.ndim != 2 or x.shape[1] != inner:
             raise ParameterError(f"{layers[0]}: expected [n, {inner}], got {list(x.shape)}")
-        private = self.describe(layers[0]).private
-        if private is not None:
+        keyed = self.describe(layers[0]).keyed
+        if keyed is not None:
             x = checked_matrix(x, "x")
-            rows = private.rows_at_once
-            parts = [[self._multiply_private(layers[0], x[start : start + rows])] for start in range(0, len(x), rows)]
+            rows = keyed.rows_at_once
+            parts = [[self._multiply_keyed(layers[0], x[start : start + rows])] for start in range(0, len(x), rows)]
         else:
             rows = max(1, min(MAX_ROWS, MAX_VALUES // max(inner, sum(outer for _, outer in shapes))))
             parts = [self._multiply(layers, direction, x[start : start + rows]) for start in range(0, len(x), rows)]
@@ -240,7 +240,7 @@ class Connection:
                 else:
                     raise
 
-    def _multiply_private(self, layer: str, x: npt.NDArray[Any]) -> Float64:
+    def _multiply_keyed(self, layer: str, x: npt.NDArray[Any]) -> Float64:
         renewed = False
         while True:
             mine = self._keyed(layer)
@@ -267,20 +267,20 @@ class Connection:
                 self._fetch_layers(patience=self._patience)
                 self._require_like(before)
 
-    def _keyed(self, layer: str) -> KeyedLayer:
-        """A private layer with its key, which is made for the layer as it is described now."""
+    def _keyed(self, layer: str) -> LayerKey:
+        """A layer that is asked under a key, with its key, which is made for the layer as it is described now."""
         described = self.describe(layer)
         with self._lock:
-            mine = self._private.get(layer)
+            mine = self._keys.get(layer)
             if mine is None or mine.described != described:
-                mine = self._private[layer] = keyed_layer(described)
+                mine = self._keys[layer] = layer_key(described)
         return mine
 
-    def _forget_key(self, layer: str, old: KeyedLayer) -> None:
+    def _forget_key(self, layer: str, old: LayerKey) -> None:
         old.client.destroy()
         with self._lock:
-            if self._private.get(layer) is old:
-                del self._private[layer]
+            if self._keys.get(layer) is old:
+                del self._keys[layer]
 
     def _require_like(self, before: Description) -> None:
         now = self.describe(before.name)

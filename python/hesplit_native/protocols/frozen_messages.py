@@ -24,8 +24,8 @@ from hesplit_native.errors import (
     WireError,
     shortened,
 )
+from hesplit_native.layer.keyed import KeyedAgreement
 from hesplit_native.layer.parameters import Parameters
-from hesplit_native.layer.private import PrivateAgreement
 from hesplit_native.protocols import messages
 
 #: The longest part of a hint in one message.
@@ -53,7 +53,7 @@ _ERRORS = {
 class Description:
     """One layer of a server: ``y = x W^T + b`` for x [n, in_features], and ``dJ/dx = dJ/dy W`` where `backward`.
 
-    `private`: its replies hide W; with the error and the noise that follow from it.
+    `keyed`: it has no hints, and is asked under keys; with the error and the noise that follow from it.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Description:
     precision: Precision
     epoch: str
     backward: bool
-    private: PrivateAgreement | None = None
+    keyed: KeyedAgreement | None = None
 
     @property
     def shape(self) -> str:
@@ -71,25 +71,32 @@ class Description:
         return f"{self.in_features} -> {self.out_features} {'with' if self.bias else 'without'} bias"
 
     def takes_rows_of(self, other: Description) -> bool:
-        """Whether rows that were encrypted for the other layer serve this one, too; private layers have keys of their own."""
+        """Whether rows that were encrypted for the other layer serve this one, too; layers with keys have their own."""
         return (
-            self.private is None
-            and other.private is None
+            self.keyed is None
+            and other.keyed is None
             and (self.in_features, self.bias, self.precision, self.epoch)
             == (other.in_features, other.bias, other.precision, other.epoch)
         )
 
     @property
     def kind(self) -> str:
-        """For errors: the shape, and whether the weights are private."""
-        return self.shape if self.private is None else f"{self.shape}, private"
+        """For errors: the shape, and what is particular."""
+        if self.keyed is None:
+            return self.shape
+        return f"{self.shape}, private" if self.private else f"{self.shape}, without hints"
+
+    @property
+    def private(self) -> bool:
+        """Whether replies hide the weights."""
+        return self.keyed is not None and self.keyed.private
 
     def to_json(self) -> dict[str, Any]:
         """What `take_offer` reads."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.private is not None:
-            agreed = self.private
-            values["private"] = {"parameters": agreed.parameters.to_bytes().hex(), "weight_norm": agreed.weight_norm}
+        if self.keyed is not None:
+            agreed = self.keyed
+            values["keyed"] = {"parameters": agreed.parameters.to_bytes().hex(), "weight_norm": agreed.weight_norm}
         return values
 
 
@@ -117,26 +124,26 @@ def _description(values: Any) -> Description:
     kinds = get_type_hints(Description)
     if not isinstance(values, dict) or not set(kinds) <= set(values):
         raise WireError(f"offer: a layer has {', '.join(kinds)}")
-    del kinds["private"]
+    del kinds["keyed"]
     for name, kind in kinds.items():
         value = values[name]
         fits = value in get_args(kind) if get_args(kind) else type(value) is kind
         if not fits or (kind is int and value < 1):
             raise WireError(f"offer: a layer's {name} cannot be {str(value)[:100]!r}")
     found = Description(**{name: values[name] for name in kinds})
-    return found if values["private"] is None else replace(found, private=_agreement(found, values["private"]))
+    return found if values["keyed"] is None else replace(found, keyed=_agreement(found, values["keyed"]))
 
 
-def _agreement(layer: Description, values: Any) -> PrivateAgreement:
+def _agreement(layer: Description, values: Any) -> KeyedAgreement:
     agreed = values if isinstance(values, dict) else {}
     parameters, norm = agreed.get("parameters"), agreed.get("weight_norm")
     if not isinstance(parameters, str) or type(norm) is not float or layer.backward:
-        raise WireError("offer: a private layer has parameters and a weight_norm, and answers no backward requests")
+        raise WireError("offer: a layer with keys has parameters and a weight_norm, and answers no backward requests")
     try:
         found = Parameters.from_bytes(bytes.fromhex(parameters))
-        return PrivateAgreement(layer.in_features + layer.bias, layer.out_features, found, norm)
+        return KeyedAgreement(layer.in_features + layer.bias, layer.out_features, found, norm)
     except ValueError as error:  # not hexadecimal, or a WireError or ParameterError of the core
-        raise WireError(f"offer: {layer.name[:200]} cannot be private in this way: {error}") from error
+        raise WireError(f"offer: {layer.name[:200]} cannot be asked under keys in this way: {error}") from error
 
 
 def key_for(layer: Description, material: bytes) -> tuple[bytes, bytes]:

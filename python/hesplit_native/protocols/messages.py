@@ -80,7 +80,7 @@ class MessageType(IntEnum):
     RATE = 33  # text: the learning rate of the server's layer from now on
     SHARE = 34  # vertical: a blob, the encrypted and masked logits
     OPENED_SHARE = 35  # vertical: a blob, decrypted and still masked
-    KEY = 36  # frozen, private weights: text (the layer as the client knows it), blob (public material)
+    KEY = 36  # frozen, without hints: text (the layer as the client knows it), blob (public material)
 
 
 @dataclass(frozen=True)

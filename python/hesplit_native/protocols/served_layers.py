@@ -1,4 +1,4 @@
-"""The layers of a server that holds a model: such as clients may know, and such whose weights stay the server's."""
+"""The layers of a server that holds a model: such as have hints, and such as are asked under a client's keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hesplit_native.choices import Direction
 from hesplit_native.errors import ParameterError
 from hesplit_native.layer.frozen import FrozenServer
-from hesplit_native.layer.private import PrivateServer
+from hesplit_native.layer.keyed import KeyedServer
 from hesplit_native.protocols.frozen_messages import Description
 
 
@@ -47,11 +47,11 @@ class FrozenLayer:
 
 
 @dataclass(frozen=True)
-class PrivateLayer:
-    """A layer that is served without its weights being seen; there are no gradients, whose answers are rows of W."""
+class KeyedLayer:
+    """A layer that is served without hints, to clients that send keys; there are no gradients."""
 
     name: str
-    server: PrivateServer
+    server: KeyedServer
 
     @property
     def description(self) -> Description:
@@ -71,8 +71,13 @@ class PrivateLayer:
 
     def at(self, direction: Direction) -> FrozenServer:
         """ParameterError: nothing of it is had without a key."""
-        if direction == "backward":
+        private = self.server.agreement.private
+        if direction == "backward" and private:
             raise ParameterError(
                 f"the weights of {self.name} are private: backward requests, which would tell them, are not answered"
             )
-        raise ParameterError(f"the weights of {self.name} are private: there is no hint, which would tell them")
+        if direction == "backward":
+            raise ParameterError(f"the server answers no backward requests, for {self.name} as for its other layers")
+        if private:
+            raise ParameterError(f"the weights of {self.name} are private: there is no hint, which would tell them")
+        raise ParameterError(f"{self.name} is served without hints")

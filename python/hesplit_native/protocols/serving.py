@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from hesplit_native.choices import Precision
 from hesplit_native.errors import ParameterError, RangeError
 from hesplit_native.layer.frozen import FrozenServer
-from hesplit_native.layer.private import PrivateServer
+from hesplit_native.layer.keyed import KeyedServer
 from hesplit_native.layer.weights import Weights, weights_of
 from hesplit_native.protocols.budget import default_memory, mebibytes
 from hesplit_native.protocols.frozen import Answered, FrozenService
 from hesplit_native.protocols.frozen_messages import Description
 from hesplit_native.protocols.queries import QueryLedger, make_ledger, make_private_ledger
-from hesplit_native.protocols.served_layers import FrozenLayer, PrivateLayer
+from hesplit_native.protocols.served_layers import FrozenLayer, KeyedLayer
 from hesplit_native.transport import ClientInfo, GrpcServer, Limits, ServerTls, join_address
 from hesplit_native.transport.in_process import Conversation
 
@@ -74,6 +74,7 @@ def serve(
     precision: Precision = "float32",
     backward: bool | None = None,
     epoch: str = "",
+    hints: bool = True,
     private_weights: bool = False,
     weight_norm: float | None = None,
     host: str = "127.0.0.1",
@@ -105,11 +106,14 @@ def serve(
     precision
         What replies are as good as; ``"bfloat16"`` makes them smaller.
     backward
-        Also answer for gradients, ``dJ/dx = dJ/dy W``, which takes twice the memory. None: yes, but not with ``private_weights``,
-        which cannot be kept from whoever chooses dJ/dy.
+        Also answer for gradients, ``dJ/dx = dJ/dy W``, which takes twice the memory. None: yes, but not without hints, nor with
+        ``private_weights``, which cannot be kept from whoever chooses dJ/dy.
     epoch
         Any text: another one is another public matrix, for which clients fetch their hints again (docs/security.md). Private layers
         have none.
+    hints
+        False: clients fetch nothing of the layers, and send keys of under a megabyte once: for few rows and many outputs, such as
+        tables that are searched (`hesplit_native.search`). Gradients are not answered.
     private_weights
         Replies hide the weights, and a budget of queries is needed: `query_ledger`, or ``queries=0`` to go without.
     weight_norm
@@ -150,16 +154,20 @@ def serve(
     certificates = tls if tls is None or isinstance(tls, ServerTls) else ServerTls.load(tls)
     found = list(weights_of(model, layers, transposed=transposed))
     folder = None if query_ledger is None else Path(query_ledger)
-    prepared: Sequence[FrozenLayer | PrivateLayer]
+    prepared: Sequence[FrozenLayer | KeyedLayer]
+    if private_weights or not hints:
+        prepared = _prepare_keyed(
+            found, precision, weight_norm, private=private_weights, backward=backward, epoch=epoch
+        )
+    else:
+        prepared = [_prepare(w, precision, epoch, backward is not False) for w in found]
     if private_weights:
-        prepared = _prepare_private(found, precision, weight_norm, backward=backward, epoch=epoch)
         ledger = make_private_ledger(
             (layer.description for layer in prepared), queries, folder, on_event, levels=_levels(found)
         )
     elif weight_norm is not None:
         raise ParameterError("weight_norm (--weight-norm) goes with private weights (--private-weights)")
     else:
-        prepared = [_prepare(w, precision, epoch, backward is not False) for w in found]
         ledger = make_ledger(queries, folder, on_event)
     service = make_service(
         prepared,
@@ -182,7 +190,7 @@ def serve(
 
 
 def make_service(
-    layers: Sequence[FrozenLayer | PrivateLayer],
+    layers: Sequence[FrozenLayer | KeyedLayer],
     *,
     memory: int | None = None,
     memory_per_client: int | None = None,
@@ -234,20 +242,30 @@ def _levels(found: Iterable[Weights]) -> dict[str, int]:
     return {name: levels for name, (levels, size) in counts.items() if levels <= min(1 << 16, size // 4)}
 
 
-def _prepare_private(
-    found: Iterable[Weights], precision: Precision, weight_norm: float | None, *, backward: bool | None, epoch: str
-) -> list[PrivateLayer]:
+def _prepare_keyed(
+    found: Iterable[Weights],
+    precision: Precision,
+    weight_norm: float | None,
+    *,
+    private: bool,
+    backward: bool | None,
+    epoch: str,
+) -> list[KeyedLayer]:
     if backward:
         raise ParameterError(
             "private weights are served without backward requests: the answer to a dJ/dy that is 1 at one output is a row of W"
+            if private
+            else "backward requests are answered with hints only"
         )
     if epoch:
-        raise ParameterError("an epoch (--epoch) is of the public matrix, which private layers do not have")
+        raise ParameterError(
+            f"an epoch (--epoch) is of the public matrix, which {'private layers' if private else 'layers without hints'} do not have"
+        )
     layers = []
     for w in found:
         try:
-            server = PrivateServer(w.weight, w.bias, precision=precision, weight_norm=weight_norm)
+            server = KeyedServer(w.weight, w.bias, private=private, precision=precision, weight_norm=weight_norm)
         except RangeError as error:
             raise RangeError(f"{w.name}: {error}") from error
-        layers.append(PrivateLayer(w.name, server))
+        layers.append(KeyedLayer(w.name, server))
     return layers

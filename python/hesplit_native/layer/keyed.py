@@ -1,9 +1,10 @@
-"""Served layers whose replies hide the weights: ``y = x W^T (+ b)`` for rows of any scale, with a relative error.
+"""Served layers without hints: ``y = x W^T (+ b)`` for rows of any scale, with a relative error.
 
 Client and server agree on nothing that depends on the data, and of W on one norm: the client divides every row of x by its own l2
 norm, the server W by the agreed one, and y is multiplied by both. A bias is the weight of one more feature, which is 1 in every row.
-What of a reply could tell W is hidden under the client's public key and a flood (docs/security.md), so that every client has a key
-of its own, for which the server keeps some memory; the weights are one for all of them.
+Clients send keys of their own, for which the server keeps some memory; the weights are one for all of them. Either replies hide W,
+under the client's public key and a flood (docs/security.md); or they are short, products being merged with evaluation keys
+(docs/packing.md), and do not hide it.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ _SHAPE = struct.Struct("<III")
 
 
 @dataclass(frozen=True)
-class PrivateAgreement:
-    """What the server of a private layer decides, and tells its clients.
+class KeyedAgreement:
+    """What the server of such a layer decides, and tells its clients.
 
     Parameters
     ----------
@@ -70,16 +71,27 @@ class PrivateAgreement:
 
     def __post_init__(self) -> None:
         p = self.parameters
-        if p.packing != "blocks" or p.security == "paper" or p.private_bits < _LEAST_PRIVATE_BITS:
-            raise ParameterError("private layers have parameters of 128 bits on blocks, with private_bits")
-        if p.activation_norm != 1 or p.activation_bound < 1 or p.weight_norm != _NORM or p.releases or p.updates:
-            raise ParameterError("the parameters of a private layer are for rows of l2 norm 1 and releases of nothing")
+        hides = p.packing == "blocks" and p.private_bits >= _LEAST_PRIVATE_BITS
+        if not (hides or p.packing == "merged") or p.security == "paper":
+            raise ParameterError(
+                "layers without hints have parameters of 128 bits: on blocks with private_bits, or merged"
+            )
+        norms = (p.activation_norm, p.weight_norm) == (1, _NORM if hides else 0)
+        if not norms or p.activation_bound < 1 or p.releases or p.updates:
+            raise ParameterError(
+                "the parameters of a layer without hints are for rows of l2 norm 1 and releases of nothing"
+            )
         if not (math.isfinite(self.weight_norm) and self.weight_norm > 0):
             raise ParameterError(f"weight_norm must be positive and finite, not {self.weight_norm}")
         try:
-            p.estimate(self.features, self.outputs, 1)
+            p.estimate(self.features, self.outputs, 1, weight_norm=_NORM)
         except (RangeError, TypeError) as error:  # or numbers for which the core has no type
             raise ParameterError(f"the parameters cannot hold {self.features} -> {self.outputs}: {error}") from error
+
+    @property
+    def private(self) -> bool:
+        """Whether replies hide W."""
+        return self.parameters.private_bits != 0
 
     @property
     def error_bound(self) -> float:
@@ -95,7 +107,7 @@ class PrivateAgreement:
 
         Rows of larger batches have less or as much, because fewer outputs share a product.
         """
-        found: float = self.parameters.estimate(self.features, self.outputs, 1)["logit_noise"]
+        found: float = self.parameters.estimate(self.features, self.outputs, 1, weight_norm=_NORM)["logit_noise"]
         return found * self.weight_norm
 
     @property
@@ -123,23 +135,25 @@ class PrivateAgreement:
         return FrozenCost(cost.request_bytes, cost.reply_bytes, cost.working_bytes + cost.layer_bytes)
 
 
-def private_parameters(features: int, outputs: int, precision: Precision = "float32") -> Parameters:
-    """The parameters of a private layer; a bias counts as one more feature.
+def keyed_parameters(
+    features: int, outputs: int, precision: Precision = "float32", *, private: bool = True
+) -> Parameters:
+    """The parameters of a layer without hints; a bias counts as one more feature.
 
     They are laid out for single rows: that is fastest for batches of any size, and the noise of larger ones is no larger.
 
     Raises
     ------
     ParameterError
-        When no 128-bit set holds so many features.
+        When no 128-bit set holds them.
     """
     if precision not in _ERROR_BOUNDS:
         raise ParameterError(f"precision must be one of {', '.join(_ERROR_BOUNDS)}, got {precision!r}")
-    return _parameters(features, outputs, precision)
+    return _parameters(features, outputs, precision, private)
 
 
 @lru_cache(maxsize=256)
-def _parameters(features: int, outputs: int, precision: Precision) -> Parameters:
+def _parameters(features: int, outputs: int, precision: Precision, private: bool) -> Parameters:
     return Parameters.recommend(
         in_features=features,
         out_features=outputs,
@@ -148,7 +162,8 @@ def _parameters(features: int, outputs: int, precision: Precision) -> Parameters
         activation_norm=1.0,
         weight_norm=_NORM,
         error_bound=_ERROR_BOUNDS[precision],
-        private_weights=True,
+        private_weights=private,
+        packing="blocks" if private else "merged",
     )
 
 
@@ -171,11 +186,11 @@ def _rows_at_once(parameters: Parameters, features: int, outputs: int) -> int:
 @lru_cache(maxsize=4096)
 def _layout(parameters: Parameters, features: int, outputs: int, rows: int) -> tuple[int, int]:
     """Rows of a ciphertext, and how many features of each are in it."""
-    layout = parameters.estimate(features, outputs, rows)["layout"]
+    layout = parameters.estimate(features, outputs, rows, weight_norm=_NORM)["layout"]
     return layout["rows"], layout["width"]
 
 
-class PrivateServer:
+class KeyedServer:
     """The holder of one matrix. Safe to use from several threads.
 
     Parameters
@@ -184,6 +199,8 @@ class PrivateServer:
         [out_features, in_features], float32 or float64.
     bias
         [out_features] or None.
+    private
+        Whether replies hide W; else they are short.
     precision
         ``"float32"`` or ``"bfloat16"``: what replies are as good as.
     weight_norm
@@ -202,6 +219,7 @@ class PrivateServer:
         weight: npt.NDArray[Any],
         bias: npt.NDArray[Any] | None = None,
         *,
+        private: bool = True,
         precision: Precision = "float32",
         weight_norm: float | None = None,
     ) -> None:
@@ -209,30 +227,30 @@ class PrivateServer:
         self.out_features, self.in_features = weight.shape
         self.has_bias, self.precision = bias is not None, precision
         outputs, features = matrix.shape
-        parameters = private_parameters(features, outputs, precision)
+        parameters = keyed_parameters(features, outputs, precision, private=private)
         agreed = _agreed_norm(float(normalised_rows(matrix, "weight")[1].max()), weight_norm)
-        self.agreement = PrivateAgreement(features, outputs, parameters, agreed)
+        self.agreement = KeyedAgreement(features, outputs, parameters, agreed)
         # Nobody has this key: all that is asked for is asked for by `for_client`.
         nobody = LinearClient(SecretKey.generate(parameters), features, outputs)
-        self._server = LinearServer(nobody.public_material(), matrix / agreed, private=True, max_batch=MAX_ROWS)
+        self._server = LinearServer(nobody.public_material(), matrix / agreed, private=private, max_batch=MAX_ROWS)
         self.resident_bytes = 8 * matrix.size + _kept_bytes(self.agreement)
         """Memory that the matrix takes at most, with the layouts of it that are kept."""
 
-    def for_client(self, material: Buffer) -> PrivateProducts:
-        """What answers one client, by its `PrivateClient.material`.
+    def for_client(self, material: Buffer) -> KeyedProducts:
+        """What answers one client, by its `KeyedClient.material`.
 
         Raises
         ------
         WireError, KeyMismatchError
             For anything else.
         """
-        return PrivateProducts(self.agreement, self._server.for_client(bytes(material)))
+        return KeyedProducts(self.agreement, self._server.for_client(bytes(material)))
 
 
-class PrivateProducts:
-    """A `PrivateServer` for the key of one client. Made by `PrivateServer.for_client`; safe to use from several threads."""
+class KeyedProducts:
+    """A `KeyedServer` for the key of one client. Made by `KeyedServer.for_client`; safe to use from several threads."""
 
-    def __init__(self, agreement: PrivateAgreement, server: LinearServer) -> None:
+    def __init__(self, agreement: KeyedAgreement, server: LinearServer) -> None:
         self._agreement, self._server = agreement, server
 
     def rows_of(self, beginning: Buffer) -> int:
@@ -261,7 +279,7 @@ class PrivateProducts:
         return self._agreement.cost(rows)
 
     def multiply(self, request: Buffer) -> bytes:
-        """The reply to `PrivateClient.encrypt`.
+        """The reply to `KeyedClient.encrypt`.
 
         Raises
         ------
@@ -273,8 +291,8 @@ class PrivateProducts:
         return self._server.forward(request)
 
 
-class PrivateClient:
-    """Asks the `PrivateServer` of one layer, under a key of its own. Safe to use from several threads.
+class KeyedClient:
+    """Asks the `KeyedServer` of one layer, under a key of its own. Safe to use from several threads.
 
     Parameters
     ----------
@@ -284,7 +302,7 @@ class PrivateClient:
         Whether the last of its features is the bias's.
     """
 
-    def __init__(self, agreement: PrivateAgreement, *, bias: bool) -> None:
+    def __init__(self, agreement: KeyedAgreement, *, bias: bool) -> None:
         self._agreement, self._bias = agreement, bias
         # Rows that were scaled are within the ranges: there is nothing to clip.
         self._client = LinearClient(
@@ -296,7 +314,7 @@ class PrivateClient:
         return self._client.public_material()
 
     def encrypt(self, x: npt.NDArray[Any]) -> tuple[bytes, npt.NDArray[np.float64]]:
-        """Encrypt rows x [n, in_features], n up to `PrivateAgreement.rows_at_once`: the request, and the norms of its rows.
+        """Encrypt rows x [n, in_features], n up to `KeyedAgreement.rows_at_once`: the request, and the norms of its rows.
 
         Raises
         ------
@@ -328,13 +346,13 @@ class PrivateClient:
         self._client.destroy()
 
 
-def _kept_bytes(agreement: PrivateAgreement) -> int:
-    """What layouts of a matrix take that are kept, at most."""
+def _kept_bytes(agreement: KeyedAgreement) -> int:
+    """What layouts of a matrix take that are kept, at most; with short replies there is one."""
     layouts = [
         _cost(agreement.parameters, agreement.features, agreement.outputs, rows).layer_bytes
         for rows in range(1, agreement.rows_at_once + 1)
     ]
-    return min(_LAYOUTS_KEPT * max(layouts), max(_LAYOUT_BYTES_KEPT, *layouts))
+    return min(_LAYOUTS_KEPT * max(layouts), max(_LAYOUT_BYTES_KEPT, *layouts)) if agreement.private else max(layouts)
 
 
 def _agreed_norm(largest: float, stated: float | None) -> float:

@@ -1,0 +1,185 @@
+"""Tables that a server holds, searched by encrypted queries: layers without hints."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+import hesplit_native as hn
+from hesplit_native.layer.keyed import KeyedAgreement, KeyedClient, KeyedServer, keyed_parameters
+from hesplit_native.protocols.frozen_client import Connection
+from hesplit_native.protocols.served_layers import KeyedLayer
+from hesplit_native.protocols.serving import make_service
+from hesplit_native.transport import ClientInfo, InProcessChannel
+
+MEMORY = 1 << 29
+
+
+def table(rows, features, seed=0, *, unit=True):
+    vectors = np.random.default_rng(seed).normal(size=(rows, features))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if unit else vectors
+
+
+def connected(*layers, memory=MEMORY):
+    served = make_service(layers, memory=memory)
+    return Connection([("here", lambda: InProcessChannel(served.converse(ClientInfo("test"))))], 0.0)
+
+
+def short(name, weight, bias=None, **options):
+    return KeyedLayer(name, KeyedServer(weight, bias, private=False, **options))
+
+
+@settings(max_examples=20)
+@given(
+    n=st.integers(1, 5),
+    features=st.integers(1, 400),
+    outputs=st.integers(1, 900),
+    bias=st.booleans(),
+    scale=st.sampled_from([1e-6, 1.0, 1e9]),
+    precision=st.sampled_from(["float32", "bfloat16"]),
+    seed=st.integers(0, 99),
+)
+@example(n=1, features=128, outputs=4096, bias=False, scale=1.0, precision="float32", seed=0)
+@example(n=1, features=4097, outputs=3, bias=True, scale=1.0, precision="float32", seed=0)
+def test_products_are_as_exact_as_is_agreed(n, features, outputs, bias, scale, precision, seed):
+    rng = np.random.default_rng(seed)
+    w, x = scale * rng.normal(size=(outputs, features)), rng.normal(size=(n, features)) / scale
+    b = scale * rng.normal(size=outputs) if bias else None
+    server = KeyedServer(w, b, private=False, precision=precision)
+    client = KeyedClient(server.agreement, bias=bias)
+    request, norms = client.encrypt(x)
+    products = server.for_client(client.material())
+    cost = products.cost(products.rows_of(request))
+    reply = products.multiply(request)
+    assert len(request) == cost.request_bytes
+    assert len(reply) <= cost.reply_bytes
+    y = client.decrypt(reply, norms)
+    rows = np.column_stack([x, np.ones(n)]) if bias else x
+    bound = server.agreement.error_bound * np.linalg.norm(rows, axis=1)[:, None]
+    assert np.all(np.abs(y - x @ w.T - (0 if b is None else b)) <= bound)
+
+
+class TestSearch:
+    def test_finds_what_a_search_in_the_clear_finds(self):
+        vectors = table(3000, 64)
+        queries = table(4, 64, seed=1)
+        exact = queries @ vectors.T
+        with connected(short("papers", vectors)) as connection:
+            rows, products = hn.search(connection, queries, k=5)
+            one, product = hn.search(connection, queries[2].astype(np.float32), k=5, table="papers")
+        assert rows.shape == products.shape == (4, 5)
+        np.testing.assert_array_equal(rows, np.argsort(-exact, axis=1)[:, :5])
+        np.testing.assert_allclose(products, np.take_along_axis(exact, rows, axis=1), atol=1e-5)
+        np.testing.assert_array_equal(one, rows[2])
+        assert product.shape == (5,)
+
+    def test_sends_little_and_nothing_is_fetched(self):
+        vectors = table(4096, 128)
+        with connected(short("papers", vectors)) as connection:
+            hn.search(connection, table(1, 128, seed=1))
+            once = connection.bytes_up
+            before = connection.bytes_up + connection.bytes_down
+            hn.search(connection, table(1, 128, seed=2))
+            moved = connection.bytes_up + connection.bytes_down - before
+        assert once < 500_000
+        assert moved < 80_000
+
+    @pytest.mark.parametrize("k", [0, 31])
+    def test_impossible_numbers(self, k):
+        with connected(short("papers", table(30, 8))) as connection, pytest.raises(hn.ParameterError, match="30 rows"):
+            hn.search(connection, table(1, 8), k=k)
+
+    def test_which_table(self):
+        with connected(short("a", table(30, 8)), short("b", table(20, 8))) as connection:
+            with pytest.raises(hn.ParameterError, match="say which table"):
+                hn.search(connection, table(1, 8))
+            with pytest.raises(hn.ParameterError, match="no layer"):
+                hn.search(connection, table(1, 8), table="c")
+            assert hn.search(connection, table(1, 8), k=20, table="b")[0].shape == (1, 20)
+
+    @pytest.mark.parametrize("queries", [np.zeros((1, 7)), np.zeros((1, 2, 8)), np.zeros((1, 8), int)])
+    def test_queries_that_do_not_fit(self, queries):
+        with connected(short("papers", table(30, 8))) as connection, pytest.raises(hn.ParameterError):
+            hn.search(connection, queries)
+
+    def test_queries_without_numbers(self):
+        with connected(short("papers", table(30, 8))) as connection, pytest.raises(hn.RangeError):
+            hn.search(connection, np.full((1, 8), np.nan))
+
+
+class TestServer:
+    def test_gradients_and_hints_are_not_had(self):
+        layer = short("fc", table(30, 8))
+        with connected(layer) as connection, pytest.raises(hn.ParameterError, match="no backward requests"):
+            connection.multiply("fc", np.zeros((1, 30)), "backward")
+        for direction in ("forward", "backward"):
+            with pytest.raises(hn.ParameterError, match=r"without hints|no backward"):
+                layer.at(direction)
+        with pytest.raises(hn.ParameterError, match="with hints only"):
+            hn.serve({"weight": torch.ones(3, 2)}, hints=False, backward=True, port=0)
+        with pytest.raises(hn.ParameterError, match="epoch"):
+            hn.serve({"weight": torch.ones(3, 2)}, hints=False, epoch="2", port=0)
+
+    def test_clients_hear_that_weights_are_not_private(self):
+        with connected(short("fc", table(30, 8))) as connection:
+            described = connection.layers["fc"]
+        assert described.keyed is not None
+        assert not described.private
+        assert "without hints" in described.kind
+
+    def test_a_key_costs_what_is_reserved_for_it(self):
+        agreement = KeyedServer(table(500, 60), private=False).agreement
+        assert len(KeyedClient(agreement, bias=False).material()) == agreement.material_bytes
+        served = connected(short("fc", table(500, 60)), memory=agreement.client_bytes)
+        with served as connection, pytest.raises(hn.errors.BudgetError):
+            connection.multiply("fc", np.zeros((1, 60)))
+
+    def test_parameters_for_something_else_are_refused(self):
+        parameters = keyed_parameters(60, 500, private=False)
+        KeyedAgreement(60, 500, parameters, 1.0)
+        for other in (
+            hn.Parameters(ring_degree=4096, modulus_bits=[50, 50], scale=2.0**20, packing="merged"),
+            hn.Parameters(ring_degree=2048, modulus_bits=[50], scale=2.0**20, activation_norm=1, activation_bound=1),
+        ):
+            with pytest.raises(hn.ParameterError):
+                KeyedAgreement(60, 500, other, 1.0)
+
+    def test_over_the_network(self):
+        weight = torch.from_numpy(table(700, 33))
+        model = torch.nn.Linear(33, 700, dtype=torch.float64)
+        with torch.no_grad():
+            model.weight.copy_(weight)
+        with hn.serve(model, hints=False, port=0) as server, hn.connect(server.address) as connection:
+            x = torch.randn(5, 33, dtype=torch.float64)
+            layer = hn.nn.encrypt(model, server=connection)
+            assert torch.allclose(layer(x), model(x), atol=1e-4)
+
+
+def test_from_the_command_line(tmp_path):
+    vectors = table(900, 24)
+    path = tmp_path / "table.safetensors"
+    save_file({"papers.weight": torch.from_numpy(vectors)}, path)
+    command = [sys.executable, "-m", "hesplit_native", "serve", "--model", str(path), "--no-hints", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        said = ""
+        try:
+            while (found := re.search(r"listening on \S+?:(\d+)", said)) is None:
+                line = server.stdout.readline()
+                assert line, said
+                said += line
+            assert "without hints" in said
+            with hn.connect(f"127.0.0.1:{found[1]}") as connection:
+                rows, _ = hn.search(connection, vectors[17], k=3)
+            assert rows[0] == 17
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(20)
