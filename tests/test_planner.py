@@ -58,7 +58,7 @@ def test_a_plan_is_what_a_client_does(n, d, o, link, flooding):
 def test_plans_are_sorted_and_every_ring_comes_once():
     found = plans(256, 5, 4, link=1e8)
     assert [plan.seconds for plan in found] == sorted(plan.seconds for plan in found)
-    assert len({plan.parameters.ring_degree for plan in found}) == len(found) >= 2
+    assert len({(plan.parameters.packing, plan.parameters.ring_degree) for plan in found}) == len(found) >= 3
 
 
 def test_a_slow_link_takes_fewer_bytes_and_a_fast_one_less_work():
@@ -133,3 +133,11 @@ def test_the_command_plans_for_private_weights(monkeypatch):
     assert found is not None
     params = hn.Parameters.from_bytes(bytes.fromhex(found[1]))
     assert (params.private_bits, params.weight_norm) == (40, 16.0)
+
+
+def test_slow_links_take_short_replies():
+    fast, slow = (plans(128, 4096, 1, link=link, cpus=1)[0] for link in (1e10, 1e7))
+    assert (fast.parameters.packing, slow.parameters.packing) == ("blocks", "merged")
+    assert slow.key_bytes > 0 == fast.key_bytes
+    for options in ({"flooding": "step"}, {"private_weights": True}):
+        assert {plan.parameters.packing for plan in plans(128, 400, 1, link=1e7, **options)} == {"blocks"}

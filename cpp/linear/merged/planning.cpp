@@ -42,13 +42,14 @@ LayerEstimate MergedPlan::estimate() const {
     }
     estimate.reply_bytes = groups_ * reply;
     // Nanoseconds per coefficient and prime, as those of block_cost.
-    constexpr double kEncrypt = 7.5, kReceive = 9, kMultiply = 0.5, kMerge = 8, kFinish = 4, kDecrypt = 2;
+    constexpr double kEncrypt = 7.5, kReceive = 9, kEncode = 3, kMultiply = 0.5, kMerge = 8, kFinish = 4, kDecrypt = 2;
     const auto coefficients = static_cast<double>(groups_ * data_.size());
     const auto inputs = static_cast<double>(estimate.inputs), products = static_cast<double>(layout_.blocks.products()),
                replies = static_cast<double>(layout_.replies());
+    const double once = static_cast<double>(data_.size()) * inputs * products * kEncode;
     estimate.cost = BlockCost{coefficients * (inputs * kEncrypt + replies * kDecrypt),
-                              coefficients * (inputs * kReceive + inputs * products * kMultiply +
-                                              (products - replies) * kMerge + replies * kFinish),
+                              once + coefficients * (inputs * kReceive + inputs * products * kMultiply +
+                                                     (products - replies) * kMerge + replies * kFinish),
                               layer_.byte_ns * static_cast<double>(estimate.request_bytes + estimate.reply_bytes)};
     return estimate;
 }

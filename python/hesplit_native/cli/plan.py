@@ -64,7 +64,10 @@ def plan_command(
     print_columns(
         console,
         [
-            (f"N = {plan.parameters.ring_degree}", {name: values[i] for name, values in rows})
+            (
+                f"{plan.parameters.packing}, N = {plan.parameters.ring_degree}",
+                {name: values[i] for name, values in rows},
+            )
             for i, plan in enumerate(found)
         ],
         title=f"One step of batch {batch_size}, {in_features} -> {out_features}, over {speed / 1e6:g} Mbit/s",
@@ -74,8 +77,9 @@ def plan_command(
     parts = {"the link": best.link_seconds, "the server": best.server_seconds, "the client": best.client_seconds}
     longest = max(parts, key=lambda part: parts[part])
     console.print(
-        f"Chosen: N = {best.parameters.ring_degree}, {size(best.request_bytes + best.reply_bytes)} a step; most of its time "
-        f"is that of {longest}." + ("" if len(found) > 1 else " No other ring degree holds the layer."),
+        f"Chosen: {best.parameters.packing}, N = {best.parameters.ring_degree}, "
+        f"{size(best.request_bytes + best.reply_bytes)} a step; most of its time "
+        f"is that of {longest}." + ("" if len(found) > 1 else " Nothing else holds the layer."),
         highlight=False,
     )
     console.print(
@@ -143,6 +147,7 @@ def _rows(found: list[Plan], measured: list[Plan]) -> list[tuple[str, list[str]]
         ("error of a logit, at most", each(lambda p: f"{p.error:.1e}")),
         ("deviation of flooding", each(lambda p: f"{p.flooding_deviation:.2g}")),
         ("deviation of what hides weights", each(lambda p: f"{p.logit_noise:.2g}")),
+        ("evaluation keys, once", each(lambda p: size(p.key_bytes) if p.key_bytes else "none")),
         ("request", each(lambda p: size(p.request_bytes))),
         ("reply", each(lambda p: size(p.reply_bytes))),
         ("client, predicted", each(lambda p: f"{1e3 * p.client_seconds:.3f}")),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from itertools import chain
 
-from hesplit_native.choices import Attacker, Flooding
+from hesplit_native.choices import Attacker, Flooding, Packing
 from hesplit_native.errors import ParameterError
 from hesplit_native.layer.parameters import (
     ACTIVATION_BOUND,
@@ -22,6 +23,7 @@ from hesplit_native.layer.parameters import (
 
 #: Releases under one key that each way of flooding is planned for.
 RELEASES = {"off": 0, "step": 1, "run": 1 << 20}
+_MERGED_TASKS = 8  # parts of one reply (cpp/linear/merged/merging.cpp)
 _THREAD_SECONDS = 15e-6  # what it takes to hand a loop to other threads and to collect it
 
 
@@ -38,6 +40,7 @@ class Plan:
     flooding_deviation: float
     logit_noise: float
     spread_bits: int
+    key_bytes: int
     request_bytes: int
     reply_bytes: int
     client_seconds: float
@@ -52,8 +55,8 @@ class Plan:
 
     @property
     def tasks(self) -> int:
-        """Ciphertexts or products that threads can share."""
-        return max(self.inputs, self.products)
+        """Ciphertexts, products or parts of a merge that threads can share."""
+        return _tasks(self.parameters, self.inputs, self.products)
 
 
 def plans(
@@ -71,7 +74,9 @@ def plans(
     private_weights: bool = False,
     cpus: int | None = None,
 ) -> list[Plan]:
-    """The best plan on coefficient blocks for every ring degree that can hold the layer, fastest first.
+    """The best plan for every ring degree that can hold the layer on coefficient blocks, and for the least on merged ones.
+
+    Fastest first. Merged blocks are not planned with flooding or private weights, which they do not have.
 
     Parameters
     ----------
@@ -92,32 +97,40 @@ def plans(
     releases = RELEASES[flooding]
     if error_bound is None:
         error_bound = FLOODED_ERROR_BOUND if releases else ERROR_BOUND
-    best: dict[int, Plan] = {}
-    for parameters, step in feasible(
-        in_features,
-        out_features,
-        batch_size,
-        packing="blocks",
-        activation_bound=activation_bound,
-        activation_norm=max(activation_bound, activation_bound / 8 * math.sqrt(in_features)),
-        weight_norm=weight_norm,
-        error_bound=error_bound,
-        releases=releases,
-        link=link,
-        security=security,
-        statistical_bits=statistical_bits,
-        private_bits=PRIVATE_BITS if private_weights else 0,
-    ):
+    packings: list[Packing] = ["blocks"] if releases or private_weights else ["blocks", "merged"]
+    candidates = (
+        feasible(
+            in_features,
+            out_features,
+            batch_size,
+            packing=packing,
+            activation_bound=activation_bound,
+            activation_norm=max(activation_bound, activation_bound / 8 * math.sqrt(in_features)),
+            weight_norm=weight_norm,
+            error_bound=error_bound,
+            releases=releases,
+            link=link,
+            security=security,
+            statistical_bits=statistical_bits,
+            private_bits=PRIVATE_BITS if private_weights else 0,
+        )
+        for packing in packings
+    )
+    best: dict[tuple[Packing, int], Plan] = {}
+    for parameters, step in chain.from_iterable(candidates):
+        kind = (parameters.packing, parameters.ring_degree)
+        if any(packing == "merged" == kind[0] and degree < kind[1] for packing, degree in best):
+            continue  # longer keys for nothing
         layout = step.pop("layout")
-        tasks = max(layout["inputs"], layout["products"])
+        tasks = _tasks(parameters, layout["inputs"], layout["products"])
         compute = step["client_seconds"] + step["server_seconds"]
         threads = min(
             range(1, (cpus or os.cpu_count() or 1) + 1), key=lambda count: _with_threads(compute, tasks, count)
         )
         found = Plan(parameters, layout["inputs"], layout["products"], layout["width"], **step, threads=threads)
-        other = best.get(parameters.ring_degree)
+        other = best.get(kind)
         if other is None or (found.seconds, found.error) < (other.seconds, other.error):
-            best[parameters.ring_degree] = found
+            best[kind] = found
     if not best:
         raise ParameterError(
             f"no parameter set of 128 bits ({security}) keeps an error bound of {error_bound:g} for "
@@ -125,6 +138,10 @@ def plans(
             "error_bound, or lower activation_bound or weight_norm"
         )
     return sorted(best.values(), key=lambda plan: plan.seconds)
+
+
+def _tasks(parameters: Parameters, inputs: int, products: int) -> int:
+    return max(inputs, products, _MERGED_TASKS if parameters.packing == "merged" else 1)
 
 
 def _with_threads(seconds: float, tasks: int, threads: int) -> float:
