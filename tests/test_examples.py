@@ -93,3 +93,13 @@ def test_vertical_learns_what_the_network_in_one_place_learns():
     local, vertical = (numbers(text, rf"{protocol}: ([\d.]+)% of customers")[0] for protocol in ("local", "vertical"))
     assert local > 80
     assert vertical > local - 5
+
+
+def test_search_finds_what_it_finds_in_the_clear():
+    text = output_of("08_search.py")
+    ours, clear = re.findall(r"(\[[\d, ]+\])", text)[:2]
+    assert ours == clear
+    assert ours.startswith("[17000,")
+    up, down = numbers(text, r"(\d+) bytes up, (\d+) down")
+    assert up < 40_000
+    assert down < 200_000
