@@ -19,6 +19,15 @@ SETS = {
     "two primes": hn.Parameters(
         ring_degree=4096, modulus_bits=[28, 28, 50], scale=2.0**22, packing="merged", error_bound=0.005
     ),
+    "room for rotated inputs": hn.Parameters(
+        ring_degree=4096,
+        modulus_bits=[45, 50],
+        scale=2.0**22,
+        packing="merged",
+        error_bound=0.1,
+        activation_bound=8,
+        activation_norm=80,
+    ),
     "short": hn.Parameters(ring_degree=4096, modulus_bits=[40, 40], scale=2.0**16, packing="merged", error_bound=0.1),
 }
 
@@ -61,6 +70,9 @@ def test_a_row_with_many_outputs_is_cheap(d, o, most):
     bias=st.booleans(),
 )
 @example(name="two primes", d=2048, products=257, short=0, seed=0, bias=True)  # 256 to a reply, and one
+@example(name="room for rotated inputs", d=128, products=129, short=0, seed=0, bias=True)
+@example(name="room for rotated inputs", d=4096, products=500, short=0, seed=0, bias=True)
+@example(name="room for rotated inputs", d=5000, products=40, short=0, seed=3, bias=False)
 @example(name="two primes", d=4096, products=33, short=0, seed=0, bias=False)
 @example(name="one prime", d=1, products=1, short=0, seed=0, bias=True)
 @example(name="one prime", d=2, products=3, short=3, seed=0, bias=True)
@@ -72,6 +84,7 @@ def test_replies_of_any_number_of_products(name, d, products, short, seed, bias)
     client, server, w, b = layer(params, d, o, seed, bias=bias)
     x = np.random.default_rng(seed).normal(size=(1, d))
     y = client.decrypt(server.forward(client.encrypt(x)))
+    assert client.clipped == 0
     assert np.abs(y - x @ w.T - b).max() < params.error_bound
 
 
@@ -175,3 +188,16 @@ def test_there_is_a_set_against_quantum_computers():
     x = np.random.default_rng(0).normal(size=(1, 64)) / 20
     y = client.decrypt(server.forward(client.encrypt(x)))
     assert np.abs(y - x @ w.T).max() < params.error_bound
+
+
+def test_what_is_not_needed_for_precision_makes_searches_fast():
+    """Seconds of the model: inputs are rotated instead of products where the modulus has room."""
+    ranges = {"activation_bound": 1, "activation_norm": 1, "weight_norm": 1, "packing": "merged"}
+    short, fast = (
+        hn.Parameters.recommend(in_features=128, out_features=50_000, batch_size=1, link=link, **ranges)
+        for link in (None, 1e9)
+    )
+    estimates = [params.estimate(128, 50_000, 1, weight_norm=1) for params in (short, fast)]
+    assert short.total_bits < fast.total_bits
+    assert estimates[1]["server_seconds"] < 0.75 * estimates[0]["server_seconds"]  # with the encoding of weights
+    assert estimates[1]["request_bytes"] < 1.3 * estimates[0]["request_bytes"]

@@ -9,6 +9,7 @@
 #include "linear/blocks/layout.h"
 #include "linear/blocks/strands.h"
 #include "linear/blocks/weights.h"
+#include "linear/merged/forward.h"
 #include "linear/merged/merging.h"
 #include "linear/precision.h"
 #include "linear/sealed/messages.h"
@@ -241,8 +242,8 @@ ServingCost slot_gradient(Served served, const SlotRing& slots, const SlotLayout
 ServingCost merged_forward(Served served, const Ring& ring, std::size_t ciphertext_bytes, const MergedLayout& layout,
                            const BatchShape& shape, int bits) {
     const Polynomial poly(ring);
-    const std::size_t groups = shape.groups(), inputs = layout.blocks.inputs(), products = layout.blocks.products();
-    const std::size_t replies = layout.replies(), pairs = products * inputs;
+    const std::size_t groups = shape.groups(), inputs = layout.blocks.inputs();
+    const std::size_t replies = layout.replies(), pairs = merged_polynomials(layout) * inputs;
     ServingCost cost;
     cost.request_bytes = kFrame + kRequestPrefix + groups * inputs * ciphertext_bytes;
     cost.reply_bytes = kFrame + kReplyPrefix + sum_over(groups, replies, [&](bool last_group, bool last_reply) {
@@ -251,15 +252,18 @@ ServingCost merged_forward(Served served, const Ring& ring, std::size_t cipherte
                                   packed_bytes(ring.degree(), bits);
                        });
     cost.held_bytes = served == Served::training ? groups * (2 * inputs * poly.bytes + kEntry) : 0;
-    const bool kept = pairs * poly.bytes <= kMaxKeptBytes;
-    cost.layer_bytes = kept ? pairs * poly.bytes + products * kEntry : 0;
-    // Of each level a pair that is being merged, with three buffers; above that the subtrees.
-    const std::size_t ciphertext = 3 * poly.bytes;
-    cost.working_bytes = 2 * cost.reply_bytes + groups * replies * kEntry + 2 * inputs * poly.bytes +
-                         (2 * layout.levels + 11) * ciphertext + 5 * poly.bytes + (kept ? 0 : inputs * poly.bytes);
-    const double merge = 4 * poly.transform + 16 * poly.residues;
+    const bool kept = pairs * poly.bytes <= kMaxMergedBytes;
+    cost.layer_bytes = kept ? pairs * poly.bytes + replies * kEntry : 0;
+    // Inputs rotated by babies; of each level a pair that is being merged, above that the subtrees; weights on the way.
+    const std::size_t ciphertext = 3 * poly.bytes, sets = std::size_t{1} << best_babies(layout);
+    const std::size_t placed = layout.most_merged() * (ring.degree() * kResidue + (kept ? 0 : inputs * poly.bytes));
+    cost.working_bytes = 2 * cost.reply_bytes + groups * replies * kEntry + (sets + 1) * 2 * inputs * poly.bytes +
+                         (2 * layout.levels + 11) * ciphertext + 8 * poly.bytes + placed;
+    // As many rotations as there can be, with weights that leave no room for babies.
+    const double merge = 4 * poly.transform + 12 * poly.residues;
     const double group = real(inputs) * (kReceive * poly.residues + poly.transform) + 2 * real(pairs) * poly.residues +
-                         real(products) * merge + real(replies) * (4 * poly.transform + 2 * kFinish * poly.residues);
+                         real(merging_rotations(layout, 0)) * merge +
+                         real(replies) * (4 * poly.transform + 2 * kFinish * poly.residues);
     const double encode = real(pairs) * (poly.transform + kFinish * poly.residues);
     cost.multiplications = real(groups) * group + encode * (kept ? 1 : real(groups));
     return cost;
@@ -324,10 +328,9 @@ ServingCost of_merged(Served served, const Parameters& parameters, const ServedL
         const std::size_t keys = merging_elements(degree, layer.features, layer.outputs, planned).size();
         ServingCost cost = public_material_cost(parameters, key);
         cost.request_bytes += galois_key_bytes(one_digit(key), keys);
-        // With the monomials of every level, and the ring that keys are read with.
-        const std::size_t levels = static_cast<std::size_t>(std::ilogb(merged_width(degree, layer.features)));
-        cost.held_bytes = 2 * cost.held_bytes + 4 * Polynomial(data).bytes + levels * Polynomial(key).bytes +
-                          keys * (2 * Polynomial(key).bytes + degree * 4 + kEntry);
+        // With the ring that keys are read with.
+        cost.held_bytes =
+            2 * cost.held_bytes + 4 * Polynomial(data).bytes + keys * (2 * Polynomial(key).bytes + degree * 4 + kEntry);
         cost.working_bytes = 2 * Polynomial(key).bytes + cost.held_bytes / 2;
         cost.multiplications = real(keys) * kReceive * real(key.size());
         return cost;

@@ -25,6 +25,7 @@ struct Budget {
     double modulus = 0;
     double weight_scale = 0;
     int weight_shift = 0;
+    int gain_bits = 0;           // what logits are multiplied by otherwise
     double fixed_error = 0;      // everything but the rounding of the reply
     double reply_deviation = 0;  // standard deviation of that, in units of the reply's last bit
     int least_reply_bits = 1;
@@ -42,7 +43,7 @@ Scaling finish(const ParameterChoice& choice, const WeightNorms& norms, const Bu
     Scaling scaling;
     scaling.weight_scale = budget.weight_scale;
     scaling.weight_shift = budget.weight_shift;
-    scaling.product_scale = std::ldexp(budget.weight_scale * choice.scale, budget.weight_shift);
+    scaling.product_scale = std::ldexp(budget.weight_scale * choice.scale, budget.weight_shift + budget.gain_bits);
     const int most = std::min(budget.max_reply_bits, static_cast<int>(std::floor(std::log2(budget.modulus))));
     for (scaling.reply_bits = std::min(budget.least_reply_bits, most); scaling.reply_bits <= most;
          ++scaling.reply_bits) {
@@ -187,28 +188,40 @@ int activation_shift(const ParameterChoice& choice) {
 
 namespace {
 
-// `added`: the deviation of what else joins the noise of a product, in its units.
+// What merging does to products. The rounding of weights is then taken at its worst, so that what was planned holds for
+// all weights.
+struct Merges {
+    bool any = false;
+    int levels = 0;              // so many times weights are added up before they are encoded
+    int babies = 0;              // and logits are multiplied by 2
+    double input_variance = 0;   // joins the noise of inputs
+    double output_variance = 0;  // and that of a product, in its units
+};
+
 Scaling scale_products(const ParameterChoice& choice, const Ring& ring, const WeightNorms& held, std::size_t features,
-                       std::size_t per_product, View<const double> weight, double added) {
+                       std::size_t per_product, View<const double> weight, const Merges& merges) {
     const bool hidden = choice.private_bits != 0;
     const WeightNorms norms = hidden ? agreed_norms(choice, held, per_product) : held;
     Budget budget;
     budget.modulus = ring.modulus_value();
     // Rounded weights are 64-bit integers; what the modulus holds beyond that is a power of two.
-    const double filling = filling_weight_scale(choice, budget.modulus, norms);
-    const double largest = std::ldexp(1.0, 61) / std::max(norms.largest, 1.0);
+    const double filling = std::ldexp(filling_weight_scale(choice, budget.modulus, norms), -merges.babies);
+    const double largest = std::ldexp(1.0, 61 - merges.levels) / std::max(norms.largest, 1.0);
     budget.weight_shift = std::max(0, static_cast<int>(std::ceil(std::log2(filling / largest))));
     budget.weight_scale = std::ldexp(filling, -budget.weight_shift);
     // The noise meets every weight of a product, the rounding of x only those of its own row.
     const double rounding = std::ldexp(norms.l2, activation_shift(choice));
-    const double product_scale = std::ldexp(budget.weight_scale * choice.scale, budget.weight_shift);
-    const double merging = added / product_scale * choice.scale;
-    const double noise = std::sqrt(request_noise_variance(ring) * norms.group_l2 * norms.group_l2 +
-                                   rounding * rounding / 12 + merging * merging);
+    const double product_scale = std::ldexp(budget.weight_scale * choice.scale, budget.weight_shift + merges.babies);
+    const double merging = choice.scale / product_scale;
+    const double noise =
+        std::sqrt((request_noise_variance(ring) + merges.input_variance) * norms.group_l2 * norms.group_l2 +
+                  rounding * rounding / 12 + merges.output_variance * merging * merging);
     // Cauchy-Schwarz, no statistics: activations may be correlated with how their weights were rounded. Of private
     // weights the roundings are taken as uniform, since nothing may follow from what they are.
-    const double weights = rounding_norm(hidden ? View<const double>{} : weight, features, budget.weight_scale) *
-                           choice.activation_norm * kRangeSlack / budget.weight_scale;
+    const double rounded = merges.any
+                               ? std::sqrt(static_cast<double>(features)) / 2
+                               : rounding_norm(hidden ? View<const double>{} : weight, features, budget.weight_scale);
+    const double weights = rounded * choice.activation_norm * kRangeSlack / budget.weight_scale;
     budget.fixed_error = kTail * noise / choice.scale + weights + 1 / (budget.weight_scale * choice.scale);
     budget.reply_deviation = reply_rounding_deviation(ring.degree());
     budget.max_reply_bits = kMaxBlockReplyBits;
@@ -225,7 +238,9 @@ Scaling scale_products(const ParameterChoice& choice, const Ring& ring, const We
         budget.fixed_error +=
             (std::ldexp(1.0, flood_bits) + public_noise_bound(ring.degree(), spread_bits)) / product_scale;
     }
+    budget.gain_bits = merges.babies;
     Scaling scaling = finish(choice, norms, budget);
+    scaling.babies = merges.babies;
     scaling.flood_bits = flood_bits;
     scaling.spread_bits = spread_bits;
     return scaling;
@@ -235,21 +250,34 @@ Scaling scale_products(const ParameterChoice& choice, const Ring& ring, const We
 
 Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
                      std::size_t per_product, View<const double> weight) {
-    return scale_products(choice, ring, norms, features, per_product, weight, 0);
+    return scale_products(choice, ring, norms, features, per_product, weight, {});
 }
 
 Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring& key, WeightNorms norms,
-                     std::size_t features, std::size_t outputs, View<const double> weight) {
+                     std::size_t features, std::size_t outputs, View<const double> weight, std::size_t babies) {
     // Small groups have the most outputs to a product, large ones the most levels.
     const std::size_t per_product = merged_layout(data.degree(), features, outputs, 1).blocks.per_product();
     norms.group_l2 = norms.l2 * std::sqrt(static_cast<double>(per_product));
-    const std::size_t levels = merging_elements(data.degree(), features, outputs, choice.batch_size).size();
-    // The noise of a merge is doubled by every merge after it, as its values are: 4^0 + ... + 4^(levels - 1) times the
-    // variance of the last one. The division of c0 rounds once.
-    const double merges = (std::ldexp(1.0, 2 * static_cast<int>(levels)) - 1) / 3;
-    const double deviation = switching_deviation({key, 1});
-    const double added = std::sqrt(merges * deviation * deviation + 1.0 / 12);
-    return scale_products(choice, data, norms, features, per_product, weight, added);
+    const auto levels = static_cast<int>(merging_elements(data.degree(), features, outputs, choice.batch_size).size());
+    const double switching = std::pow(switching_deviation({key, 1}), 2);
+    const auto taken = static_cast<int>(babies);
+    // Every level of babies joins fresh noise, which meets the weights as that of the request does: sums over the sets
+    // of levels are orthogonal (docs/precision.md). Giants join theirs once each. Divisions round c0.
+    const double giants = std::ldexp(1.0, levels - taken) - 1;
+    return scale_products(choice, data, norms, features, per_product, weight,
+                          {true, levels, taken, taken * (switching + 1.0 / 12), giants * switching + 1.0 / 12});
+}
+
+Scaling scale_merged_fast(const ParameterChoice& choice, const Ring& data, const Ring& key, const WeightNorms& norms,
+                          std::size_t features, std::size_t outputs, View<const double> weight) {
+    for (std::size_t babies = best_babies(merged_layout(data.degree(), features, outputs, 1)); babies > 0; --babies) {
+        try {
+            return scale_merged(choice, data, key, norms, features, outputs, weight, babies);
+        } catch (const RangeError&) {
+            continue;  // fewer may do
+        }
+    }
+    return scale_merged(choice, data, key, norms, features, outputs, weight, 0);
 }
 
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,

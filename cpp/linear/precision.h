@@ -63,6 +63,7 @@ struct Scaling {
     // With private weights what floods y in a product: uniform in [-2^flood_bits, 2^flood_bits).
     int flood_bits = 0;
     int spread_bits = 0;  // and how far u of the encryption of zero is spread (PublicKey::encrypt_zero)
+    int babies = 0;       // of merged blocks: levels that are taken to the inputs
     double error = 0;     // bound on |y - exact y| that results
 };
 
@@ -72,9 +73,12 @@ struct Scaling {
 // norms, so that it says nothing of the weights.
 Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
                      std::size_t per_product, View<const double> weight);
-// That of merged blocks is the same for batches of every size.
+// That of merged blocks is the same for batches of every size. Levels that are taken to the inputs need more modulus;
+// the second takes as many as the error bound allows, up to those that leave the fewest rotations.
 Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring& key, WeightNorms norms,
-                     std::size_t features, std::size_t outputs, View<const double> weight);
+                     std::size_t features, std::size_t outputs, View<const double> weight, std::size_t babies);
+Scaling scale_merged_fast(const ParameterChoice& choice, const Ring& data, const Ring& key, const WeightNorms& norms,
+                          std::size_t features, std::size_t outputs, View<const double> weight);
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
                     const SlotLayout& layout);
 

@@ -2,13 +2,16 @@
 // hold them (docs/packing.md).
 //
 // With a power of two k as width, outputs sit at multiples of k, and 2^m products fit one polynomial when product i is
-// shifted by i * k / 2^m. What is between the outputs has to go before, and what makes it go merges at the same time
-// (Chen, Dai, Kim and Song 2021, "Efficient homomorphic conversion between (ring) LWE ciphertexts", algorithm 2): with
-// A and B that have their values at multiples of 2h, and the automorphism x -> x^(N/h + 1), which leaves x^(2h) and
-// negates x^h,
-//     A + x^h B + automorphism(A - x^h B)
-// has twice A's values at multiples of 2h and twice B's half-way between; h = k/2, k/4, ..., k/2^m. At the first level,
-// h = k/2, A + x^h B and A - x^h B are products with sums and differences of weights.
+// shifted by i * a, a = k / 2^m. What is between the outputs has to go before. The automorphisms
+//     s_t: x -> x^(N / h_t + 1),  h_t = k / 2^t,  t = 1, ..., m
+// leave x^k alone, and (1 + s_1) ... (1 + s_m), the trace, takes every power of x between multiples of k and k / 2^m to
+// 0 (Chen, Dai, Kim and Song 2021, "Efficient homomorphic conversion between (ring) LWE ciphertexts"). So with p_i =
+// sum_j input_j * weights_{i,j}, over the products s_e of some of them (e is a set of levels),
+//     sum_i x^(i a) trace(p_i)  =  sum_e s_e( sum_j input_j * sum_i s_e^-1(x^(i a)) weights_{i,j} )
+// has 2^m times every value. The weights of the right-hand side are known beforehand. The first levels may be taken
+// from the sum over e to the inputs, s_e(input_j w) = s_e(input_j) s_e(w): few inputs are then rotated instead of many
+// products, "babies" instead of "giants". (The last ones may not: they take to 0 what the noise of babies would leave
+// between the outputs.)
 #pragma once
 
 #include <cstddef>
@@ -29,8 +32,13 @@ struct MergedLayout {
     std::size_t products_of(std::size_t r) const;
     std::size_t first_product(std::size_t r) const { return r << levels; }
     std::size_t outputs_of(std::size_t r) const;
-    // h of a level, from 1 to `levels`.
-    std::size_t half(std::size_t level) const { return blocks.width >> level; }
+    // The last levels of the m that its products need: a reply of few products takes no more.
+    std::size_t levels_of(std::size_t r) const;
+    std::size_t apart() const { return blocks.width >> levels; }  // a
+    // The bit of e, and of i, that belongs to a level from 1 to m.
+    std::size_t bit(std::size_t level) const { return std::size_t{1} << (levels - level); }
+    // The levels that are left to giants of reply r, its last ones; the others of its levels are babies'.
+    std::size_t giants_of(std::size_t r, std::size_t babies) const;
 };
 
 // The width: as large as a sample, so that requests are as short as can be; N at most.
@@ -39,19 +47,25 @@ std::size_t merged_width(std::size_t degree, std::size_t features);
 std::size_t most_merged_samples(std::size_t degree, std::size_t features, std::size_t batch_size);
 MergedLayout merged_layout(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t group_size);
 
-// The automorphisms, by level from 1 on, that merging takes in batches of up to `batch_size`: larger groups take more.
+// The exponents of the automorphisms s_1, s_2, ... for a width.
+std::uint64_t merging_element(std::size_t degree, std::size_t width, std::size_t level);
+// Those that batches of up to `batch_size` need: larger groups need more.
 std::vector<std::uint64_t> merging_elements(std::size_t degree, std::size_t features, std::size_t outputs,
                                             std::size_t batch_size);
 
-// The weight polynomials of products i and i + 2^(m-1) of reply r, w and v, as w + x^(k/2) v and w - x^(k/2) v:
-// round(weight * scale) as in place_weight. Where there is no such v, `difference` is left alone and the sum is 2w;
-// with m = 0 it is w.
-bool place_weight_pair(const MergedLayout& layout, const double* weight, std::size_t r, std::size_t i, std::size_t j,
-                       double scale, View<std::int64_t> sum, View<std::int64_t> difference);
-// How many pairs reply r has.
-std::size_t pairs_of(const MergedLayout& layout, std::size_t r);
+// The weight polynomials of reply r for input j, by e of its levels_of(r) levels: round(weight * scale) as in
+// place_weight, rotated by those of the first `babies` levels that e has.
+// [2^levels_of(r), N].
+Buffer<std::int64_t> place_merged_weights(const MergedLayout& layout, const double* weight, std::size_t r,
+                                          std::size_t j, double scale, std::size_t babies);
 
 // The coefficients of reply r that hold outputs of the first `count` samples, ordered by output, then sample.
 std::vector<std::uint32_t> merged_positions(const MergedLayout& layout, std::size_t r, std::size_t count);
+
+// How many rotations a group takes when so many levels are taken to its inputs, and with how many it takes the fewest.
+std::size_t merging_rotations(const MergedLayout& layout, std::size_t babies);
+std::size_t best_babies(const MergedLayout& layout);
+// Weight polynomials of all replies, for each input.
+std::size_t merged_polynomials(const MergedLayout& layout);
 
 }  // namespace hesplit

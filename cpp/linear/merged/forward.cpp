@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/parallel.h"
 #include "rlwe/encryption.h"
@@ -11,59 +12,69 @@ namespace hesplit {
 MergedWeights::MergedWeights(const Scaling& scaling, const Merging& merging, const MergedLayout& layout,
                              View<const double> weight, View<const double> bias)
     : scaling_(scaling), merging_(merging), layout_(layout), weight_(weight), bias_(bias) {
-    const std::size_t products = layout_.blocks.products(), bytes = layout_.blocks.inputs() * merging.data().size() * 8;
-    if (products * bytes <= kMaxKeptBytes) {
-        for (std::size_t r = 0; r < layout_.replies(); ++r) {
-            first_.push_back(encoded_.size());
-            encoded_.resize(encoded_.size() + pairs_of(layout_, r));
-            parallel_for(pairs_of(layout_, r), [&](std::size_t i) { encoded_[first_[r] + i] = encode(r, i); });
-        }
+    const std::size_t bytes = merged_polynomials(layout_) * layout_.blocks.inputs() * merging.data().size() * 8;
+    if (bytes <= kMaxMergedBytes) {
+        encoded_.resize(layout_.replies());
+        parallel_for(encoded_.size(), [&](std::size_t r) { encoded_[r] = encode(r); });
     }
 }
 
-Buffer<std::uint64_t> MergedWeights::encode(std::size_t r, std::size_t i) const {
+Buffer<std::uint64_t> MergedWeights::encode(std::size_t r) const {
     const Ring& ring = merging_.data();
-    const std::size_t n = ring.degree(), inputs = layout_.blocks.inputs(), size = inputs * ring.size();
-    Buffer<std::int64_t> sum(n), difference(n);
-    Buffer<std::uint64_t> encoded(2 * size);
-    bool both = false;
+    const std::size_t n = ring.degree(), inputs = layout_.blocks.inputs(), own = layout_.levels_of(r);
+    // The trace multiplies by 2^own, and logits come out 2^babies times as large (scale_merged).
+    const auto babies = static_cast<std::size_t>(scaling_.babies);
+    const std::size_t up = static_cast<std::size_t>(scaling_.weight_shift) + babies;
+    Buffer<std::uint64_t> encoded((std::size_t{1} << own) * inputs * ring.size());
     for (std::size_t j = 0; j < inputs; ++j) {
-        both = place_weight_pair(layout_, weight_.data, r, i, j, scaling_.weight_scale, {sum.data(), n},
-                                 {difference.data(), n});
-        for (std::size_t half = 0; half < (both ? 2 : 1); ++half) {
-            std::uint64_t* poly = encoded.data() + half * size + j * ring.size();
-            ring.lift(View<const std::int64_t>{(half ? difference : sum).data(), n}, poly);
-            // Merging multiplies by 2^levels.
+        const Buffer<std::int64_t> placed =
+            place_merged_weights(layout_, weight_.data, r, j, scaling_.weight_scale, babies);
+        parallel_for(std::size_t{1} << own, [&](std::size_t e) {
+            std::uint64_t* poly = encoded.data() + (e * inputs + j) * ring.size();
+            ring.lift(View<const std::int64_t>{placed.data() + e * n, n}, poly);
             for (std::size_t row = 0; row < ring.prime_count(); ++row) {
-                const std::uint64_t inverse = ring.power((ring.prime(row) + 1) / 2, layout_.levels, row);
-                ring.scale_row({poly + row * n, n}, inverse, row);
+                const std::uint64_t factor =
+                    ring.product(ring.power(2, up, row), ring.power((ring.prime(row) + 1) / 2, own, row), row);
+                ring.scale_row({poly + row * n, n}, factor, row);
             }
             ring.to_ntt(poly);
-        }
+        });
     }
-    encoded.resize(both ? 2 * size : size);
     return encoded;
 }
 
-MergedCiphertext MergedWeights::pair(const GroupInputs& inputs, std::size_t r, std::size_t i,
-                                     MergedCiphertext& difference) const {
+MergedCiphertext MergedWeights::reply(const std::vector<GroupInputs>& rotated, std::size_t r,
+                                      const std::vector<GaloisKey>& keys) const {
     const Ring& ring = merging_.data();
     const std::size_t count = layout_.blocks.inputs();
-    const Buffer<std::uint64_t> made = encoded_.empty() ? encode(r, i) : Buffer<std::uint64_t>();
-    const Buffer<std::uint64_t>& encoded = encoded_.empty() ? made : encoded_[first_[r] + i];
-    const auto c0 = pointers(inputs.c0.data(), count, ring.size()), c1 = pointers(inputs.c1.data(), count, ring.size());
-    const auto multiply = [&](const std::uint64_t* first) {
-        const auto weights = pointers(first, count, ring.size());
-        MergedCiphertext product{Buffer<std::uint64_t>(merging_.key().size()), Buffer<std::uint64_t>(ring.size())};
-        ring.dot({c0.data(), count}, {weights.data(), count}, product.c0.data());
-        ring.dot({c1.data(), count}, {weights.data(), count}, product.c1.data());
-        std::fill(product.c0.begin() + static_cast<std::ptrdiff_t>(ring.size()), product.c0.end(), std::uint64_t{0});
-        return product;
-    };
-    if (encoded.size() > count * ring.size()) {
-        difference = multiply(encoded.data() + count * ring.size());
+    const auto babies = static_cast<std::size_t>(scaling_.babies);
+    const Buffer<std::uint64_t> made = encoded_.empty() ? encode(r) : Buffer<std::uint64_t>();
+    const Buffer<std::uint64_t>& encoded = encoded_.empty() ? made : encoded_[r];
+    // A reply of few products has fewer levels, or no rotations of inputs at all.
+    const std::size_t giants = layout_.giants_of(r, babies), sets = std::size_t{1} << (layout_.levels_of(r) - giants);
+    std::vector<const std::uint64_t*> c0, c1;
+    for (std::size_t e = 0; e < sets; ++e) {
+        for (std::size_t j = 0; j < count; ++j) {
+            c0.push_back(rotated[e].c0.data() + j * ring.size());
+            c1.push_back(rotated[e].c1.data() + j * ring.size());
+        }
     }
-    return multiply(encoded.data());
+    const auto product = [&](std::size_t e) {
+        std::vector<const std::uint64_t*> weights;
+        for (std::size_t baby = 0; baby < sets; ++baby) {
+            for (std::size_t j = 0; j < count; ++j) {
+                weights.push_back(encoded.data() + (((baby << giants) + e) * count + j) * ring.size());
+            }
+        }
+        const View<const std::uint64_t* const> view{weights.data(), weights.size()};
+        // A multiple of the special prime is 0 modulo it.
+        MergedCiphertext sum{Buffer<std::uint64_t>(merging_.key().size()), Buffer<std::uint64_t>(ring.size())};
+        ring.dot({c0.data(), c0.size()}, view, sum.c0.data());
+        ring.dot({c1.data(), c1.size()}, view, sum.c1.data());
+        std::fill(sum.c0.begin() + static_cast<std::ptrdiff_t>(ring.size()), sum.c0.end(), std::uint64_t{0});
+        return sum;
+    };
+    return merging_.merge(layout_, r, babies, product, keys);
 }
 
 void MergedWeights::add_bias(std::size_t r, std::size_t samples, std::uint64_t* c0) const {
@@ -88,8 +99,8 @@ MergedLayerWeights::MergedLayerWeights(const ParameterChoice& choice, const Merg
                                        std::vector<double> bias)
     : merging_(merging), codec_(codec), features_(features), weight_(std::move(weight)), bias_(std::move(bias)) {
     const View<const double> w{weight_.data(), weight_.size()}, b{bias_.data(), bias_.size()};
-    scaling_ = scale_merged(choice, merging.data(), merging.key(), weight_norms(choice, w, b, features, 1), features,
-                            weight_.size() / features, w);
+    scaling_ = scale_merged_fast(choice, merging.data(), merging.key(), weight_norms(choice, w, b, features, 1),
+                                 features, weight_.size() / features, w);
 }
 
 std::shared_ptr<const MergedWeights> MergedLayerWeights::encoded(const BatchShape& shape) const {
@@ -147,15 +158,12 @@ std::string MergedLayerWeights::forward(const ForwardRequest& request, std::vect
         if (kept) {
             kept->push_back(inputs);
         }
-        for (std::size_t j = 0; j < layout.blocks.inputs(); ++j) {
-            merging_.multiply_special(inputs.c0.data() + j * ring.size());
-        }
+        const std::vector<GroupInputs> rotated = merging_.rotate(
+            layout, std::move(inputs), static_cast<std::size_t>(scaling_.babies), *request.merging_keys);
         const std::size_t samples = shape.samples_of(group);
         // With few replies the threads work on one at a time (Merging::merge).
         const auto reply = [&](std::size_t r) {
-            MergedCiphertext merged = merging_.merge(
-                [&](std::size_t i, MergedCiphertext& difference) { return weights->pair(inputs, r, i, difference); },
-                layout.products_of(r), layout.levels, *request.merging_keys);
+            MergedCiphertext merged = weights->reply(rotated, r, *request.merging_keys);
             merging_.finish(merged);
             weights->add_bias(r, samples, merged.c0.data());
             const std::vector<std::uint32_t> positions = merged_positions(layout, r, samples);

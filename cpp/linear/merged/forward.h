@@ -18,6 +18,9 @@
 
 namespace hesplit {
 
+// Encoded weights above this are made anew for every request instead of kept.
+inline constexpr std::size_t kMaxMergedBytes = std::size_t{1} << 30;
+
 // Weights and bias encoded for one layout. Immutable.
 class MergedWeights {
   public:
@@ -27,22 +30,22 @@ class MergedWeights {
 
     const MergedLayout& layout() const { return layout_; }
 
-    // Pair i of reply r (Merging::merge), from a group's inputs, whose c0 Merging::multiply_special has multiplied.
-    MergedCiphertext pair(const GroupInputs& inputs, std::size_t r, std::size_t i, MergedCiphertext& difference) const;
+    // Reply r from a group's inputs (Merging::rotate).
+    MergedCiphertext reply(const std::vector<GroupInputs>& rotated, std::size_t r,
+                           const std::vector<GaloisKey>& keys) const;
     // Adds the bias to c0 of reply r, in coefficient form.
     void add_bias(std::size_t r, std::size_t samples, std::uint64_t* c0) const;
 
   private:
-    // A pair in NTT form: inputs() polynomials of the sum, then of the difference where there is one.
-    Buffer<std::uint64_t> encode(std::size_t r, std::size_t i) const;
+    // Of reply r, in NTT form: [2^levels_of(r), inputs, ring size].
+    Buffer<std::uint64_t> encode(std::size_t r) const;
 
     Scaling scaling_;
     const Merging& merging_;
     MergedLayout layout_;
     View<const double> weight_;
     View<const double> bias_;
-    std::vector<Buffer<std::uint64_t>> encoded_;  // by reply and pair; empty when not kept
-    std::vector<std::size_t> first_;              // of every reply
+    std::vector<Buffer<std::uint64_t>> encoded_;  // by reply; empty when not kept
 };
 
 class MergedLayerWeights final : public LayerWeights {

@@ -7,76 +7,82 @@
 
 namespace hesplit {
 
-Merging::Merging(const Ring& data, const Ring& key, std::size_t width)
+Merging::Merging(const Ring& data, const Ring& key)
     : data_(data),
       key_(key),
       modulus_(data.prime_count() == 1 ? data.prime(0) : data.prime(0) * data.prime(1)),
       special_(key.prime(data.prime_count())),
-      inverse_special_(inverse_special(one_digit(key))) {
-    for (std::size_t half = width / 2; half > 0; half /= 2) {
-        Buffer<std::uint64_t> monomial(key.size(), 0);
-        for (std::size_t row = 0; row < key.prime_count(); ++row) {
-            monomial[row * key.degree() + half] = 1;
+      inverse_special_(inverse_special(one_digit(key))) {}
+
+std::vector<GroupInputs> Merging::rotate(const MergedLayout& layout, GroupInputs inputs, std::size_t babies,
+                                         const std::vector<GaloisKey>& keys) const {
+    const std::size_t count = layout.blocks.inputs(), n = data_.degree(), rows = data_.prime_count();
+    std::vector<GroupInputs> rotated(std::size_t{1} << babies);
+    rotated[0] = std::move(inputs);
+    for (std::size_t level = babies; level > 0; --level) {
+        const std::size_t bit = std::size_t{1} << (babies - level);
+        for (std::size_t e = bit; e < 2 * bit; ++e) {
+            rotated[e] = {Buffer<std::uint64_t>(count * data_.size()), Buffer<std::uint64_t>(count * data_.size())};
         }
-        key.to_ntt(monomial.data());
-        monomials_.push_back(std::move(monomial));
+        parallel_for(bit * count, [&](std::size_t i) {
+            rotate_input(rotated[i / count], i % count, keys[level - 1], rotated[bit + i / count]);
+        });
     }
+    parallel_for(rotated.size() * count * rows, [&](std::size_t i) {
+        const std::size_t row = i % rows;
+        std::uint64_t* residues = rotated[i / rows / count].c0.data() + i / rows % count * data_.size() + row * n;
+        data_.scale_row({residues, n}, special_ % data_.prime(row), row);
+    });
+    return rotated;
 }
 
-MergedCiphertext Merging::merge(const MakePair& pair, std::size_t count, std::size_t levels,
-                                const std::vector<GaloisKey>& keys) const {
-    // Below this many levels from the top, subtrees are spread over the threads.
+MergedCiphertext Merging::merge(const MergedLayout& layout, std::size_t r, std::size_t babies,
+                                const MakeProduct& product, const std::vector<GaloisKey>& keys) const {
+    // The subtrees below this many levels are spread over the threads.
     constexpr std::size_t kSerialLevels = 3;
-    const std::size_t below = std::max(levels, kSerialLevels + 1) - kSerialLevels;
-    if (levels == 0) {
-        MergedCiphertext none;
-        return pair(0, none);
-    }
-    const Tree tree{pair, count, levels, keys};
-    std::vector<MergedCiphertext> parts(std::min(count, tree.apart(below)));
-    parallel_for(parts.size(), [&](std::size_t r) { parts[r] = subtree(tree, below, r); });
-    for (std::size_t level = below + 1; level <= levels; ++level) {
-        const std::size_t apart = tree.apart(level);
-        for (std::size_t r = 0; r < std::min(apart, parts.size()); ++r) {
-            if (r + apart < parts.size()) {
-                merge_pair(parts[r], std::move(parts[r + apart]), level, keys[level - 1]);
-            } else {
-                merge_nothing(parts[r]);
+    const std::size_t giants = layout.giants_of(r, babies), first = layout.levels - giants + 1;
+    const std::size_t serial = std::min(giants, kSerialLevels);
+    const Tree tree{layout, product, keys};
+    // Number p has the bits of the first levels, the highest first.
+    std::vector<MergedCiphertext> parts(std::size_t{1} << serial);
+    parallel_for(parts.size(),
+                 [&](std::size_t p) { parts[p] = subtree(tree, first + serial, p << (giants - serial)); });
+    for (std::size_t level = first + serial - 1; level >= first && parts.size() > 1; --level) {
+        for (std::size_t p = 0; p < parts.size() / 2; ++p) {
+            add_rotated(parts[2 * p], parts[2 * p + 1], keys[level - 1]);
+            if (p > 0) {
+                parts[p] = std::move(parts[2 * p]);
             }
         }
-        parts.resize(std::min(apart, parts.size()));
+        parts.resize(parts.size() / 2);
     }
     return std::move(parts[0]);
 }
 
-MergedCiphertext Merging::subtree(const Tree& tree, std::size_t level, std::size_t r) const {
-    if (level == 1) {
-        MergedCiphertext difference, sum = tree.pair(r, difference);
-        if (!difference.c1.empty()) {
-            add_switched(sum, difference, tree.keys[0]);
-        }
-        return sum;
+MergedCiphertext Merging::subtree(const Tree& tree, std::size_t level, std::size_t e) const {
+    if (level > tree.layout.levels) {
+        return tree.product(e);
     }
-    MergedCiphertext made = subtree(tree, level - 1, r);
-    const std::size_t other = r + tree.apart(level);
-    if (other < tree.count) {
-        merge_pair(made, subtree(tree, level - 1, other), level, tree.keys[level - 1]);
-    } else {
-        merge_nothing(made);
-    }
-    return made;
+    MergedCiphertext sum = subtree(tree, level + 1, e);
+    MergedCiphertext term = subtree(tree, level + 1, e | tree.layout.bit(level));
+    add_rotated(sum, term, tree.keys[level - 1]);
+    return sum;
 }
 
-void Merging::merge_nothing(MergedCiphertext& a) const {
-    key_.add(a.c0.data(), a.c0.data());
-    data_.add(a.c1.data(), a.c1.data());
+void Merging::multiply_row(const std::uint64_t* a, const std::uint64_t* b, std::size_t row, std::uint64_t* out) const {
+    key_.dot_row({&a, 1}, {&b, 1}, row, out);
 }
 
-void Merging::multiply_special(std::uint64_t* a) const {
-    const std::size_t n = data_.degree();
-    for (std::size_t row = 0; row < data_.prime_count(); ++row) {
-        data_.scale_row({a + row * n, n}, special_ % data_.prime(row), row);
-    }
+Buffer<std::uint64_t> Merging::special_digit(const std::uint64_t* c1) const {
+    const std::size_t n = data_.degree(), last = data_.prime_count();
+    Buffer<std::uint64_t> coefficients(c1, c1 + data_.size()), digit(n);
+    Buffer<std::int64_t> centred(n);
+    data_.to_coefficients(coefficients.data());
+    data_.compose(coefficients.data(), coefficients.data());
+    centre(coefficients.data(), modulus_, n, centred.data());
+    key_.lift_row({centred.data(), n}, last, digit.data());
+    key_.to_ntt_row(digit.data(), last);
+    return digit;
 }
 
 void Merging::divide(std::uint64_t* a, std::uint64_t* out) const {
@@ -93,50 +99,42 @@ void Merging::divide(std::uint64_t* a, std::uint64_t* out) const {
     }
 }
 
-void Merging::merge_pair(MergedCiphertext& a, MergedCiphertext b, std::size_t level, const GaloisKey& key) const {
-    const std::size_t n = data_.degree();
-    const std::uint64_t* shift = monomials_[level - 1].data();
-    Buffer<std::uint64_t> product(n);
-    // y = x - x^h y, x = x + x^h y.
-    const auto butterfly = [&](std::uint64_t* x, std::uint64_t* y, std::size_t row) {
-        const std::uint64_t *in = y, *by = shift + row * n;
-        key_.dot_row({&in, 1}, {&by, 1}, row, product.data());
-        std::copy_n(product.data(), n, y);
-        key_.subtract_from_row(y, x, row);
-        key_.add_row(x, product.data(), row);
-    };
-    for (std::size_t row = 0; row < key_.prime_count(); ++row) {
-        butterfly(a.c0.data() + row * n, b.c0.data() + row * n, row);
+void Merging::rotate_input(const GroupInputs& from, std::size_t j, const GaloisKey& key, GroupInputs& to) const {
+    const std::size_t n = data_.degree(), last = data_.prime_count(), at = j * data_.size();
+    const std::uint64_t* c1 = from.c1.data() + at;
+    const Buffer<std::uint64_t> digit = special_digit(c1);
+    Buffer<std::uint64_t> switched(key_.size()), divided(data_.size());
+    for (const bool half : {false, true}) {
+        const Buffer<std::uint64_t>& part = half ? key.c1 : key.c0;
+        for (std::size_t row = 0; row <= last; ++row) {
+            multiply_row(row < last ? c1 + row * n : digit.data(), part.data() + row * n, row,
+                         switched.data() + row * n);
+        }
+        divide(switched.data(), divided.data());
+        if (!half) {
+            data_.add(divided.data(), from.c0.data() + at);
+        }
+        for (std::size_t row = 0; row < last; ++row) {
+            permute(key.permutation, divided.data() + row * n, (half ? to.c1 : to.c0).data() + at + row * n);
+        }
     }
-    for (std::size_t row = 0; row < data_.prime_count(); ++row) {
-        butterfly(a.c1.data() + row * n, b.c1.data() + row * n, row);
-    }
-    add_switched(a, b, key);
 }
 
-void Merging::add_switched(MergedCiphertext& sum, MergedCiphertext& difference, const GaloisKey& key) const {
+void Merging::add_rotated(MergedCiphertext& sum, MergedCiphertext& term, const GaloisKey& key) const {
     const std::size_t n = data_.degree(), last = data_.prime_count();
+    const Buffer<std::uint64_t> digit = special_digit(term.c1.data());
     Buffer<std::uint64_t> product(n), moved(n), switched(key_.size());
-    // The digit: in the rows of the data ring it is c1 itself.
-    Buffer<std::uint64_t> digit = difference.c1;
-    Buffer<std::int64_t> centred(n);
-    data_.to_coefficients(digit.data());
-    data_.compose(digit.data(), digit.data());
-    centre(digit.data(), modulus_, n, centred.data());
-    key_.lift_row({centred.data(), n}, last, digit.data());
-    key_.to_ntt_row(digit.data(), last);
     for (std::size_t row = 0; row <= last; ++row) {
-        const std::uint64_t* in = row < last ? difference.c1.data() + row * n : digit.data();
-        const std::uint64_t *key0 = key.c0.data() + row * n, *key1 = key.c1.data() + row * n;
-        key_.dot_row({&in, 1}, {&key0, 1}, row, product.data());
-        key_.add_row(product.data(), difference.c0.data() + row * n, row);
+        const std::uint64_t* in = row < last ? term.c1.data() + row * n : digit.data();
+        multiply_row(in, key.c0.data() + row * n, row, product.data());
+        key_.add_row(product.data(), term.c0.data() + row * n, row);
         permute(key.permutation, product.data(), moved.data());
         key_.add_row(sum.c0.data() + row * n, moved.data(), row);
-        key_.dot_row({&in, 1}, {&key1, 1}, row, switched.data() + row * n);
+        multiply_row(in, key.c1.data() + row * n, row, switched.data() + row * n);
     }
-    divide(switched.data(), difference.c1.data());
+    divide(switched.data(), term.c1.data());
     for (std::size_t row = 0; row < last; ++row) {
-        permute(key.permutation, difference.c1.data() + row * n, moved.data());
+        permute(key.permutation, term.c1.data() + row * n, moved.data());
         data_.add_row(sum.c1.data() + row * n, moved.data(), row);
     }
 }

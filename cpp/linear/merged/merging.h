@@ -1,8 +1,8 @@
 // Merging of products (packing/merged.h): what it computes on ciphertexts.
 //
-// c1 is one digit, so that there is one key for each level. c0 stays over the key ring, multiplied by the special
-// prime, and is divided once at the end; only c1, which the next merge decomposes again, is divided every time: a merge
-// takes 2 (data primes + 1) transforms of a row.
+// c1 is one digit, so that there is one key for each level. Of products c0 stays over the key ring, multiplied by the
+// special prime, and is divided once at the end; only c1, which the next rotation decomposes again, is divided every
+// time: a giant takes 2 (data primes + 1) transforms of a row, a baby half as many more.
 #pragma once
 
 #include <cstddef>
@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "linear/server_packing.h"
 #include "packing/merged.h"
 #include "ring/ring.h"
 #include "rlwe/galois.h"
-#include "rlwe/parameters.h"
 
 namespace hesplit {
 
@@ -32,47 +32,45 @@ inline KeySwitching one_digit(const Ring& key) {
 class Merging {
   public:
     // Of a composable data ring.
-    Merging(const Ring& data, const Ring& key, std::size_t width);
+    Merging(const Ring& data, const Ring& key);
 
     const Ring& data() const { return data_; }
     const Ring& key() const { return key_; }
-    // a *= the special prime, a polynomial over the data ring, which is then one over the key ring: 0 in its last row.
-    void multiply_special(std::uint64_t* a) const;
 
-    // The products of one reply, merged: their values come out 2^levels times as large. The first level is merged in
-    // the weights: of products i and i + 2^(levels - 1), pair(i) makes the sum and, in `difference`, what the
-    // automorphism then meets; nothing where there is no second product, and the sum is twice the first. Without levels
-    // it makes the only product. It may be called from several threads.
-    using MakePair = std::function<MergedCiphertext(std::size_t i, MergedCiphertext& difference)>;
-    MergedCiphertext merge(const MakePair& pair, std::size_t count, std::size_t levels,
+    // The inputs of a group rotated by the automorphisms of the sets of the first `babies` levels, c0 times the special
+    // prime: [2^babies]. Keys are by level.
+    std::vector<GroupInputs> rotate(const MergedLayout& layout, GroupInputs inputs, std::size_t babies,
+                                    const std::vector<GaloisKey>& keys) const;
+    // The sum of all giants of reply r, each rotated by its automorphism: product(e) makes the one with that number. It
+    // may be called from several threads.
+    using MakeProduct = std::function<MergedCiphertext(std::size_t e)>;
+    MergedCiphertext merge(const MergedLayout& layout, std::size_t r, std::size_t babies, const MakeProduct& product,
                            const std::vector<GaloisKey>& keys) const;
     // Both halves in coefficient form over the data ring.
     void finish(MergedCiphertext& merged) const;
 
   private:
     struct Tree {
-        const MakePair& pair;
-        std::size_t count, levels;
+        const MergedLayout& layout;
+        const MakeProduct& product;
         const std::vector<GaloisKey>& keys;
-
-        std::size_t apart(std::size_t level) const { return std::size_t{1} << (levels - level); }
     };
-    // The subtree of that level whose products have the indices r, r + apart(level), r + 2 apart(level), ...
-    MergedCiphertext subtree(const Tree& tree, std::size_t level, std::size_t r) const;
-    // a = a + x^h b + automorphism(a - x^h b).
-    void merge_pair(MergedCiphertext& a, MergedCiphertext b, std::size_t level, const GaloisKey& key) const;
-    // sum += automorphism(difference), which is used up.
-    void add_switched(MergedCiphertext& sum, MergedCiphertext& difference, const GaloisKey& key) const;
-    // a = 2a: what merging with nothing leaves of the values, and of nothing else that is read.
-    void merge_nothing(MergedCiphertext& a) const;
+    // The giants with these bits of the levels before `level` and any of it and those behind it.
+    MergedCiphertext subtree(const Tree& tree, std::size_t level, std::size_t e) const;
+    // to = automorphism(from), input j of a group.
+    void rotate_input(const GroupInputs& from, std::size_t j, const GaloisKey& key, GroupInputs& to) const;
+    // sum += automorphism(term), which is used up.
+    void add_rotated(MergedCiphertext& sum, MergedCiphertext& term, const GaloisKey& key) const;
+    // c1, in NTT form, as one digit in the special prime's row, in NTT form: N residues.
+    Buffer<std::uint64_t> special_digit(const std::uint64_t* c1) const;
     // a / the special prime, of a polynomial over the key ring, which is used up; out is one over the data ring.
     void divide(std::uint64_t* a, std::uint64_t* out) const;
+    void multiply_row(const std::uint64_t* a, const std::uint64_t* b, std::size_t row, std::uint64_t* out) const;
 
     const Ring& data_;
     const Ring& key_;
     std::uint64_t modulus_, special_;
-    std::vector<std::uint64_t> inverse_special_;    // modulo each data prime
-    std::vector<Buffer<std::uint64_t>> monomials_;  // x^h over the key ring in NTT form, by level from 1 on
+    std::vector<std::uint64_t> inverse_special_;  // modulo each data prime
 };
 
 }  // namespace hesplit

@@ -1,5 +1,8 @@
 #include "linear/merged/planning.h"
 
+#include <cmath>
+
+#include "base/error.h"
 #include "linear/merged/merging.h"
 
 namespace hesplit {
@@ -15,16 +18,34 @@ MergedPlan::MergedPlan(const Parameters& parameters, const PlannedLayer& layer)
     layout_ = merged_layout(data_.degree(), layer.features, layer.outputs, (layer.samples + groups_ - 1) / groups_);
     norms_ = planned_norms(choice_, layer.weight_norm, 1);
     norms_.reach *= 1.02;  // room for a bias
+    babies_ = best_babies(merged_layout(data_.degree(), layer.features, layer.outputs, 1));
+    while (babies_ > 0 && !holds(babies_)) {
+        --babies_;
+    }
+}
+
+bool MergedPlan::holds(std::size_t babies) const {
+    for (int bits = 8; bits <= 50; ++bits) {
+        ParameterChoice choice = choice_;
+        choice.scale = std::ldexp(1.0, bits);
+        try {
+            scale_merged(choice, data_, key_, norms_, layer_.features, layer_.outputs, {}, babies);
+            return true;
+        } catch (const RangeError&) {
+            continue;
+        }
+    }
+    return false;
 }
 
 Scaling MergedPlan::scaling(double scale) const {
     ParameterChoice choice = choice_;
     choice.scale = scale;
-    return scale_merged(choice, data_, key_, norms_, layer_.features, layer_.outputs, {});
+    return scale_merged(choice, data_, key_, norms_, layer_.features, layer_.outputs, {}, babies_);
 }
 
 LayerEstimate MergedPlan::estimate() const {
-    const Scaling found = scaling(choice_.scale);
+    const Scaling found = scale_merged_fast(choice_, data_, key_, norms_, layer_.features, layer_.outputs, {});
     LayerEstimate estimate;
     estimate.group_size = layout_.blocks.group_size;
     estimate.width = layout_.blocks.width;
@@ -42,14 +63,15 @@ LayerEstimate MergedPlan::estimate() const {
     }
     estimate.reply_bytes = groups_ * reply;
     // Nanoseconds per coefficient and prime, as those of block_cost.
-    constexpr double kEncrypt = 7.5, kReceive = 9, kEncode = 3, kMultiply = 0.5, kMerge = 8, kFinish = 4, kDecrypt = 2;
+    constexpr double kEncrypt = 7.5, kReceive = 9, kEncode = 3, kMultiply = 0.5, kMerge = 7, kFinish = 4, kDecrypt = 2;
     const auto coefficients = static_cast<double>(groups_ * data_.size());
     const auto inputs = static_cast<double>(estimate.inputs), products = static_cast<double>(layout_.blocks.products()),
                replies = static_cast<double>(layout_.replies());
     const double once = static_cast<double>(data_.size()) * inputs * products * kEncode;
+    const double rotations = static_cast<double>(merging_rotations(layout_, static_cast<std::size_t>(found.babies)));
     estimate.cost = BlockCost{coefficients * (inputs * kEncrypt + replies * kDecrypt),
                               once + coefficients * (inputs * kReceive + inputs * products * kMultiply +
-                                                     (products - replies) * kMerge + replies * kFinish),
+                                                     rotations * kMerge + replies * kFinish),
                               layer_.byte_ns * static_cast<double>(estimate.request_bytes + estimate.reply_bytes)};
     return estimate;
 }

@@ -17,6 +17,9 @@ class MergedPlan final : public LayerPlan {
     LayerEstimate estimate() const override;
 
   private:
+    // Whether some scale of the activations keeps the error bound.
+    bool holds(std::size_t babies) const;
+
     ParameterChoice choice_;
     PlannedLayer layer_;
     Ring data_;
@@ -25,6 +28,7 @@ class MergedPlan final : public LayerPlan {
     std::size_t groups_;
     MergedLayout layout_;
     WeightNorms norms_;
+    std::size_t babies_ = 0;  // that scales are found for
 };
 
 }  // namespace hesplit

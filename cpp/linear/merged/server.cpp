@@ -10,7 +10,7 @@ namespace hesplit {
 MergedServerPacking::MergedServerPacking(const Parameters& parameters, std::size_t features, std::size_t outputs)
     : BlockServerPacking(parameters, features, outputs),
       key_(parameters.ring_degree(), parameters.primes()),
-      merging_(ring_, key_, merged_width(parameters.ring_degree(), features)) {}
+      merging_(ring_, key_) {}
 
 std::shared_ptr<const LayerWeights> MergedServerPacking::make_weights(std::vector<double> weight,
                                                                       std::vector<double> bias) const {

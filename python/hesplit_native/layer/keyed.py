@@ -25,7 +25,7 @@ from hesplit_native.layer.frozen import FrozenCost, checked_matrix, matrix_of
 from hesplit_native.layer.keys import SecretKey
 from hesplit_native.layer.linear import Buffer, LinearClient, LinearServer
 from hesplit_native.layer.normalised import normalised_rows
-from hesplit_native.layer.parameters import Parameters
+from hesplit_native.layer.parameters import GIGABIT, Parameters
 
 #: Rows of one request at most, where its messages are not too long before.
 MAX_ROWS = 128
@@ -164,6 +164,7 @@ def _parameters(features: int, outputs: int, precision: Precision, private: bool
         error_bound=_ERROR_BOUNDS[precision],
         private_weights=private,
         packing="blocks" if private else "merged",
+        link=None if private else GIGABIT,  # some bytes more take many rotations less
     )
 
 

@@ -138,7 +138,7 @@ class Parameters:
     ) -> Parameters:
         """The 128-bit set that moves the fewest bytes per batch and keeps the error bound.
 
-        With ``link``, bits per second, the one that takes the least time by the cost model (packing ``"blocks"``).
+        With ``link``, bits per second, the one that takes the least time by the cost model (not with packing ``"slots"``).
 
         ``weight_norm`` is the largest l2 norm of a row of the weight that must fit; ``activation_norm`` defaults to
         that of activations with a root mean square of ``activation_bound / 8``. With ``releases`` the noise that floods
@@ -178,7 +178,7 @@ class Parameters:
             bytes_moved = step["request_bytes"] + step["reply_bytes"]
             seconds = sum(step.get(f"{part}_seconds", 0.0) for part in ("client", "server", "link"))
             cost = (
-                seconds if link and packing == "blocks" else bytes_moved,
+                seconds if link and packing != "slots" else bytes_moved,
                 step.get("server_seconds", 0.0),
                 step["error"],
             )
