@@ -5,12 +5,16 @@
 #include "base/error.h"
 #include "linear/blocks/planning.h"
 #include "linear/slots/planning.h"
+#include "linear/traces/planning.h"
 
 namespace hesplit {
 
 std::unique_ptr<const LayerPlan> plan_layer(const Parameters& parameters, const PlannedLayer& layer) {
     if (parameters.packing() == Packing::blocks) {
         return std::make_unique<const BlockPlan>(parameters, layer);
+    }
+    if (parameters.traced()) {
+        return std::make_unique<const TracePlan>(parameters, layer);
     }
     return std::make_unique<const SlotPlan>(parameters, layer);
 }

@@ -53,7 +53,7 @@ void check_modulus(const ParameterChoice& choice) {
         throw ParameterError("ring_degree must be 1024, 2048, 4096, 8192, 16384 or 32768, got " +
                              std::to_string(choice.ring_degree));
     }
-    const std::size_t least = choice.packing == Packing::slots ? 2 : 1;
+    const std::size_t least = choice.packing == Packing::slots && choice.private_bits == 0 ? 2 : 1;
     if (choice.modulus_bits.size() < least || choice.modulus_bits.size() > kMaxPrimes) {
         throw ParameterError(std::string("modulus_bits needs ") + (least == 2 ? "2" : "1") + " to 32 primes" +
                              (least == 2 ? " with packing=\"slots\" (the last one is for key switching)" : "") +
@@ -96,11 +96,14 @@ void check_private(const ParameterChoice& choice) {
             throw ParameterError("weight_norm, activation_norm and error_bound must be between 2^-200 and 2^200");
         }
     }
-    if (choice.packing != Packing::blocks || choice.updates != 0) {
-        throw ParameterError(
-            "private weights need packing=\"blocks\" and weights that the server has in the clear: the worst case of "
-            "the "
-            "noise of rotations would take a modulus several times as long");
+    int exponent = 0;
+    if (choice.packing == Packing::slots && std::frexp(choice.scale, &exponent) != 0.5) {
+        // Or the scale of logits would be a rounded product, and not quite the same for weights and bias.
+        throw ParameterError("with private weights on slots scale is a power of two, got " +
+                             std::to_string(choice.scale));
+    }
+    if (choice.updates != 0) {
+        throw ParameterError("private weights are weights that the server has in the clear, and sealed ones are not");
     }
 }
 
@@ -217,7 +220,7 @@ Parameters::Parameters(ParameterChoice choice) : choice_(std::move(choice)) {
 
 std::vector<std::uint64_t> Parameters::data_primes() const {
     std::vector<std::uint64_t> primes = primes_;
-    if (packing() == Packing::slots) {
+    if (packing() == Packing::slots && !traced()) {
         primes.pop_back();
     }
     return primes;
