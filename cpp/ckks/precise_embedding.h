@@ -16,7 +16,7 @@ namespace hesplit {
 // Immutable.
 class PreciseEmbedding {
   public:
-    // What a coefficient may be off by, beside its rounding: this part of the largest slot.
+    // What a coefficient may be off by, beside its rounding: this part of the largest slot (docs/precision.md).
     static constexpr double kRelativeError = 0x1p-95;
 
     // `degree` N is a power of two, at least 16.

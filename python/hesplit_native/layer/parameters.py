@@ -146,9 +146,9 @@ class Parameters:
         `FLOODED_ERROR_BOUND` instead of `ERROR_BOUND`: what is finer drowns. ``security`` says against which computers it has 128
         bits, ``statistical_bits`` how well releases are flooded.
 
-        With ``private_weights`` replies hide the weights, as well as ``private_bits`` says, and batches of any size up to
-        ``batch_size`` keep the bound. What floods the logits is part of the error; ``logit_noise`` is the largest standard
-        deviation that it may have (`estimate` says which it has), and the error bound then defaults to twice that.
+        With ``private_weights`` replies hide the weights in either packing, as well as ``private_bits`` says, and batches of any
+        size up to ``batch_size`` keep the bound. What floods the logits is part of the error; ``logit_noise`` is the largest
+        standard deviation that it may have (`estimate` says which it has), and the error bound then defaults to twice that.
 
         Raises
         ------
