@@ -91,6 +91,15 @@ class TestAgreement:
         after = client.decrypt(server.forward(client.encrypt(x)))
         np.testing.assert_allclose(after, before, atol=2 * params.error_bound)
 
+    def test_ranges_too_small_for_double_double_arithmetic_are_refused(self):
+        params = hn.Parameters(
+            32768, [54] * 16, 2.0**10, packing="slots", activation_bound=1.0, activation_norm=1.0, error_bound=2.0**-150,
+            private_bits=40, weight_norm=2.0**-200,
+        )  # fmt: skip
+        client = hn.LinearClient(hn.SecretKey.generate(params), 3, 2)
+        with pytest.raises(hn.RangeError, match="2\\^900"):
+            hn.LinearServer(client.public_material(), np.zeros((2, 3)), private=True)
+
     def test_nothing_in_a_replys_head_or_length_follows_the_weights(self):
         params = recommend(64, 6, 8)
         client, server, x, weight, bias = converse(params, 64, 6, 8)
@@ -142,6 +151,27 @@ def _blocks_share():
     client = hn.LinearClient(hn.SecretKey.generate(params), 12, 2)
     server = hn.LinearServer(client.public_material(), np.ones((2, 12)) / 8, private=True)
     return server.forward_share(client.encrypt(np.ones((3, 12))))
+
+
+def test_damaged_messages_are_refused_or_harmless():
+    params = recommend(40, 5, 4)
+    generator = np.random.default_rng(5)
+    client, server, x, *_ = converse(params, 40, 5, 4)
+    for _ in range(60):
+        request, outcome = client.encrypt(x), []
+        reply = server.forward(request)
+        for message, read in ((request, server.forward), (reply, client.decrypt)):
+            changed = bytearray(message)
+            at = int(generator.integers(64, 120 if generator.integers(2) else len(message) - 8))
+            changed[at] ^= 1 << int(generator.integers(8))
+            with pytest.raises(hn.WireError, match="checksum"):
+                read(bytes(changed))
+            resealed = _testing.reseal(bytes(changed[: len(changed) - int(generator.integers(2)) * 8]))
+            try:
+                outcome.append(read(resealed))
+            except (hn.WireError, hn.KeyMismatchError, hn.RangeError) as error:
+                outcome.append(error)
+        assert len(outcome) == 2
 
 
 def test_clients_of_one_layer_share_its_weights():

@@ -300,6 +300,9 @@ Scaling scale_traces(const ParameterChoice& choice, const Ring& ring, const Weig
     const auto width = static_cast<double>(layout.width());
     budget.weight_scale = filling_weight_scale(choice, budget.modulus, norms) * width;
     const double product_scale = budget.weight_scale * choice.scale;
+    if (!(product_scale < 0x1p900)) {  // double-double arithmetic needs some room below what doubles hold
+        throw RangeError("private weights on slots whose scale would be 2^900 or more: choose a smaller modulus");
+    }
     const TraceNoise noise = trace_noise(choice, ring, layout, product_scale);
     const int spread_bits = private_spread(ring, noise.weights_l1);
     const double bound = noise.bound + public_noise_bound(ring.degree(), spread_bits);
