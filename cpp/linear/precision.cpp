@@ -261,10 +261,10 @@ double trace_deviation(const TraceLayout& layout) {
 
 namespace {
 
-// A bound on the noise of every coefficient of a product on traces, apart from the encryption of zero: of what the
-// client's message, e and its roundings included, times the encoded weights differs by from the product of the exact
-// ones. Both l1 norms follow from the agreed ranges: of a polynomial of N coefficients it is at most sqrt(N) times its
-// l2 norm, and that is sqrt(2 / N) times its slots'.
+// Of a product on traces, apart from the encryption of zero: how far each of its coefficients may be from that of the
+// product of the exact activations and weights. That is x (w' - w) + (x' - x) w', with x' the client's phase, its noise
+// and roundings included, and w' the encoded weights. Both l1 norms follow from the agreed ranges: of a polynomial it
+// is at most sqrt(N) times its l2 norm, which is sqrt(2 / N) times that of its slots.
 struct TraceNoise {
     double weights_l1;  // of the encoded weights of a product
     double bound;
