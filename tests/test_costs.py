@@ -23,6 +23,10 @@ BLOCKS = hn.Parameters(ring_degree=2048, modulus_bits=[50], scale=2.0**16, error
 SLOTS = hn.Parameters(
     ring_degree=4096, modulus_bits=[35, 35, 36], scale=2.0**30, packing="slots", batch_size=8, error_bound=0.5
 )
+TRACES = hn.Parameters(
+    ring_degree=8192, modulus_bits=[40] * 4, scale=2.0**77, packing="slots", batch_size=8, error_bound=0.5,
+    private_bits=40, weight_norm=16.0,
+)  # fmt: skip
 
 
 MERGED = hn.Parameters(
@@ -58,7 +62,7 @@ def peak():
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 600), st.integers(1, 60)),
-    packing=st.sampled_from(["blocks", "merged", "slots"]),
+    packing=st.sampled_from(["blocks", "merged", "slots", "private"]),
     link=st.sampled_from([1e4, 1e9, 1e14]),
     gradients=st.booleans(),
 )
@@ -67,9 +71,11 @@ def peak():
 @example(shape=(8, 256, 5), packing="slots", link=1e9, gradients=True)
 @example(shape=(1, 30, 5000), packing="merged", link=1e9, gradients=False)
 @example(shape=(9, 40, 7), packing="merged", link=1e9, gradients=True)
+@example(shape=(33, 600, 60), packing="private", link=1e9, gradients=False)
 def test_bytes_are_known_in_advance(shape, packing, link, gradients):
     n, d, o = shape
-    params = {"blocks": BLOCKS, "merged": MERGED, "slots": SLOTS}[packing]
+    params = {"blocks": BLOCKS, "merged": MERGED, "slots": SLOTS, "private": TRACES}[packing]
+    gradients = gradients and packing != "private"
     if packing == "slots" and gradients:
         n = min(n, 8)  # the rotation keys are for no more
     client, server, material = layer(params, d, o, weight_gradients=gradients, link=link)
@@ -269,8 +275,9 @@ sizes = {
     "blocks": dict(ring_degree=2048, modulus_bits=[50], scale=2.0**16),
     "merged": dict(ring_degree=4096, modulus_bits=[50, 50], scale=2.0**20, batch_size=4),
     "slots": dict(ring_degree=4096, modulus_bits=[35, 35, 36], scale=2.0**30, batch_size=8),
+    "private": dict(ring_degree=8192, modulus_bits=[40] * 4, scale=2.0**77, batch_size=8, private_bits=40, weight_norm=16.0),
 }[packing]
-params = hn.Parameters(packing=packing, error_bound=0.5, **sizes)
+params = hn.Parameters(packing=packing.replace("private", "slots"), error_bound=0.5, **sizes)
 client = hn.LinearClient(hn.SecretKey.generate(params), d, o, weight_gradients=gradient)
 server = hn.LinearServer(client.public_material(), np.ones((o, d)) / d)
 request = client.encrypt(np.ones((n, d)))
@@ -303,6 +310,7 @@ print(told, status("VmHWM") - before)
         (1, 4000, 9000, "merged", False),
         (256, 256, 16, "slots", False),
         (8, 700, 5, "slots", True),
+        (64, 1000, 40, "private", False),
     ],
 )
 def test_memory_stays_within_what_is_told(n, d, o, packing, gradient):

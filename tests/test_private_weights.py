@@ -91,7 +91,7 @@ class TestAgreement:
             ({"weight_norm": math.inf}, "weight_norm"),
             ({"private_bits": 0}, "weight_norm"),
             ({"updates": 5}, "private weights"),
-            ({"packing": "slots", "modulus_bits": (40, 40, 20)}, "private weights"),
+            ({"packing": "slots", "modulus_bits": (40, 40, 20), "scale": 3.0 * 2.0**40}, "power of two"),
         ],
     )
     def test_impossible_ones_are_refused(self, change, reason):

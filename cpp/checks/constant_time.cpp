@@ -29,6 +29,7 @@
 #include "linear/precision.h"
 #include "linear/ranges.h"
 #include "linear/server.h"
+#include "linear/traces/client.h"
 #include "rlwe/decryption.h"
 #include "rlwe/encryption.h"
 #include "rlwe/public_key.h"
@@ -177,10 +178,7 @@ void check_tensors(const SecretKey& key) {
     reveal(out);
 }
 
-// A layer with private weights: its client's key, then the server's weights and all that it draws. Returns how often
-// weights were used to find out whether they are within the agreed norm.
-unsigned check_private(const std::vector<int>& modulus_bits, std::size_t features, std::size_t outputs,
-                       std::size_t samples) {
+ParameterChoice private_choice(const std::vector<int>& modulus_bits, std::size_t samples) {
     ParameterChoice choice;
     choice.ring_degree = 2048;
     choice.modulus_bits = modulus_bits;
@@ -191,6 +189,14 @@ unsigned check_private(const std::vector<int>& modulus_bits, std::size_t feature
     choice.batch_size = samples;
     choice.private_bits = 20;
     choice.weight_norm = 2;
+    return choice;
+}
+
+// A layer with private weights: its client's key, then the server's weights and all that it draws. Returns how often
+// weights were used to find out whether they are within the agreed norm.
+unsigned check_private(const std::vector<int>& modulus_bits, std::size_t features, std::size_t outputs,
+                       std::size_t samples) {
+    const ParameterChoice choice = private_choice(modulus_bits, samples);
     const std::shared_ptr<const SecretKey> key = SecretKey::generate(Parameters(choice));
     hide_coefficients(*key);
     LinearClient client(key, features, outputs);
@@ -241,6 +247,44 @@ unsigned check_private(const std::vector<int>& modulus_bits, std::size_t feature
                 prefers_strands(layout, ring.prime_count()) ? "as a matrix product"
                 : outputs <= kMaxDirectOutputs              ? "as inner products"
                                                             : "by transforms");
+    return 2 * agreed;  // here and at the server
+}
+
+// The same on slots, with the activations, too.
+unsigned check_private_slots(std::size_t features, std::size_t outputs, std::size_t samples) {
+    ParameterChoice choice = private_choice({40, 40, 40}, samples);
+    choice.packing = Packing::slots;
+    choice.scale = 0x1p52;
+    const Parameters parameters(choice);
+    const std::shared_ptr<const SecretKey> key = SecretKey::generate(parameters);
+    hide_coefficients(*key);
+    LinearClient client(key, features, outputs);
+    const std::string material = client.public_material();
+    reveal(material);
+    LinearServer server(view(material), samples);
+    std::vector<double> weight(features * outputs, 0.125), bias(outputs, 0.25);
+    const std::vector<double> x(samples * features, 0.125);
+    const std::string request = client.encrypt(x.data(), samples, true).bytes;
+    reveal(request);
+    // Encoding alone: whether activations are within the agreed ranges is public.
+    const TraceClientPacking packing(parameters, features, outputs);
+    Buffer<std::uint64_t> encoded(packing.ring().size());
+    std::vector<double> secret_x = x;
+    hide(secret_x);
+    packing.encode(packing.shape_of(samples), secret_x.data(), samples, 0, encoded.data());
+
+    hide(weight);
+    hide(bias);
+    const Ring ring(choice.ring_degree, parameters.data_primes());
+    const TraceLayout layout = plan_traces(ring.degree() / 2, features, outputs, samples);
+    const unsigned agreed = uses([&] {
+        check_weights(view(weight), view(bias), features, outputs);
+        scale_traces(choice, ring, weight_norms(choice, view(weight), view(bias), features, 1), layout);
+    });
+    server.set_weight(view(weight), view(bias));
+    const std::string reply = with_secret_randomness([&] { return server.forward(view(request)); });
+    reveal(reply);
+    std::printf("private weights: %zu x %zu -> %zu, on slots\n", samples, features, outputs);
     return 2 * agreed;  // here and at the server
 }
 
@@ -296,6 +340,7 @@ int main() {
     for (const std::vector<int>& sizes : {std::vector<int>{40, 41}, {26, 27, 27}}) {
         agreed += check_private(sizes, 20, 3, 4) + check_private(sizes, 40, 30, 4) + check_private(sizes, 4, 30, 512);
     }
+    agreed += check_private_slots(20, 3, 4) + check_private_slots(150, 9, 2);
     Buffer<std::uint8_t> stream_key(32);
     hide(stream_key);
     ChaCha20 stream(stream_key.data(), Domain::secret, 0, 0);

@@ -262,10 +262,12 @@ void stress_linear(Packing packing, bool fresh_keys) {
     at_once(tasks);
 }
 
-// A layer with private weights that serves two clients, while others come, and other weights: replies and shares.
-void stress_private() {
+// A layer with private weights that serves two clients, while others come, and other weights: replies and, in blocks,
+// shares.
+void stress_private(Packing packing) {
     const Exact exact;
-    ParameterChoice chosen = choice({45, 45}, 40, 0.2);
+    ParameterChoice chosen = packing == Packing::slots ? choice({45, 45, 45}, 50, 0.2) : choice({45, 45}, 40, 0.2);
+    chosen.packing = packing;
     chosen.private_bits = 20;
     chosen.weight_norm = 4;
     const Parameters parameters(chosen);
@@ -280,6 +282,9 @@ void stress_private() {
             const std::string reply = at.forward(view(client.encrypt(exact.x.data(), kSamples, false).bytes));
             client.decrypt(view(reply), Purpose::local, false, y.data());
             expect(exact.right(y, chosen.error_bound), "private logits");
+            if (packing == Packing::slots) {
+                continue;
+            }
             std::shared_ptr<const LinearServer::Share> share;
             const std::string masked = at.share(view(client.encrypt(exact.x.data(), kSamples, false).bytes), share);
             double deviation = 0;
@@ -427,8 +432,10 @@ int main() {
             run("destroyed, slots", [] { stress_destroy(Packing::slots, false); });
             run("linear, blocks", [] { stress_linear(Packing::blocks, false); });
             run("linear, blocks, a fresh key for every request", [] { stress_linear(Packing::blocks, true); });
-        XX
-            run("linear, private weights", &stress_private);
+            run("linear, merged", [] { stress_linear(Packing::merged, false); });
+            run("linear, slots", [] { stress_linear(Packing::slots, false); });
+            run("linear, private weights", [] { stress_private(Packing::blocks); });
+            run("linear, private weights on slots", [] { stress_private(Packing::slots); });
             run("sealed", [] {
                 for (int round = 0; round < kRounds / 10; ++round) {
                     stress_sealed();

@@ -11,6 +11,8 @@
 #include "linear/precision.h"
 #include "linear/ranges.h"
 #include "linear/slots/client.h"
+#include "linear/traces/client.h"
+#include "linear/traces/refusal.h"
 #include "rlwe/flooding.h"
 #include "rlwe/public_key.h"
 
@@ -33,6 +35,12 @@ std::unique_ptr<const ClientPacking> make_packing(const Parameters& parameters, 
     }
     if (parameters.packing() == Packing::blocks) {
         return std::make_unique<BlockClientPacking>(parameters, features, outputs, byte_ns);
+    }
+    if (parameters.traced()) {
+        if (weight_gradients) {
+            refuse_on_traces("weight gradients");
+        }
+        return std::make_unique<TraceClientPacking>(parameters, features, outputs);
     }
     if (fresh_keys) {
         throw ParameterError("a fresh key for every request needs packing=\"blocks\": the others need evaluation keys");

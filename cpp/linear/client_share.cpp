@@ -25,9 +25,17 @@ std::vector<std::size_t> logit_counts(const ClientPacking& packing, const BatchS
     return counts;
 }
 
+// Of slots no coefficient is a logit.
+void check_shares(const Parameters& parameters) {
+    if (parameters.packing() != Packing::blocks) {
+        throw ParameterError("shares of logits need packing=\"blocks\"");
+    }
+}
+
 }  // namespace
 
 std::string LinearClient::open_share(View<const std::uint8_t> bytes, bool weight_gradient_follows, double& deviation) {
+    check_shares(parameters_);
     WireReader reader(bytes, MessageType::share);
     reader.require(parameters_.hash(), reader.header().key);
     ClientSession::Answer answer = session_.answer(reader.header(), Awaited::logits);
@@ -56,6 +64,7 @@ std::string LinearClient::open_share(View<const std::uint8_t> bytes, bool weight
 }
 
 ReplyHead LinearClient::decrypt_share(View<const std::uint8_t> bytes, std::uint64_t* share) {
+    check_shares(parameters_);
     WireReader reader(bytes, MessageType::share);
     reader.require(parameters_.hash(), reader.header().key);
     ClientSession::Answer answer = session_.answer(reader.header(), Awaited::logits);

@@ -15,6 +15,7 @@
 #include "linear/sealed/messages.h"
 #include "linear/slots/gradient.h"
 #include "linear/slots/layout.h"
+#include "linear/traces/refusal.h"
 #include "rlwe/decryption.h"
 #include "rlwe/galois.h"
 #include "rlwe/public_key.h"
@@ -299,16 +300,21 @@ ServingCost of_sealed(Served served, const Parameters& parameters, const ServedL
                                {most, kInputGradientBits});
 }
 
+// The client's public key, with a ring of its own.
+void add_public_key(const Ring& ring, ServingCost& cost) {
+    cost.request_bytes += PublicKey::body_bytes(ring);
+    cost.held_bytes *= 2;
+    cost.held_bytes += 2 * Polynomial(ring).bytes;
+    cost.multiplications = 2 * kReceive * real(ring.size());
+}
+
 ServingCost of_blocks(Served served, const Parameters& parameters, const ServedLayer& layer) {
     const Ring ring(parameters.ring_degree(), parameters.primes());
     const bool private_weights = parameters.choice().private_bits != 0;
     if (served == Served::public_material) {
         ServingCost cost = public_material_cost(parameters, ring);
         if (private_weights) {
-            cost.request_bytes += PublicKey::body_bytes(ring);
-            cost.held_bytes *= 2;  // the public key's own ring
-            cost.held_bytes += 2 * Polynomial(ring).bytes;
-            cost.multiplications = 2 * kReceive * real(ring.size());
+            add_public_key(ring, cost);
         }
         return cost;
     }
@@ -342,6 +348,20 @@ ServingCost of_merged(Served served, const Parameters& parameters, const ServedL
     const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(group_size),
                            static_cast<std::uint32_t>(layout.blocks.width)};
     return merged_serving_cost(served, data, codec.bytes(), layout, shape, most_reply_bits(data));
+}
+
+ServingCost of_traces(Served served, const Parameters& parameters, const ServedLayer& layer) {
+    const Ring ring(parameters.ring_degree(), parameters.data_primes());
+    if (served == Served::public_material) {
+        ServingCost cost = public_material_cost(parameters, ring);
+        add_public_key(ring, cost);
+        return cost;
+    }
+    const PolynomialCodec codec(ring, dropped_bits(ring));
+    const TraceLayout layout =
+        plan_traces(ring.degree() / 2, layer.features, layer.outputs, parameters.choice().batch_size);
+    const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(layout.group_size), 0};
+    return trace_serving_cost(served, ring, codec.bytes(), layout, shape, most_reply_bits(ring));
 }
 
 ServingCost of_slots(Served served, const Parameters& parameters, const ServedLayer& layer) {
@@ -425,6 +445,32 @@ ServingCost slot_serving_cost(Served served, const SlotRing& ring, std::size_t c
     return slot_forward(served, ring, ciphertext_bytes, layout, shape, std::min(bits, kMaxSlotReplyBits));
 }
 
+ServingCost trace_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes, const TraceLayout& layout,
+                               const BatchShape& shape, int bits) {
+    if (served == Served::weight_gradient || served == Served::opened_gradient) {
+        refuse_on_traces("weight gradients");
+    }
+    const Polynomial poly(ring);
+    const std::size_t groups = shape.groups(), inputs = layout.inputs(), products = layout.products();
+    const std::size_t pairs = products * inputs, n = ring.degree();
+    ServingCost cost;
+    cost.request_bytes = kFrame + kRequestPrefix + groups * inputs * ciphertext_bytes;
+    cost.reply_bytes =
+        kFrame + kReplyPrefix + groups * products * (packed_bytes(layout.classes(), bits) + packed_bytes(n, bits));
+    cost.held_bytes = served == Served::training ? groups * (2 * inputs * poly.bytes + kEntry) : 0;
+    cost.layer_bytes = pairs * (poly.bytes + kEntry) + products * layout.outputs_per_product() * sizeof(double);
+    // Beside products a transform in double-double, with its roots.
+    cost.working_bytes = 2 * cost.reply_bytes + 2 * inputs * poly.bytes + 4 * poly.bytes +
+                         4 * ring.prime_count() * layout.classes() * kResidue + 16 * n * sizeof(double);
+    constexpr double kDoubleDouble = 60;  // of a butterfly, against a multiplication of residues
+    const double encoded = kDoubleDouble * real(n) / 4 * std::log2(real(n)) + poly.transform + kFinish * poly.residues;
+    const double group = real(inputs) * (kReceive * poly.residues + poly.transform) + 2 * real(pairs) * poly.residues +
+                         real(products) * 2 * (poly.transform + kFinish * poly.residues);
+    cost.multiplications = real(groups) * group + real(pairs) * encoded;
+    add_hiding(ring, groups * products, cost);
+    return cost;
+}
+
 ServingCost sealed_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes,
                                 std::size_t layer_head_bytes, const BlockLayout& layout, const BatchShape& shape,
                                 const SealedBits& bits) {
@@ -484,6 +530,9 @@ ServingCost serving_cost(Served served, const Parameters& parameters, const Serv
     ServedLayer wanted = layer;
     wanted.weight_gradients = layer.weight_gradients || served == Served::training ||
                               served == Served::weight_gradient || served == Served::opened_gradient;
+    if (parameters.traced()) {
+        return of_traces(served, parameters, wanted);
+    }
     switch (parameters.packing()) {
         case Packing::blocks:
             return of_blocks(served, parameters, wanted);

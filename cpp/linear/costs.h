@@ -13,6 +13,7 @@
 #include "packing/blocks.h"
 #include "packing/merged.h"
 #include "packing/slots.h"
+#include "packing/traces.h"
 #include "ring/ring.h"
 #include "rlwe/parameters.h"
 
@@ -62,6 +63,9 @@ ServingCost merged_serving_cost(Served served, const Ring& data, std::size_t cip
                                 const MergedLayout& layout, const BatchShape& shape, int bits);
 ServingCost slot_serving_cost(Served served, const SlotRing& ring, std::size_t ciphertext_bytes,
                               const SlotLayout& layout, const BatchShape& shape, int bits);
+// Of private weights on slots, which have no weight gradients.
+ServingCost trace_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes, const TraceLayout& layout,
+                               const BatchShape& shape, int bits);
 // Of sealed weights; layout.features includes the bias.
 ServingCost sealed_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes,
                                 std::size_t layer_head_bytes, const BlockLayout& layout, const BatchShape& shape,

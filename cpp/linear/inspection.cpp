@@ -9,6 +9,8 @@
 #include "linear/blocks/weights.h"
 #include "linear/precision.h"
 #include "linear/ranges.h"
+#include "linear/traces/weights.h"
+#include "packing/traces.h"
 #include "rlwe/encryption.h"
 
 namespace hesplit {
@@ -92,6 +94,63 @@ Inputs read_inputs(const Ring& ring, OpenRequest& request) {
     return inputs;
 }
 
+TraceLayout traces_of(const LinearServer& server) {
+    return plan_traces(server.parameters().ring_degree() / 2, server.features(), server.outputs(),
+                       server.parameters().choice().batch_size);
+}
+
+InspectedMessage inspect_trace_reply(const LinearServer& server, View<const std::uint8_t> reply) {
+    const Ring ring(server.parameters().ring_degree(), server.parameters().data_primes());
+    WireReader reader = open(server, reply, MessageType::reply);
+    const ReplyHead head = read_reply_head(reader, ring);
+    const TraceLayout layout = traces_of(server);
+    InspectedMessage message{head.shape, {}, head.bits, head.scale, {}};
+    for (std::size_t p = 0; p < layout.products(); ++p) {
+        message.ciphertexts.push_back(read_ciphertext(reader, ring.degree(), head.bits, trace_positions(layout)));
+    }
+    reader.require_remaining(0);
+    return message;
+}
+
+// Of private weights on slots, c0 whole.
+InspectedMessage inspect_trace_products(const LinearServer& server, View<const std::uint8_t> request,
+                                        View<const double> weight, View<const double> bias) {
+    const Parameters& parameters = server.parameters();
+    const Ring ring(parameters.ring_degree(), parameters.data_primes());
+    const TraceLayout layout = traces_of(server);
+    WireReader reader = open(server, request, MessageType::request);
+    const RequestHead head = read_request_head(reader);
+    const PolynomialCodec codec(ring, dropped_bits(ring));
+    reader.require_remaining(layout.inputs() * codec.bytes());
+    const TraceWeights weights(parameters, ring, layout, weight, {bias.begin(), bias.end()});
+    const Scaling& scaling = weights.scaling();
+    InspectedMessage message{head.shape, primes_of(ring), scaling.reply_bits, scaling.reply_scale, {}};
+    const std::size_t inputs = layout.inputs();
+    GroupInputs group{Buffer<std::uint64_t>(inputs * ring.size()), Buffer<std::uint64_t>(inputs * ring.size())};
+    for (std::size_t j = 0; j < inputs; ++j) {
+        codec.unpack(reader.raw(codec.bytes()).data, group.c0.data() + j * ring.size());
+        ring.to_ntt(group.c0.data() + j * ring.size());
+        expand_uniform(ring, head.seed, static_cast<std::uint32_t>(j), group.c1.data() + j * ring.size());
+    }
+    for (std::size_t p = 0; p < layout.products(); ++p) {
+        InspectedCiphertext product;
+        product.positions.resize(ring.degree());
+        std::iota(product.positions.begin(), product.positions.end(), 0U);
+        product.c0.resize(ring.size());
+        product.c1.resize(ring.size());
+        weights.product(group, p, product.c0.data(), product.c1.data());
+        const SecretBuffer<std::uint64_t> offset = weights.bias(p, head.shape.samples);
+        for (std::size_t row = 0; row < ring.prime_count(); ++row) {
+            for (std::size_t i = 0; i < weights.positions().size(); ++i) {
+                std::uint64_t& residue = product.c0[row * ring.degree() + weights.positions()[i]];
+                residue = (residue + offset[row * weights.padded() + i]) % ring.prime(row);
+            }
+        }
+        message.ciphertexts.push_back(std::move(product));
+    }
+    return message;
+}
+
 }  // namespace
 
 InspectedMessage inspect_request(const LinearServer& server, View<const std::uint8_t> request) {
@@ -113,6 +172,9 @@ InspectedMessage inspect_request(const LinearServer& server, View<const std::uin
 InspectedMessage inspect_products(const LinearServer& server, View<const std::uint8_t> request,
                                   View<const double> weight, View<const double> bias) {
     check_weights(weight, bias, server.features(), server.outputs());
+    if (server.parameters().traced()) {
+        return inspect_trace_products(server, request, weight, bias);
+    }
     const Ring ring = ring_of(server);
     OpenRequest opened = open_request(server, ring, request);
     Inputs inputs = read_inputs(ring, opened);
@@ -141,6 +203,9 @@ InspectedMessage inspect_products(const LinearServer& server, View<const std::ui
 }
 
 InspectedMessage inspect_reply(const LinearServer& server, View<const std::uint8_t> reply) {
+    if (server.parameters().traced()) {
+        return inspect_trace_reply(server, reply);
+    }
     const Ring ring = ring_of(server);
     WireReader reader = open(server, reply, MessageType::reply);
     const ReplyHead head = read_reply_head(reader, ring);

@@ -35,7 +35,8 @@ struct InspectedMessage {
 InspectedMessage inspect_request(const LinearServer& server, View<const std::uint8_t> request);
 
 // What the layer computes from such a request with these weights, before the modulus switch: by product, residues
-// modulo the primes; `bits` and `scale` are those of the reply. Weight and bias as in LinearServer::set_weight.
+// modulo the primes; `bits` and `scale` are those of the reply. Weight and bias as in LinearServer::set_weight. Of
+// private weights on slots c0 whole.
 InspectedMessage inspect_products(const LinearServer& server, View<const std::uint8_t> request,
                                   View<const double> weight, View<const double> bias);
 

@@ -6,6 +6,7 @@
 #include "linear/blocks/planning.h"
 #include "linear/merged/planning.h"
 #include "linear/slots/planning.h"
+#include "linear/traces/planning.h"
 
 namespace hesplit {
 
@@ -15,6 +16,9 @@ std::unique_ptr<const LayerPlan> plan_layer(const Parameters& parameters, const 
     }
     if (parameters.packing() == Packing::merged) {
         return std::make_unique<const MergedPlan>(parameters, layer);
+    }
+    if (parameters.traced()) {
+        return std::make_unique<const TracePlan>(parameters, layer);
     }
     return std::make_unique<const SlotPlan>(parameters, layer);
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "ckks/precise_embedding.h"
 #include "rlwe/decryption.h"
 #include "rlwe/galois.h"
 #include "rlwe/public_key.h"
@@ -305,6 +306,71 @@ Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const W
         kProductTail / kTail * embedding * std::sqrt(parts) * reply_rounding_deviation(ring.data().degree());
     budget.max_reply_bits = kMaxSlotReplyBits;
     return finish(choice, norms, budget);
+}
+
+double trace_deviation(const TraceLayout& layout) {
+    // The squares of the cosines of odd multiples of j pi / 2M sum to (M - 1) / 2.
+    return static_cast<double>(layout.width()) * std::sqrt(2 * static_cast<double>(layout.classes()) - 1);
+}
+
+namespace {
+
+// Of a product on traces, apart from the encryption of zero: how far each of its coefficients may be from that of the
+// product of the exact activations and weights. That is x (w' - w) + (x' - x) w', with x' the client's phase, its noise
+// and roundings included, and w' the encoded weights. Both l1 norms follow from the agreed ranges: of a polynomial it
+// is at most sqrt(N) times its l2 norm, which is sqrt(2 / N) times that of its slots.
+struct TraceNoise {
+    double weights_l1;  // of the encoded weights of a product
+    double bound;
+};
+
+TraceNoise trace_noise(const ParameterChoice& choice, const Ring& ring, const TraceLayout& layout,
+                       double product_scale) {
+    const auto inputs = static_cast<double>(layout.inputs()), degree = static_cast<double>(ring.degree());
+    const double weight_scale = product_scale / choice.scale;
+    const double copies = std::sqrt(static_cast<double>(layout.group_size * layout.outputs_per_product())),
+                 most = kRangeSlack;
+    const auto l1 = [&](double scale, double norm) { return std::sqrt(2 * inputs) * scale * norm * copies * most; };
+    // What rounding adds to a coefficient: every weight is at most weight_norm, every activation its bound.
+    const double weight_rounding = 0.5 + PreciseEmbedding::kRelativeError * weight_scale * choice.weight_norm;
+    const double input_rounding = 0.5 + PreciseEmbedding::kRelativeError * choice.scale * choice.activation_bound;
+    TraceNoise noise{};
+    noise.weights_l1 = l1(weight_scale, choice.weight_norm) + inputs * degree * weight_rounding;
+    noise.bound = (request_noise_bound(ring) + input_rounding) * noise.weights_l1 +
+                  weight_rounding * l1(choice.scale, choice.activation_norm) +
+                  (1 + PreciseEmbedding::kRelativeError * ring.modulus_value());  // of the bias, and of the whole
+    return noise;
+}
+
+}  // namespace
+
+Scaling scale_traces(const ParameterChoice& choice, const Ring& ring, const WeightNorms& held,
+                     const TraceLayout& layout) {
+    const WeightNorms norms = agreed_norms(choice, held, 1);
+    const double deviation = trace_deviation(layout);
+    Budget budget;
+    budget.modulus = ring.modulus_value();
+    // No coefficient is larger than the mean of the logits, over N/2M.
+    const auto width = static_cast<double>(layout.width());
+    budget.weight_scale = filling_weight_scale(choice, budget.modulus, norms) * width;
+    const double product_scale = budget.weight_scale * choice.scale;
+    if (!(product_scale < 0x1p900)) {  // double-double arithmetic needs some room below what doubles hold
+        throw RangeError("private weights on slots whose scale would be 2^900 or more: choose a smaller modulus");
+    }
+    const TraceNoise noise = trace_noise(choice, ring, layout, product_scale);
+    const int spread_bits = private_spread(ring, noise.weights_l1);
+    const double bound = noise.bound + public_noise_bound(ring.degree(), spread_bits);
+    // As for blocks: a uniform flood of this length, shifted by the noise, is within 2^-(private_bits + 1) of itself.
+    const int flood_bits = static_cast<int>(std::ceil(choice.private_bits + std::log2(bound)));
+    // Uniform numbers are sub-Gaussian with the variance that they have; the noise is taken at its worst.
+    const double flood = kTail * std::ldexp(deviation / std::sqrt(3.0), flood_bits);
+    budget.fixed_error = (flood + deviation * deviation / width * bound) / product_scale;
+    budget.reply_deviation = kProductTail / kTail * deviation * reply_rounding_deviation(ring.degree());
+    budget.max_reply_bits = kMaxBlockReplyBits;
+    Scaling scaling = finish(choice, norms, budget);
+    scaling.flood_bits = flood_bits;
+    scaling.spread_bits = spread_bits;
+    return scaling;
 }
 
 double largest_gradient_scale(const ParameterChoice& choice, const Ring& ring, View<const double> gradient,

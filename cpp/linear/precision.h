@@ -9,6 +9,7 @@
 #include "packing/blocks.h"
 #include "packing/merged.h"
 #include "packing/slots.h"
+#include "packing/traces.h"
 #include "rlwe/flooding.h"
 #include "rlwe/parameters.h"
 
@@ -81,6 +82,13 @@ Scaling scale_merged_fast(const ParameterChoice& choice, const Ring& data, const
                           std::size_t features, std::size_t outputs, View<const double> weight);
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
                     const SlotLayout& layout);
+// Of private weights on slots. `held` are the norms of the weights, for parts of one row: weight_norms(..., 1).
+Scaling scale_traces(const ParameterChoice& choice, const Ring& ring, const WeightNorms& held,
+                     const TraceLayout& layout);
+
+// What a logit is off by where every one of the layout's M coefficients that say it is off by a number of deviation 1,
+// independently: a logit is N/2M times the first of them and twice the others' sum, each times a cosine.
+double trace_deviation(const TraceLayout& layout);
 
 // The largest scale of a gradient, row-major [samples, outputs], with which no sum of |x| <= B times G wraps around.
 double largest_gradient_scale(const ParameterChoice& choice, const Ring& ring, View<const double> gradient,

@@ -10,6 +10,7 @@
 #include "linear/precision.h"
 #include "linear/ranges.h"
 #include "linear/slots/server.h"
+#include "linear/traces/server.h"
 #include "packing/merged.h"
 #include "rlwe/galois.h"
 #include "wire/codec.h"
@@ -53,6 +54,11 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples, const Ser
         packing_ = std::make_shared<BlockServerPacking>(parameters_, features_, outputs_);
     } else if (parameters_.packing() == Packing::merged) {
         packing_ = std::make_shared<MergedServerPacking>(parameters_, features_, outputs_);
+    } else if (parameters_.traced()) {
+        if (weight_gradients_) {
+            throw WireError("public material for weight gradients, which private weights on slots do not have");
+        }
+        packing_ = std::make_shared<TraceServerPacking>(parameters_, features_, outputs_);
     } else {
         packing_ = std::make_shared<SlotServerPacking>(parameters_, features_, outputs_, weight_gradients_, reader);
     }
@@ -73,7 +79,7 @@ void LinearServer::set_weight(View<const double> weight, View<const double> bias
 }
 
 std::unique_ptr<LinearServer> LinearServer::for_client(View<const std::uint8_t> public_material) const {
-    if (parameters_.packing() == Packing::slots) {
+    if (parameters_.packing() == Packing::slots && !parameters_.traced()) {
         throw ParameterError("servers of slots share no weights: each has the rotation keys of its client");
     }
     WireReader reader(public_material, MessageType::public_material);

@@ -151,8 +151,8 @@ void Ring::multiply_power_of_two(std::uint64_t* a, int shift) const {
     }
 }
 
-void Ring::add_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const {
-    modular_[row].add(prime(row), a, b, degree_);
+void Ring::add_row(View<std::uint64_t> a, const std::uint64_t* b, std::size_t row) const {
+    modular_[row].add(prime(row), a.data, b, a.size);
 }
 
 void Ring::add(std::uint64_t* a, const std::uint64_t* b) const {

@@ -51,13 +51,14 @@ class Ring {
     void multiply_power_of_two(std::uint64_t* a, int shift) const;
     // a += b.
     void add(std::uint64_t* a, const std::uint64_t* b) const;
-    void add_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const;
+    void add_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const { add_row({a, degree_}, b, row); }
+    void add_row(View<std::uint64_t> a, const std::uint64_t* b, std::size_t row) const;
     // a = b - a.
     void subtract_from(std::uint64_t* a, const std::uint64_t* b) const;
     void subtract_from_row(std::uint64_t* a, const std::uint64_t* b, std::size_t row) const;
     void negate(std::uint64_t* a) const;
     void negate_row(const std::uint64_t* a, std::size_t row, std::uint64_t* out) const;
-    // a *= factor, a residue; the size is a multiple of 16, as is that of coefficients to lift.
+    // a *= factor, a residue; the size is a multiple of 16, as is that of rows to add and of coefficients to lift.
     void scale_row(View<std::uint64_t> a, std::uint64_t factor, std::size_t row) const;
 
     // sum_{j, i} a[j][i] * b[j][i] in one row, over a.size runs of n residues each; n is a multiple of 8.

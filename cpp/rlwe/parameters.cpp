@@ -54,10 +54,11 @@ void check_modulus(const ParameterChoice& choice) {
                              std::to_string(choice.ring_degree));
     }
     const std::size_t primes = choice.modulus_bits.size();
-    if (primes < (choice.packing == Packing::blocks ? 1 : 2) ||
-        primes > (choice.packing == Packing::merged ? 3 : kMaxPrimes)) {
+    const bool switches =
+        choice.packing == Packing::merged || (choice.packing == Packing::slots && choice.private_bits == 0);
+    if (primes < (switches ? 2 : 1) || primes > (choice.packing == Packing::merged ? 3 : kMaxPrimes)) {
         const char* needed = "1 to 32 primes";
-        if (choice.packing == Packing::slots) {
+        if (choice.packing == Packing::slots && switches) {
             needed = "2 to 32 primes with packing=\"slots\" (the last one is for key switching)";
         } else if (choice.packing == Packing::merged) {
             needed = "2 or 3 primes with packing=\"merged\" (the last one is for key switching)";
@@ -105,11 +106,19 @@ void check_private(const ParameterChoice& choice) {
             throw ParameterError("weight_norm, activation_norm and error_bound must be between 2^-200 and 2^200");
         }
     }
-    if (choice.packing != Packing::blocks || choice.updates != 0) {
+    if (choice.packing == Packing::merged) {
         throw ParameterError(
-            "private weights need packing=\"blocks\" and weights that the server has in the clear: the worst case of "
-            "the "
-            "noise of rotations would take a modulus several times as long");
+            "private weights need packing=\"blocks\" or \"slots\": the worst case of the noise of merging is not "
+            "bounded");
+    }
+    int exponent = 0;
+    if (choice.packing == Packing::slots && std::frexp(choice.scale, &exponent) != 0.5) {
+        // Or the scale of logits would be a rounded product, and not quite the same for weights and bias.
+        throw ParameterError("with private weights on slots scale is a power of two, got " +
+                             std::to_string(choice.scale));
+    }
+    if (choice.updates != 0) {
+        throw ParameterError("private weights are weights that the server has in the clear, and sealed ones are not");
     }
 }
 
@@ -226,7 +235,7 @@ Parameters::Parameters(ParameterChoice choice) : choice_(std::move(choice)) {
 
 std::vector<std::uint64_t> Parameters::data_primes() const {
     std::vector<std::uint64_t> primes = primes_;
-    if (packing() != Packing::blocks) {
+    if (packing() != Packing::blocks && !traced()) {
         primes.pop_back();
     }
     return primes;

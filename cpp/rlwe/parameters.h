@@ -24,8 +24,9 @@ inline constexpr std::uint32_t kStatisticalBits = 30;
 // What a user chooses. Ranges are in the units of the activations and of the logits.
 struct ParameterChoice {
     std::size_t ring_degree = 0;
-    std::vector<int> modulus_bits;  // but on blocks the last prime is the key-switching prime
-    double scale = 0;               // of the activations
+    // On slots, unless weights are private, and on merged blocks the last prime is for key switching.
+    std::vector<int> modulus_bits;
+    double scale = 0;  // of the activations
     Packing packing = Packing::blocks;
     Security security = Security::standard;
     double activation_bound = 0;  // largest |activation|
@@ -49,6 +50,9 @@ class Parameters {
     const ParameterChoice& choice() const { return choice_; }
     std::size_t ring_degree() const { return choice_.ring_degree; }
     Packing packing() const { return choice_.packing; }
+    // Whether slots are laid out so that logits are traces, which say nothing else (packing/traces.h): of private
+    // weights. Such slots are never rotated, and have no key-switching prime.
+    bool traced() const { return choice_.packing == Packing::slots && choice_.private_bits != 0; }
     // All primes, and those that a ciphertext uses (all but a key-switching prime).
     const std::vector<std::uint64_t>& primes() const { return primes_; }
     std::vector<std::uint64_t> data_primes() const;

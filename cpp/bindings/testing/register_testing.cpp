@@ -12,6 +12,7 @@
 #include "bindings/bindings.h"
 #include "bindings/testing/testing.h"
 #include "ckks/embedding.h"
+#include "ckks/precise_embedding.h"
 #include "kernels/kernels.h"
 #include "linear/frozen/matrix.h"
 #include "linear/private_replies.h"
@@ -135,6 +136,16 @@ py::array_t<double> embed(const py::array_t<double, py::array::c_style>& slots) 
 py::array_t<double> slots_of(const py::array_t<double, py::array::c_style>& coefficients) {
     py::array_t<double> out(coefficients.size() / 2);
     Embedding(static_cast<std::size_t>(coefficients.size())).to_slots(coefficients.data(), out.mutable_data());
+    return out;
+}
+
+// round(scale * m) for the first `count` coefficients, [primes, count].
+Residues precise_embed(const py::array_t<double, py::array::c_style>& slots, double bound, double scale,
+                       const std::vector<std::uint64_t>& primes, std::size_t count) {
+    const Ring ring(1024, primes);
+    Residues out({primes.size(), count});
+    PreciseEmbedding(static_cast<std::size_t>(2 * slots.size()))
+        .encode(slots.data(), bound, scale, ring, count, out.mutable_data());
     return out;
 }
 
@@ -371,6 +382,8 @@ void register_testing(py::module_& module) {
                py::arg("spread_bits") = 0);
     module.def("switch_to_bits", &switch_to_bits, py::arg("primes"), py::arg("a"), py::arg("bits"));
     module.def("embed", &embed, py::arg("slots"));
+    module.def("precise_embed", &precise_embed, py::arg("slots"), py::arg("bound"), py::arg("scale"), py::arg("primes"),
+               py::arg("count"));
     module.def("slots_of", &slots_of, py::arg("coefficients"));
     module.def("seal_slots_of", &seal_slots_of, py::arg("coefficients"));
     module.def("pack_bits", &pack, py::arg("values"), py::arg("bits"));

@@ -51,7 +51,8 @@ class Parameters:
     ring_degree
         N, a power of two from 1024 to 32768.
     modulus_bits
-        Sizes of the primes of the modulus in bits. But in ``"blocks"`` the last one is the key-switching prime.
+        Sizes of the primes of the modulus in bits. But in ``"blocks"``, and in ``"slots"`` where weights are private, the last one is the
+        key-switching prime.
     scale
         The factor by which activations are multiplied before they are rounded.
     packing
@@ -146,9 +147,9 @@ class Parameters:
         `FLOODED_ERROR_BOUND` instead of `ERROR_BOUND`: what is finer drowns. ``security`` says against which computers it has 128
         bits, ``statistical_bits`` how well releases are flooded.
 
-        With ``private_weights`` replies hide the weights, as well as ``private_bits`` says, and batches of any size up to
-        ``batch_size`` keep the bound. What floods the logits is part of the error; ``logit_noise`` is the largest standard
-        deviation that it may have (`estimate` says which it has), and the error bound then defaults to twice that.
+        With ``private_weights`` replies hide the weights in either packing, as well as ``private_bits`` says, and batches of any
+        size up to ``batch_size`` keep the bound. What floods the logits is part of the error; ``logit_noise`` is the largest
+        standard deviation that it may have (`estimate` says which it has), and the error bound then defaults to twice that.
 
         Raises
         ------
@@ -405,7 +406,7 @@ def feasible(
 ) -> Iterator[tuple[Parameters, dict[str, Any]]]:
     """Every set worth trying that keeps the error bound, at its best scale, with `Parameters.estimate` of it."""
     shape = (in_features, out_features, batch_size)
-    for ring_degree, modulus_bits in _candidates(packing, security):
+    for ring_degree, modulus_bits in _candidates(packing, security, traced=packing == "slots" and private_bits > 0):
         candidate = Parameters(
             ring_degree=ring_degree,
             modulus_bits=modulus_bits,
@@ -452,11 +453,14 @@ def describe_security(security: Security) -> str:
 _AGAINST: dict[str, str] = {"standard": "classical", "quantum": "quantum"}
 
 
-def _candidates(packing: Packing, security: Attacker) -> list[tuple[int, list[int]]]:
-    """Ring degrees and primes that are worth trying and have 128 bits; but in blocks the last prime is for key switching."""
+def _candidates(packing: Packing, security: Attacker, *, traced: bool = False) -> list[tuple[int, list[int]]]:
+    """Ring degrees and primes that are worth trying and have 128 bits; but in blocks the last prime is for key switching.
+
+    Nor is it where slots are `traced`, those of private weights.
+    """
     return [
         (ring_degree, modulus_bits)
-        for ring_degree, modulus_bits in _worth_trying(packing, security)
+        for ring_degree, modulus_bits in (_TRACED if traced else _worth_trying(packing, security))
         if sum(modulus_bits) <= _core.max_modulus_bits(ring_degree, security)
     ]
 
@@ -476,6 +480,14 @@ def _splits(bits: int) -> list[list[int]]:
     # Of fewer bits there are not enough primes.
     numbers = sorted({fewest, short if bits // short >= _LEAST_PRIME_BITS else fewest})
     return [[(bits + part) // parts for part in range(parts)] for parts in numbers]
+
+
+# Private weights on slots: their flood hides what rounds weights and activations, too.
+_TRACED = [
+    *((4096, split) for bits in range(90, 107, 4) for split in _splits(bits)),
+    *((8192, split) for bits in range(108, 215, 4) for split in _splits(bits)),
+    *((16384, split) for bits in range(216, 301, 12) for split in _splits(bits)),
+]
 
 
 def _worth_trying(packing: Packing, security: Attacker) -> list[tuple[int, list[int]]]:
