@@ -17,7 +17,8 @@
 
 namespace hesplit {
 
-// What a server is asked for. `training` is `forward` with the ciphertexts kept for a weight gradient.
+// What a server is asked for. `training` is `forward` with the ciphertexts kept for a weight gradient, `sealed_update`
+// is `sealed_gradient` with new weights.
 enum class Served {
     public_material,
     forward,
@@ -26,8 +27,8 @@ enum class Served {
     opened_gradient,
     sealed_weight,
     sealed_forward,
+    sealed_gradient,
     sealed_update,
-    sealed_state,
 };
 
 struct ServingCost {
@@ -59,10 +60,8 @@ ServingCost block_serving_cost(Served served, const Ring& ring, std::size_t ciph
                                const BatchShape& shape, int bits, bool private_weights);
 ServingCost slot_serving_cost(Served served, const SlotRing& ring, std::size_t ciphertext_bytes,
                               const SlotLayout& layout, const BatchShape& shape, int bits);
-// Of sealed weights; layout.features includes the bias.
-ServingCost sealed_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes,
-                                std::size_t layer_head_bytes, const BlockLayout& layout, const BatchShape& shape,
-                                const SealedBits& bits);
+ServingCost sealed_serving_cost(Served served, const Ring& ring, std::size_t layer_head_bytes,
+                                const BlockLayout& layout, const BatchShape& shape, const SealedBits& bits);
 
 // A layer to be served: of batches that its client lays out for a link on which a byte takes so many nanoseconds.
 struct ServedLayer {

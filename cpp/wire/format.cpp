@@ -58,8 +58,6 @@ std::string name(MessageType type) {
             return "sealed reply";
         case MessageType::sealed_update:
             return "sealed update";
-        case MessageType::sealed_state:
-            return "sealed state";
         case MessageType::frozen_request:
             return "frozen request";
         case MessageType::frozen_reply:
