@@ -309,12 +309,15 @@ void stress_sealed() {
     SealedLayerServer server(view(client.seal(view(exact.weight), view(exact.bias))), 16);
     const std::vector<double> gradient = numbers(kSamples * kOutputs);
     std::atomic<bool> training{true};
+    std::mutex turn;  // or readers, of which there always is one, keep the writer out
     std::shared_mutex weights;
 
     std::vector<std::function<void()>> tasks = times(kThreads - 1, [&] {
         while (training) {
             std::vector<double> y(kSamples * kOutputs);
+            std::unique_lock<std::mutex> wait(turn);
             const std::shared_lock<std::shared_mutex> same(weights);
+            wait.unlock();
             const std::string request = client.encrypt(view(exact.x)), reply = server.forward(view(request));
             expect(server.cost(view(request)).request_bytes == request.size(), "cost");
             expect(client.samples_of(view(reply)) == kSamples, "samples");
@@ -334,6 +337,7 @@ void stress_sealed() {
             ~Ended() { training = false; }
         } ended{training};
         for (int round = 0; round < 4 * kRounds; ++round) {
+            const std::lock_guard<std::mutex> wait(turn);
             const std::lock_guard<std::shared_mutex> others(weights);
             if (round % 16 == 15) {
                 server.refresh(view(client.seal(view(exact.weight), view(exact.bias))));
