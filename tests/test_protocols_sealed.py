@@ -97,7 +97,7 @@ def test_a_whole_run_gives_the_server_nothing_but_ciphertexts_and_shapes(data, t
             bodies.append(body)
     types = {messages.unpack(raw).type for direction, raw in log if direction == "up"}
     assert types == {MessageType.HELLO, MessageType.FORWARD, MessageType.EVALUATE, MessageType.BACKWARD,
-                     MessageType.CHECKPOINT, MessageType.END}  # fmt: skip
+                     MessageType.CHECKPOINT, MessageType.REFRESH, MessageType.END}  # fmt: skip
 
     up = bodies
     assert all(body.startswith(CORE) for body in up)
@@ -252,6 +252,16 @@ def test_weights_are_refreshed_when_the_parameters_say_so(data, make_terms, open
         torch.testing.assert_close(client.forward(x), layer.forward(x), atol=0.2, rtol=0)
         torch.testing.assert_close(client.backward(x, gradient), gradient @ before, atol=1e-2, rtol=0)
     assert state.steps == 17
+    # What the server would store lacks two steps, until it is sent.
+    assert linear.behind == 2
+    before = state.protocol.tensors()["sealed"]
+    client.settle()
+    assert linear.behind == 0
+    settled = state.protocol.tensors()["sealed"]
+    assert not torch.equal(before, settled)
+    client.settle()
+    assert torch.equal(state.protocol.tensors()["sealed"], settled)
+    torch.testing.assert_close(client.evaluate(x), layer.forward(x), atol=0.2, rtol=0)
 
 
 def test_weights_that_grow_are_sealed_anew_with_the_gradient_of_the_old_ones(make_terms, open_session):

@@ -44,6 +44,7 @@ void register_sealed(py::module_& module) {
              }),
              py::arg("key").none(false), py::arg("features"), py::arg("outputs"), py::arg("weight_norm"))
         .def_property_readonly("error", [](const SealedLayerClient& client) { return client.scaling().error; })
+        .def_property_readonly("behind", &SealedLayerClient::behind)
         .def_property_readonly("weight_scale",
                                [](const SealedLayerClient& client) { return client.scaling().weight_scale; })
         .def(

@@ -98,9 +98,9 @@ void check_encryption(const SecretKey& key, const Ring& ring) {
     const KeyBuffer<std::uint64_t> secret = secret_in_ring(key, ring);
     Buffer<std::int64_t> message(ring.degree(), 12345);
     hide(message);
-    Buffer<std::uint64_t> c0(ring.size()), zero(ring.size()), scratch;
+    Buffer<std::uint64_t> c0(ring.size()), zero(ring.size()), mask(ring.size()), scratch;
     ring.lift(View<const std::int64_t>{message.data(), message.size()}, c0.data());
-    encrypt_zero(ring, secret, randomness, 0, zero.data());
+    encrypt_zero(ring, secret, randomness, 0, zero.data(), mask.data());
     ring.add(c0.data(), zero.data());
     const PolynomialCodec codec(ring, dropped_bits(ring));
     std::vector<std::uint8_t> bytes(codec.bytes());

@@ -298,7 +298,7 @@ SecretBuffer<std::uint64_t> SealedLayerClient::added_phase(const Outstanding& re
             for (std::size_t i = 0; i < at[index].size(); ++i) {
                 std::uint64_t& value = product[row * n + at[index][i]];
                 value += ring_.prime(row) - mask[i / samples];
-                value -= value >= ring_.prime(row) ? ring_.prime(row) : 0;
+                value = std::min(value, value - ring_.prime(row));  // modulo the prime
             }
         }
         ring_.switch_to_bits(product.data(), {at[index].data(), at[index].size()}, request.bits, switched.data());

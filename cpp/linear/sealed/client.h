@@ -31,6 +31,8 @@ class SealedLayerClient {
     std::size_t features() const { return layout_.features; }
     std::size_t outputs() const { return layout_.outputs; }
     SealedScaling scaling() const { return held()->scaling; }
+    // Updates since the weights were sent last.
+    std::uint32_t behind() const { return held()->behind; }
 
     // All of W and b, encrypted: the first message of a session, and whenever the layer is replaced. weight is
     // row-major [outputs, features].

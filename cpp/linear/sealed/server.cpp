@@ -162,7 +162,7 @@ void SealedLayerServer::add_bias(const Weights& weights, std::size_t product, st
         for (std::size_t i = 0; i < positions.size(); ++i) {
             std::uint64_t& value = c0[row * ring_->degree() + positions[i]];
             value += bias[i / samples];
-            value -= value >= prime ? prime : 0;
+            value = std::min(value, value - prime);  // modulo the prime
         }
     }
 }

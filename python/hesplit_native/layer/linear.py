@@ -382,6 +382,11 @@ class SealedClient:
         """The bound on ``decrypted - exact`` for logits, at the present scale."""
         return self._native.error
 
+    @property
+    def behind(self) -> int:
+        """How many updates the server's copy lacks."""
+        return self._native.behind
+
     def seal(self, weight: Array, bias: Array) -> bytes:
         """All weights [out_features, in_features] and biases [out_features], encrypted: to begin, and where others replace them."""
         return self._native.seal(*self._weights(weight, bias))
