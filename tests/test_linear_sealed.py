@@ -289,3 +289,8 @@ def test_weights_that_outgrow_a_recommended_set_are_sealed_as_far_as_it_reaches(
         client.seal(1e4 * rows, bias)
     # What the server holds is still what was sealed last.
     assert np.abs(client.decrypt(server.forward(client.encrypt(x))) - norm * x @ rows.T).max() <= client.error
+
+
+def test_parameters_from_when_updates_counted_something_else_are_refused():
+    with pytest.raises(hn.ParameterError, match="updates at most"):
+        hn.Parameters.recommend_sealed(in_features=6, out_features=2, batch_size=2, updates=1 << 16)

@@ -127,7 +127,7 @@ const std::vector<std::unique_ptr<Sealed>>& sealed_layers() {
         std::vector<std::unique_ptr<Sealed>> made;
         // Weights that stay, so that replies fit later requests; and some that come with every update.
         const std::vector<std::pair<std::vector<int>, std::uint32_t>> kinds{
-            {{50}, 1U << 20}, {{30, 30}, 1U << 20}, {{50}, 1}};
+            {{50}, 1U << 15}, {{30, 30}, 1U << 15}, {{50}, 1}};
         for (const auto& [bits, updates] : kinds) {
             ParameterChoice sealed = choice(bits, 20, 10);
             sealed.updates = updates;

@@ -70,7 +70,7 @@ class Parameters:
         How many decryptions may be released under one key, each flooded with noise (docs/security.md); 0: released
         decryptions are not flooded.
     updates
-        After how many updates sealed weights are sent anew (docs/protocols.md); 0: not for sealed weights.
+        After how many updates, up to 32768, sealed weights are sent anew (docs/protocols.md); 0: not for sealed weights.
     statistical_bits
         s, from 20 to 60: the statistical security of all releases under one key, in the sense of Li et al. (docs/security.md). Ten
         bits more take five bits of modulus.
