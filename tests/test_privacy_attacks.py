@@ -8,6 +8,7 @@ import torch
 
 import hesplit_native as hn
 from hesplit_native.data import synthetic_ecg
+from hesplit_native.layer.parameters import SEALED_UPDATES
 from hesplit_native.privacy import metrics
 from hesplit_native.privacy.attacks import (
     activations,
@@ -74,7 +75,12 @@ def test_sealed_tells_its_server_nothing(data):
     guessed = labels.accuracy(np.concatenate(labels.infer(recording.transcript)), truth)
     assert guessed < np.bincount(truth).max() / len(truth) + 0.1
     seen = traffic.observe(recording.transcript, recording.truth.labels)
-    assert len(seen.sizes_up) == len(seen.sizes_down) == 1
+    assert len(seen.sizes_down) == 1
+    # Weights go with every so many steps, whatever is in them.
+    sizes = [len(step.forward) + len(step.backward) for step in recording.transcript.steps]
+    due = [step % SEALED_UPDATES == 0 for step in range(1, len(sizes) + 1)]
+    assert [size == max(seen.sizes_up) for size in sizes] == due
+    assert len(seen.sizes_up) == 2
 
 
 def test_the_mean_activation_follows_from_many_steps(data):

@@ -97,7 +97,7 @@ def test_a_whole_run_gives_the_server_nothing_but_ciphertexts_and_shapes(data, t
             bodies.append(body)
     types = {messages.unpack(raw).type for direction, raw in log if direction == "up"}
     assert types == {MessageType.HELLO, MessageType.FORWARD, MessageType.EVALUATE, MessageType.BACKWARD,
-                     MessageType.CHECKPOINT, MessageType.END}  # fmt: skip
+                     MessageType.CHECKPOINT, MessageType.REFRESH, MessageType.END}  # fmt: skip
 
     up = bodies
     assert all(body.startswith(CORE) for body in up)
@@ -108,7 +108,7 @@ def test_a_whole_run_gives_the_server_nothing_but_ciphertexts_and_shapes(data, t
         assert data.train_x[0].tobytes()[:64] not in body
         assert weight[0].tobytes()[:64] not in body
     # Fresh randomness in every message: no two share a public seed.
-    seeds = [body[64 + 12 : 64 + 44] for body in up if body[5] in (8, 10)]
+    seeds = [body[64 + 12 : 64 + 44] for body in up if body[5] in (21, 23)]
     assert len(set(seeds)) == len(seeds) > 80
 
     # What it holds at the end is ciphertexts too: in memory, and on disk.
@@ -172,7 +172,7 @@ def forged(kind, how):
             body[len(body) // 2] ^= 1
         elif how == "out of range":
             # Random c0: phases are then anywhere, in a message that is well-formed in every other way.
-            first = 64 + (12 if body[5] == 9 else 21)
+            first = 64 + (28 if body[5] == 22 else 21)
             body[first : first + 60] = os.urandom(60)
             body = bytearray(_testing.reseal(bytes(body)))
         elif how == "other":
@@ -252,16 +252,26 @@ def test_weights_are_refreshed_when_the_parameters_say_so(data, make_terms, open
         torch.testing.assert_close(client.forward(x), layer.forward(x), atol=0.2, rtol=0)
         torch.testing.assert_close(client.backward(x, gradient), gradient @ before, atol=1e-2, rtol=0)
     assert state.steps == 17
+    # What the server would store lacks two steps, until it is sent.
+    assert linear.behind == 2
+    before = state.protocol.tensors()["sealed"]
+    client.settle()
+    assert linear.behind == 0
+    settled = state.protocol.tensors()["sealed"]
+    assert not torch.equal(before, settled)
+    client.settle()
+    assert torch.equal(state.protocol.tensors()["sealed"], settled)
+    torch.testing.assert_close(client.evaluate(x), layer.forward(x), atol=0.2, rtol=0)
 
 
 def test_weights_that_grow_are_sealed_anew_with_the_gradient_of_the_old_ones(make_terms, open_session):
     params = hn.Parameters.recommend_sealed(
-        in_features=6, out_features=3, batch_size=4, activation_bound=8.0, weight_norm=1.0, error_bound=0.2, updates=100
+        in_features=6, out_features=3, batch_size=4, activation_bound=8.0, weight_norm=1.0, error_bound=0.2, updates=2
     )
     from hesplit_native.layer.linear import SealedClient as SealedLinear
     from hesplit_native.protocols.layer import TrainedLayer
 
-    layer = TrainedLayer(make_terms(learning_rate=0.5, server_optimizer="sgd"))
+    layer = TrainedLayer(make_terms(learning_rate=0.1, server_optimizer="sgd"))
     linear = SealedLinear(hn.SecretKey.generate(params), 6, 3, weight_norm=1.0)
     terms = make_terms(protocol="sealed", parameter_hash=params.hash, server_optimizer="client", learning_rate=0.0)
     session, _, _ = open_session(terms, linear.seal(layer.linear.weight, layer.linear.bias))

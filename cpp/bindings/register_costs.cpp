@@ -19,8 +19,8 @@ constexpr std::pair<const char*, Served> kNames[] = {
     {"opened_gradient", Served::opened_gradient},
     {"sealed_weight", Served::sealed_weight},
     {"sealed_forward", Served::sealed_forward},
+    {"sealed_gradient", Served::sealed_gradient},
     {"sealed_update", Served::sealed_update},
-    {"sealed_state", Served::sealed_state},
 };
 
 py::dict cost_of(const Parameters& parameters, const std::string& kind, std::size_t features, std::size_t outputs,

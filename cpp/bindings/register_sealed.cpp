@@ -44,7 +44,7 @@ void register_sealed(py::module_& module) {
              }),
              py::arg("key").none(false), py::arg("features"), py::arg("outputs"), py::arg("weight_norm"))
         .def_property_readonly("error", [](const SealedLayerClient& client) { return client.scaling().error; })
-        .def_property_readonly("updates_left", &SealedLayerClient::updates_left)
+        .def_property_readonly("behind", &SealedLayerClient::behind)
         .def_property_readonly("weight_scale",
                                [](const SealedLayerClient& client) { return client.scaling().weight_scale; })
         .def(
@@ -53,13 +53,6 @@ void register_sealed(py::module_& module) {
                 check(client, weight, bias);
                 const View<const double> w = view(weight), b = view(bias);
                 return released([&] { return client.seal(w, b); });
-            },
-            py::arg("weight"), py::arg("bias"))
-        .def(
-            "refresh_due",
-            [](const SealedLayerClient& client, const Matrix<double>& weight, const Matrix<double>& bias) {
-                check(client, weight, bias);
-                return client.refresh_due(view(weight), view(bias));
             },
             py::arg("weight"), py::arg("bias"))
         .def(

@@ -99,9 +99,9 @@ void check_encryption(const SecretKey& key, const Ring& ring) {
     const KeyBuffer<std::uint64_t> secret = secret_in_ring(key, ring);
     Buffer<std::int64_t> message(ring.degree(), 12345);
     hide(message);
-    Buffer<std::uint64_t> c0(ring.size()), zero(ring.size()), scratch;
+    Buffer<std::uint64_t> c0(ring.size()), zero(ring.size()), mask(ring.size()), scratch;
     ring.lift(View<const std::int64_t>{message.data(), message.size()}, c0.data());
-    encrypt_zero(ring, secret, randomness, 0, zero.data());
+    encrypt_zero(ring, secret, randomness, 0, zero.data(), mask.data());
     ring.add(c0.data(), zero.data());
     const PolynomialCodec codec(ring, dropped_bits(ring));
     std::vector<std::uint8_t> bytes(codec.bytes());
@@ -112,19 +112,14 @@ void check_encryption(const SecretKey& key, const Ring& ring) {
 void check_decryption(const SecretKey& key, const Ring& auxiliary, std::size_t count, int bits) {
     const std::size_t n = auxiliary.degree();
     const PhaseDecryptor decryptor(key, auxiliary);
-    std::vector<std::uint64_t> c0(count), c1(n), c2(n);
+    std::vector<std::uint64_t> c0(count), c1(n);
     std::vector<std::uint32_t> positions(count);
     std::iota(positions.begin(), positions.end(), 0U);
     for (std::size_t i = 0; i < n; ++i) {
         c1[i] = (i * 7919) & ((std::uint64_t{1} << bits) - 1);
-        c2[i] = (i * 104729) & ((std::uint64_t{1} << bits) - 1);
     }
     std::vector<std::int64_t> out(count);
-    const View<const std::uint64_t> v0{c0.data(), count}, v1{c1.data(), n}, v2{c2.data(), n};
-    decryptor.phase(v1, v0, {positions.data(), count}, bits, out.data());
-    if (bits <= max_degree_2_bits(n)) {
-        decryptor.phase(v1, v2, v0, {positions.data(), count}, bits, out.data());
-    }
+    decryptor.phase({c1.data(), n}, {c0.data(), count}, {positions.data(), count}, bits, out.data());
     reveal(out);
 }
 

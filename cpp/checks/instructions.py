@@ -33,7 +33,6 @@ CASES = [
     ("lift", 27, 1024, 1, "residue"),
     ("add_fraction", 27, 1024, 1, "residue"),
     ("ternary_dot", 64, 1024, 8, "product"),
-    ("word_dot", 64, 1024, 8, "product"),
     ("chacha20", 32, 64, 64, "byte"),
     ("noise", 48, 1024, 1, "sample"),
     ("accept", 27, 1024, 1, "word"),

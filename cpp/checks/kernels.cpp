@@ -152,14 +152,6 @@ Bytes ternary_dot(const Kernels& kernels, const Setting& s) {
     return bytes_of(out);
 }
 
-Bytes word_dot(const Kernels& kernels, const Setting& s) {
-    Inputs inputs(s);
-    auto a = inputs.words(s.n), windows = inputs.words(s.terms * s.n), out = inputs.empty<std::uint64_t>(s.terms);
-    const auto rows = rows_of(windows, s.terms, s.n);
-    kernels.word_dot(a.data(), rows.data(), s.terms, out.data(), s.n);
-    return bytes_of(out);
-}
-
 Bytes chacha20(const Kernels& kernels, const Setting& s) {
     Inputs inputs(s);
     std::array<std::uint32_t, 16> state;
@@ -267,7 +259,6 @@ const Kernel kAll[] = {
     {"add_fraction", add_fraction, 14, kMaxPrimeBits, false, 1},
     {"dot_short", dot_short, 14, kShortPrimeBits, false, kShortTerms},
     {"ternary_dot", ternary_dot, 64, 64, false, 9},
-    {"word_dot", word_dot, 64, 64, false, 9},
     {"chacha20", chacha20, 32, 32, false, 67},
     {"noise", noise, 48, 48, false, 1},
     {"accept", accept, 14, kMaxPrimeBits, false, 7},

@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -303,7 +304,7 @@ void stress_private(Packing packing) {
 }
 
 // SealedLayerClient and SealedLayerServer: one thread updates and refreshes, which have an order, while others predict
-// and save.
+// and save. Predictions wait for it, because replies are by the weights that the server has when it makes them.
 void stress_sealed() {
     const Exact exact;
     ParameterChoice chosen = choice({50}, 20, 10);
@@ -313,10 +314,15 @@ void stress_sealed() {
     SealedLayerServer server(view(client.seal(view(exact.weight), view(exact.bias))), 16);
     const std::vector<double> gradient = numbers(kSamples * kOutputs);
     std::atomic<bool> training{true};
+    std::mutex turn;  // or readers, of which there always is one, keep the writer out
+    std::shared_mutex weights;
 
     std::vector<std::function<void()>> tasks = times(kThreads - 1, [&] {
         while (training) {
             std::vector<double> y(kSamples * kOutputs);
+            std::unique_lock<std::mutex> wait(turn);
+            const std::shared_lock<std::shared_mutex> same(weights);
+            wait.unlock();
             const std::string request = client.encrypt(view(exact.x)), reply = server.forward(view(request));
             expect(server.cost(view(request)).request_bytes == request.size(), "cost");
             expect(client.samples_of(view(reply)) == kSamples, "samples");
@@ -336,7 +342,9 @@ void stress_sealed() {
             ~Ended() { training = false; }
         } ended{training};
         for (int round = 0; round < 4 * kRounds; ++round) {
-            if (client.refresh_due(view(exact.weight), view(exact.bias))) {
+            const std::lock_guard<std::mutex> wait(turn);
+            const std::lock_guard<std::shared_mutex> others(weights);
+            if (round % 16 == 15) {
                 server.refresh(view(client.seal(view(exact.weight), view(exact.bias))));
             }
             const std::string update = client.update(view(gradient), view(exact.weight), view(exact.bias));
@@ -350,12 +358,7 @@ void stress_sealed() {
         std::vector<double> y(kSamples * kOutputs);
         client.decrypt(view(server.forward(view(client.encrypt(view(exact.x))))), y.data());
     };
-    const std::function<void()> update = [&] {
-        if (client.updates_left() == 0) {
-            client.seal(view(exact.weight), view(exact.bias));
-        }
-        client.update(view(gradient), view(exact.weight), view(exact.bias));
-    };
+    const std::function<void()> update = [&] { client.update(view(gradient), view(exact.weight), view(exact.bias)); };
     destroy_amid({predict, predict, predict, update}, 5, [&] { client.destroy(); });
 }
 

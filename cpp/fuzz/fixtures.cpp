@@ -123,18 +123,18 @@ std::string Sealed::request() {
 std::string Sealed::update() {
     const std::vector<double> gradient = numbers(samples * client.outputs());
     const std::vector<double> w = numbers(client.features() * client.outputs()), b = numbers(client.outputs());
-    if (client.updates_left() == 0) {
-        client.seal({w.data(), w.size()}, {b.data(), b.size()});
-    }
     return client.update({gradient.data(), gradient.size()}, {w.data(), w.size()}, {b.data(), b.size()});
 }
 
 const std::vector<std::unique_ptr<Sealed>>& sealed_layers() {
     static const std::vector<std::unique_ptr<Sealed>> layers = [] {
         std::vector<std::unique_ptr<Sealed>> made;
-        for (const std::vector<int>& bits : {std::vector<int>{50}, {30, 30}}) {
+        // Weights that stay, so that replies fit later requests; and some that come with every update.
+        const std::vector<std::pair<std::vector<int>, std::uint32_t>> kinds{
+            {{50}, 1U << 15}, {{30, 30}, 1U << 15}, {{50}, 1}};
+        for (const auto& [bits, updates] : kinds) {
             ParameterChoice sealed = choice(bits, 20, 10);
-            sealed.updates = 1000;
+            sealed.updates = updates;
             made.push_back(std::make_unique<Sealed>(SecretKey::generate(Parameters(sealed)), 20, 3));
         }
         return made;

@@ -1,4 +1,4 @@
-// SealedLayerServer::update: an encrypted gradient and step from a client; and saved(), of what it made of the weights.
+// SealedLayerServer::update: an encrypted gradient from a client, with weights or without; and saved().
 #include "fixtures.h"
 
 namespace hesplit::fuzz {

@@ -1,4 +1,4 @@
-// The bytes from which a SealedLayerServer is made: sealed weights from a client, or a saved state from a file.
+// The bytes from which a SealedLayerServer is made: sealed weights from a client, or what another server saved.
 #include "fixtures.h"
 
 namespace hesplit::fuzz {

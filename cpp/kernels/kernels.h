@@ -110,9 +110,6 @@ struct WordProducts {
     // where it is not 0.
     void (*ternary_dot)(const std::uint64_t* sign, const std::uint64_t* nonzero, const std::uint64_t* const* windows,
                         std::size_t count, std::uint64_t* out, std::size_t n);
-    // out[p] = sum_i a[i] * windows[p][i].
-    void (*word_dot)(const std::uint64_t* a, const std::uint64_t* const* windows, std::size_t count, std::uint64_t* out,
-                     std::size_t n);
 };
 
 struct Streams {

@@ -22,29 +22,28 @@ ClientKey::ClientKey(std::shared_ptr<const SecretKey> secret_key, const Ring& ri
     : key(std::move(secret_key)), secret(secret_in_ring(*key, ring)), phase(*key, auxiliary) {}
 
 SecretBuffer<std::int64_t> ClientKey::open(const std::uint8_t* run, const std::vector<std::uint32_t>& positions,
-                                           int bits, int degree) const {
+                                           int bits, View<const std::uint64_t> added) const {
     const std::size_t n = key->parameters().ring_degree();
     const std::uint64_t limit = std::uint64_t{1} << bits;
     const View<const std::uint32_t> at{positions.data(), positions.size()};
-    Buffer<std::uint64_t> c0(at.size), c1(n), c2(degree == 2 ? n : 0);
-    for (Buffer<std::uint64_t>* part : {&c0, &c1, &c2}) {
-        unpack_bits(run, {part->data(), part->size()}, bits, limit);
-        run += packed_bytes(part->size(), bits);
+    SecretBuffer<std::uint64_t> c0(at.size);
+    Buffer<std::uint64_t> c1(n);
+    unpack_bits(run, {c0.data(), c0.size()}, bits, limit);
+    unpack_bits(run + packed_bytes(c0.size(), bits), {c1.data(), n}, bits, limit);
+    for (std::size_t i = 0; i < added.size; ++i) {
+        c0[i] += added[i];  // modulo 2^bits below
     }
     SecretBuffer<std::int64_t> values(at.size);
-    if (degree == 2) {
-        phase.phase({c1.data(), n}, {c2.data(), n}, {c0.data(), c0.size()}, at, bits, values.data());
-    } else {
-        phase.phase({c1.data(), n}, {c0.data(), c0.size()}, at, bits, values.data());
-    }
+    phase.phase({c1.data(), n}, {c0.data(), c0.size()}, at, bits, values.data());
     return values;
 }
 
-ClientSession::ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys)
+ClientSession::ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys, bool keep_masks)
     : parameters_(key->parameters()),
       ring_(ring),
       auxiliary_(auxiliary_ring(ring.degree())),
       fresh_keys_(fresh_keys),
+      keep_masks_(keep_masks),
       key_(std::make_shared<ClientKey>(std::move(key), ring_, auxiliary_)) {}
 
 void ClientSession::require_alive() const {
@@ -69,7 +68,7 @@ void ClientSession::complete(Encryptions& encryptions, std::size_t count) const 
     if (fresh_keys_) {
         encryptions.key = std::make_shared<ClientKey>(SecretKey::generate(parameters_), ring_, auxiliary_);
     }
-    encryptions.zeros.fill(ring_, encryptions.key->secret, count);
+    encryptions.zeros.fill(ring_, encryptions.key->secret, count, keep_masks_);
 }
 
 Encryptions ClientSession::encryptions(std::size_t count) {

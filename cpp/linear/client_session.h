@@ -23,9 +23,10 @@ namespace hesplit {
 struct ClientKey {
     ClientKey(std::shared_ptr<const SecretKey> key, const Ring& ring, const Ring& auxiliary);
 
-    // Decrypts one ciphertext of a reply: c0 at `positions`, then c1 and, of degree 2, c2 whole. Throws WireError.
+    // Decrypts one ciphertext of a reply: c0 at `positions`, then c1 whole. `added`, unless it is empty, is added to
+    // c0. Throws WireError.
     SecretBuffer<std::int64_t> open(const std::uint8_t* run, const std::vector<std::uint32_t>& positions, int bits,
-                                    int degree = 1) const;
+                                    View<const std::uint64_t> added = {}) const;
 
     std::shared_ptr<const SecretKey> key;
     KeyBuffer<std::uint64_t> secret;  // in NTT form
@@ -35,6 +36,13 @@ struct ClientKey {
 // Which reply a request waits for.
 enum class Awaited { logits, weight_gradient, input_gradient };
 
+// Sealed layers: what the client adds to a reply itself.
+struct SealedShare {
+    Id weights{};                       // the reply must have been made with these
+    SecretBuffer<std::uint64_t> phase;  // at the positions of every ciphertext in turn, modulo 2^bits
+    std::vector<double> values;         // to the decrypted values, row-major
+};
+
 struct Outstanding {
     Awaited awaited = Awaited::logits;
     BatchShape shape;
@@ -42,6 +50,7 @@ struct Outstanding {
     // Of the reply, where it does not carry them itself (sealed layers).
     int bits = 0;
     double scale = 0;
+    std::shared_ptr<const SealedShare> share = nullptr;
 };
 
 // Encryptions of zero for the ciphertexts of one message, and the key that they are under.
@@ -54,8 +63,8 @@ struct Encryptions {
 class ClientSession {
   public:
     // `ring` outlives the session. `fresh_keys`: every message under a key of its own, `key` then only names the
-    // parameters.
-    ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys);
+    // parameters. `keep_masks`: encryptions of zero come with their c1 * s.
+    ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys, bool keep_masks = false);
 
     // The client's key. Throws KeyMismatchError once it is destroyed, as every function below that needs a key.
     std::shared_ptr<ClientKey> key() const;
@@ -116,6 +125,7 @@ class ClientSession {
     const Ring& ring_;
     Ring auxiliary_;
     bool fresh_keys_;
+    bool keep_masks_;
 
     mutable std::mutex mutex_;
     std::shared_ptr<ClientKey> key_;  // null once destroyed

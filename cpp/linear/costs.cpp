@@ -16,7 +16,6 @@
 #include "linear/slots/gradient.h"
 #include "linear/slots/layout.h"
 #include "linear/traces/refusal.h"
-#include "rlwe/decryption.h"
 #include "rlwe/galois.h"
 #include "rlwe/public_key.h"
 #include "wire/codec.h"
@@ -29,8 +28,8 @@ constexpr std::size_t kFrame = kHeaderBytes + kFooterBytes;
 constexpr std::size_t kResidue = sizeof(std::uint64_t);
 constexpr std::size_t kEntry = 128;  // of a list with buffers, headers and offsets, in bytes
 
-// What reading a ciphertext (and expanding its c1) and finishing a product (switching its modulus, packing it) take, in
-// multiplications for each residue; from the constants of block_cost.
+// What reading a ciphertext (and expanding its c1) and finishing a product (switching its modulus, packing it)
+// take, in multiplications for each residue; from the constants of block_cost.
 constexpr double kReceive = 45, kFinish = 15;
 
 // size(last row?, last column?) summed over a grid whose last row and last column may be smaller.
@@ -141,7 +140,8 @@ ServingCost block_forward(Served served, const Ring& ring, std::size_t ciphertex
     return cost;
 }
 
-// An encryption of zero for each of `count` ciphertexts: three transforms, and noise as long as two that are received.
+// An encryption of zero for each of `count` ciphertexts: three transforms, and noise as long as two that are
+// received.
 void add_hiding(const Ring& ring, std::size_t count, ServingCost& cost) {
     const Polynomial poly(ring);
     cost.working_bytes += 4 * poly.bytes;
@@ -255,7 +255,8 @@ ServingCost merged_forward(Served served, const Ring& ring, std::size_t cipherte
     cost.held_bytes = served == Served::training ? groups * (2 * inputs * poly.bytes + kEntry) : 0;
     const bool kept = pairs * poly.bytes <= kMaxMergedBytes;
     cost.layer_bytes = kept ? pairs * poly.bytes + replies * kEntry : 0;
-    // Inputs rotated by babies; of each level a pair that is being merged, above that the subtrees; weights on the way.
+    // Inputs rotated by babies; of each level a pair that is being merged, above that the subtrees; weights on the
+    // way.
     const std::size_t ciphertext = 3 * poly.bytes, sets = std::size_t{1} << best_babies(layout);
     const std::size_t placed = layout.most_merged() * (ring.degree() * kResidue + (kept ? 0 : inputs * poly.bytes));
     cost.working_bytes = 2 * cost.reply_bytes + groups * replies * kEntry + (sets + 1) * 2 * inputs * poly.bytes +
@@ -270,13 +271,13 @@ ServingCost merged_forward(Served served, const Ring& ring, std::size_t cipherte
     return cost;
 }
 
-std::size_t degree_2_bytes(std::size_t positions, std::size_t degree, int bits) {
-    return packed_bytes(positions, bits) + 2 * packed_bytes(degree, bits);
+std::size_t product_bytes(std::size_t positions, std::size_t degree, int bits) {
+    return packed_bytes(positions, bits) + packed_bytes(degree, bits);
 }
 
 bool is_sealed(Served served) {
-    return served == Served::sealed_weight || served == Served::sealed_forward || served == Served::sealed_update ||
-           served == Served::sealed_state;
+    return served == Served::sealed_weight || served == Served::sealed_forward || served == Served::sealed_gradient ||
+           served == Served::sealed_update;
 }
 
 ServingCost public_material_cost(const Parameters& parameters, const Ring& ring) {
@@ -292,12 +293,11 @@ ServingCost of_sealed(Served served, const Parameters& parameters, const ServedL
     const Ring ring(parameters.ring_degree(), parameters.primes());
     const PolynomialCodec codec(ring, dropped_bits(ring));
     const BlockLayout layout =
-        plan_sealed(choice, layer.features + 1, layer.outputs, codec.bits_per_coefficient(), kTypicalReplyBits);
+        plan_sealed(choice, layer.features, layer.outputs, codec.bits_per_coefficient(), kTypicalReplyBits);
     const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(layout.group_size),
                            static_cast<std::uint32_t>(layout.width)};
-    const int most = most_sealed_bits(ring.degree(), parameters.total_bits());
-    return sealed_serving_cost(served, ring, codec.bytes(), sealed_layer_bytes(parameters), layout, shape,
-                               {most, kInputGradientBits});
+    const SealedBits bits{most_sealed_bits(parameters.total_bits()), kInputGradientBits, dropped_bits(ring)};
+    return sealed_serving_cost(served, ring, sealed_layer_bytes(parameters), layout, shape, bits);
 }
 
 // The client's public key, with a ring of its own.
@@ -471,56 +471,59 @@ ServingCost trace_serving_cost(Served served, const Ring& ring, std::size_t ciph
     return cost;
 }
 
-ServingCost sealed_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes,
-                                std::size_t layer_head_bytes, const BlockLayout& layout, const BatchShape& shape,
-                                const SealedBits& bits) {
+ServingCost sealed_serving_cost(Served served, const Ring& ring, std::size_t layer_head_bytes,
+                                const BlockLayout& layout, const BatchShape& shape, const SealedBits& bits) {
     const Polynomial poly(ring);
     const std::size_t groups = shape.groups(), products = layout.products(), inputs = layout.inputs();
-    const std::size_t weights = products * inputs, n = layout.degree;
+    const std::size_t weights = products * inputs, n = layout.degree, biases = bias_polynomials(layout);
+    const std::size_t ciphertext_bytes = PolynomialCodec(ring, dropped_bits(ring)).bytes();
+    const std::size_t weight_bytes =
+        weights * ciphertext_bytes +
+        biases * PolynomialCodec(ring, dropped_bits(ring), bias_coefficients(layout)).bytes();
+    // Weights made ready, and as they came.
+    const std::size_t weight_memory =
+        2 * weights * poly.bytes + weight_bytes + ring.prime_count() * layout.outputs * kResidue + kEntry;
     const double received = kReceive * poly.residues + poly.transform;
-    const double finished = 3 * (poly.transform + kFinish * poly.residues);
+    const double finished = 2 * (poly.transform + kFinish * poly.residues);
     ServingCost cost;
-    switch (served) {
-        case Served::sealed_weight:
-            cost.request_bytes = kFrame + layer_head_bytes + kSealedRequestPrefix + weights * ciphertext_bytes;
-            cost.held_bytes = 2 * weights * poly.bytes;
-            cost.multiplications = real(weights) * received;
-            break;
-        case Served::sealed_state:
-            cost.request_bytes = kFrame + layer_head_bytes + 4 + 2 * weights * PolynomialCodec(ring, 0).bytes();
-            cost.held_bytes = 2 * weights * poly.bytes;
-            cost.multiplications = real(weights) * 2 * kReceive * poly.residues;
-            break;
-        case Served::sealed_forward:
-            cost.request_bytes = kFrame + kSealedRequestPrefix + groups * inputs * ciphertext_bytes;
-            cost.reply_bytes =
-                kFrame + kShapeBytes + sum_over(groups, products, [&](bool last_group, bool last_product) {
-                    const std::size_t samples = shape.samples_of(last_group ? groups - 1 : 0);
-                    return degree_2_bytes(layout.outputs_of(last_product ? products - 1 : 0) * samples, n, bits.logits);
-                });
-            cost.working_bytes = cost.reply_bytes + shape.samples * layout.outputs * 4 + groups * products * kEntry +
-                                 (2 * inputs + 4) * poly.bytes;
-            cost.multiplications = real(groups) * (real(inputs) * received +
-                                                   real(products) * (4 * real(inputs) * poly.residues + finished));
-            break;
-        default:
-            cost.request_bytes = kFrame + kSealedRequestPrefix + (groups * products + weights) * ciphertext_bytes;
-            cost.reply_bytes = kFrame + kShapeBytes + sum_over(groups, inputs, [&](bool last_group, bool last_input) {
-                                   const std::size_t samples = shape.samples_of(last_group ? groups - 1 : 0);
-                                   return degree_2_bytes(layout.features_of(last_input ? inputs - 1 : 0) * samples, n,
-                                                         bits.input_gradient);
-                               });
-            cost.working_bytes = cost.reply_bytes + shape.samples * layout.features * 4 + groups * inputs * kEntry +
-                                 (2 * groups * products + 2 * weights + 4) * poly.bytes;
-            cost.multiplications = real(groups * products + weights) * received +
-                                   real(groups) * real(inputs) * (4 * real(products) * poly.residues + finished);
+    if (served == Served::sealed_weight) {
+        cost.request_bytes = kFrame + layer_head_bytes + kSealedRequestPrefix + weight_bytes;
+        cost.held_bytes = weight_memory;
+        cost.working_bytes = poly.bytes;
+        cost.multiplications = real(weights + biases) * received;
+        return cost;
     }
+    if (served == Served::sealed_forward) {
+        cost.request_bytes = kFrame + kSealedRequestPrefix + groups * inputs * ciphertext_bytes;
+        cost.reply_bytes =
+            kFrame + kSealedReplyPrefix + sum_over(groups, products, [&](bool last_group, bool last_product) {
+                const std::size_t samples = shape.samples_of(last_group ? groups - 1 : 0);
+                return product_bytes(layout.outputs_of(last_product ? products - 1 : 0) * samples, n, bits.logits);
+            });
+        cost.working_bytes = cost.reply_bytes + shape.samples * layout.outputs * 4 + groups * products * kEntry +
+                             (2 * inputs + 4) * poly.bytes;
+        cost.multiplications =
+            real(groups) * (real(inputs) * received + real(products) * (3 * real(inputs) * poly.residues + finished));
+        return cost;
+    }
+    const bool anew = served == Served::sealed_update;
+    cost.request_bytes = kFrame + kSealedRequestPrefix + 1 + (anew ? kSealedBitsBytes + weight_bytes : 0) +
+                         groups * products * PolynomialCodec(ring, bits.gradient_dropped).bytes();
+    cost.reply_bytes =
+        kFrame + kSealedReplyPrefix + sum_over(groups, inputs, [&](bool last_group, bool last_input) {
+            const std::size_t samples = shape.samples_of(last_group ? groups - 1 : 0);
+            return product_bytes(layout.features_of(last_input ? inputs - 1 : 0) * samples, n, bits.input_gradient);
+        });
+    cost.working_bytes = cost.reply_bytes + shape.samples * layout.features * 4 + groups * inputs * kEntry +
+                         (2 * groups * products + 4) * poly.bytes + (anew ? weight_memory : 0);
+    cost.multiplications = real(groups * products + (anew ? weights + biases : 0)) * received +
+                           real(groups) * real(inputs) * (3 * real(products) * poly.residues + finished);
     return cost;
 }
 
 ServingCost serving_cost(Served served, const Parameters& parameters, const ServedLayer& layer) {
     check_samples(layer.samples);
-    if (!possible_layer(layer.features + (is_sealed(served) ? 1 : 0), layer.outputs)) {
+    if (!possible_layer(layer.features, layer.outputs)) {
         throw ParameterError("in_features must be between 1 and " + std::to_string(kMaxFeatures) +
                              " and out_features between 1 and " + std::to_string(kMaxOutputs));
     }

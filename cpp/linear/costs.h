@@ -19,7 +19,8 @@
 
 namespace hesplit {
 
-// What a server is asked for. `training` is `forward` with the ciphertexts kept for a weight gradient.
+// What a server is asked for. `training` is `forward` with the ciphertexts kept for a weight gradient, `sealed_update`
+// is `sealed_gradient` with new weights.
 enum class Served {
     public_material,
     forward,
@@ -28,8 +29,8 @@ enum class Served {
     opened_gradient,
     sealed_weight,
     sealed_forward,
+    sealed_gradient,
     sealed_update,
-    sealed_state,
 };
 
 struct ServingCost {
@@ -66,10 +67,9 @@ ServingCost slot_serving_cost(Served served, const SlotRing& ring, std::size_t c
 // Of private weights on slots, which have no weight gradients.
 ServingCost trace_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes, const TraceLayout& layout,
                                const BatchShape& shape, int bits);
-// Of sealed weights; layout.features includes the bias.
-ServingCost sealed_serving_cost(Served served, const Ring& ring, std::size_t ciphertext_bytes,
-                                std::size_t layer_head_bytes, const BlockLayout& layout, const BatchShape& shape,
-                                const SealedBits& bits);
+// Of sealed weights.
+ServingCost sealed_serving_cost(Served served, const Ring& ring, std::size_t layer_head_bytes,
+                                const BlockLayout& layout, const BatchShape& shape, const SealedBits& bits);
 
 // A layer to be served: of batches that its client lays out for a link on which a byte takes so many nanoseconds.
 struct ServedLayer {

@@ -17,8 +17,7 @@ inline constexpr std::size_t kMaxFeatures = std::size_t{1} << 20;
 inline constexpr std::size_t kMaxOutputs = std::size_t{1} << 20;
 inline constexpr std::size_t kMaxSamples = 65536;
 
-// Whether a layer has at least one feature and output and no more than fit; a bias that is sent as the weight of one
-// more feature is counted.
+// Whether a layer has at least one feature and output and no more than fit.
 bool possible_layer(std::size_t features, std::size_t outputs);
 
 // The bits per coefficient of a reply, for planning, before any weights are known.
@@ -49,6 +48,8 @@ BatchShape read_shape(WireReader& reader);
 
 // What a sealed request's body starts with, before the ciphertexts: shape and seed.
 inline constexpr std::size_t kSealedRequestPrefix = kShapeBytes + 32;
+// And a sealed reply's: shape, and which weights it was made with.
+inline constexpr std::size_t kSealedReplyPrefix = kShapeBytes + sizeof(Id);
 
 // What a request's body starts with, before the ciphertexts.
 struct RequestHead {
@@ -73,11 +74,10 @@ ReplyHead read_reply_head(WireReader& reader, const Ring& ring);
 // A message that answers the one with this header, up to its ciphertexts, for which so many bytes are left.
 WireWriter begin_reply(Header header, MessageType type, const ReplyHead& head, std::size_t ciphertext_bytes);
 
-// Ciphertexts that follow one another in a reply: of each, c0 at some coefficients, then c1 and, of degree 2, c2 whole.
+// Ciphertexts that follow one another in a reply: of each, c0 at some coefficients, then c1 whole.
 class CiphertextRuns {
   public:
-    CiphertextRuns(std::size_t ring_degree, int bits, std::size_t degree = 1)
-        : whole_bytes_(degree * packed_bytes(ring_degree, bits)), bits_(bits) {}
+    CiphertextRuns(std::size_t ring_degree, int bits) : whole_bytes_(packed_bytes(ring_degree, bits)), bits_(bits) {}
 
     void add(std::size_t c0_coefficients) {
         offsets_.push_back(total_);

@@ -52,26 +52,8 @@ const KeyBuffer<std::uint64_t>& PhaseDecryptor::secret() const {
     return secret_;
 }
 
-const KeyBuffer<std::uint64_t>& PhaseDecryptor::reversed_square() const {
-    std::call_once(square_once_, [this] {
-        // |s^2| <= N, far from wrapping around in the auxiliary ring.
-        SecretBuffer<std::uint64_t> square(auxiliary_->size());
-        auxiliary_->multiply(secret().data(), secret().data(), square.data());
-        auxiliary_->to_coefficients(square.data());
-        auxiliary_->compose(square.data(), square.data());
-        const std::uint64_t q = auxiliary_->prime(0) * auxiliary_->prime(1);
-        reversed_square_.resize(degree_);
-        for (std::size_t i = 0; i < degree_; ++i) {
-            const std::uint64_t value = square[degree_ - 1 - i];
-            const std::uint64_t negative = std::uint64_t{0} - static_cast<std::uint64_t>(value > q / 2);
-            reversed_square_[i] = value - (negative & q);
-        }
-    });
-    return reversed_square_;
-}
-
-void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std::uint64_t> c2,
-                                    View<const std::uint32_t> positions, std::uint64_t* out) const {
+void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std::uint32_t> positions,
+                                    std::uint64_t* out) const {
     // Coefficient t of c1 * s is sum_i s_i * window[N - 1 + t - i] with window = (-c1[1..N-1], c1): a sliding inner
     // product with s reversed. Sums wrap around modulo 2^64, which is exact for every smaller power of two.
     SecretBuffer<std::uint64_t> window(2 * degree_);
@@ -79,24 +61,12 @@ void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std
     for (std::size_t p = 0; p < positions.size; ++p) {
         windows[p] = window.data() + positions[p];
     }
-    const auto fill = [&](View<const std::uint64_t> poly) {
-        for (std::size_t i = 1; i < degree_; ++i) {
-            window[i - 1] = std::uint64_t{0} - poly[i];
-        }
-        std::copy(poly.begin(), poly.end(), window.begin() + static_cast<std::ptrdiff_t>(degree_ - 1));
-    };
-    fill(c1);
-    const Kernels& kernels = auxiliary_->kernels();
-    kernels.ternary_dot(reversed_sign_.data(), reversed_nonzero_.data(), windows, positions.size, out, degree_);
-    if (c2.size != 0) {
-        std::uint64_t square[kDirectPositions];
-        fill(c2);
-        kernels.word_dot(reversed_square().data(), windows, positions.size, square, degree_);
-        for (std::size_t p = 0; p < positions.size; ++p) {
-            out[p] += square[p];
-        }
-        secure_zero(square, sizeof(square));
+    for (std::size_t i = 1; i < degree_; ++i) {
+        window[i - 1] = std::uint64_t{0} - c1[i];
     }
+    std::copy(c1.begin(), c1.end(), window.begin() + static_cast<std::ptrdiff_t>(degree_ - 1));
+    auxiliary_->kernels().ternary_dot(reversed_sign_.data(), reversed_nonzero_.data(), windows, positions.size, out,
+                                      degree_);
 }
 
 void PhaseDecryptor::to_auxiliary(View<const std::uint64_t> values, int bits, std::uint64_t* out) const {
@@ -108,22 +78,13 @@ void PhaseDecryptor::to_auxiliary(View<const std::uint64_t> values, int bits, st
     auxiliary_->to_ntt(out);
 }
 
-void PhaseDecryptor::product_ntt(View<const std::uint64_t> c1, View<const std::uint64_t> c2,
-                                 View<const std::uint32_t> positions, int bits, std::uint64_t* out) const {
-    // With centred c1 the integer product is below N * 2^(bits-1) in absolute value, with c2 below N^2 * 2^(bits-1):
-    // less than half the auxiliary modulus.
-    const KeyBuffer<std::uint64_t>& s = secret();
+void PhaseDecryptor::product_ntt(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits,
+                                 std::uint64_t* out) const {
+    // With centred c1 the integer product is below N * 2^(bits-1) in absolute value: less than half the auxiliary
+    // modulus.
     SecretBuffer<std::uint64_t> product(auxiliary_->size());
-    if (c2.size != 0) {  // (c2 * s + c1) * s
-        SecretBuffer<std::uint64_t> first(auxiliary_->size());
-        to_auxiliary(c2, bits, product.data());
-        auxiliary_->multiply(product.data(), s.data(), product.data());
-        to_auxiliary(c1, bits, first.data());
-        auxiliary_->add(product.data(), first.data());
-    } else {
-        to_auxiliary(c1, bits, product.data());
-    }
-    auxiliary_->multiply(product.data(), s.data(), product.data());
+    to_auxiliary(c1, bits, product.data());
+    auxiliary_->multiply(product.data(), secret().data(), product.data());
     auxiliary_->to_coefficients(product.data());
     auxiliary_->compose(product.data(), product.data());
     const std::uint64_t q = auxiliary_->prime(0) * auxiliary_->prime(1);
@@ -155,11 +116,11 @@ void PhaseDecryptor::product_wide(View<const std::uint64_t> c1, View<const std::
     SecretBuffer<std::uint64_t> half(degree_);
     SecretBuffer<std::uint64_t> high(positions.size);
     std::transform(c1.begin(), c1.end(), half.begin(), [](std::uint64_t value) { return value >> kLow; });
-    product_ntt({half.data(), degree_}, {}, positions, bits - kLow, high.data());
+    product_ntt({half.data(), degree_}, positions, bits - kLow, high.data());
     // Unsigned, so one bit more than it has: nothing of it counts as negative.
     std::transform(c1.begin(), c1.end(), half.begin(),
                    [](std::uint64_t value) { return value & ((std::uint64_t{1} << kLow) - 1); });
-    product_ntt({half.data(), degree_}, {}, positions, kLow + 1, out);
+    product_ntt({half.data(), degree_}, positions, kLow + 1, out);
     for (std::size_t p = 0; p < positions.size; ++p) {
         out[p] += high[p] << kLow;
     }
@@ -169,28 +130,13 @@ void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_
                            View<const std::uint32_t> positions, int bits, std::int64_t* out) const {
     SecretBuffer<std::uint64_t> product(positions.size);
     if (positions.size <= kDirectPositions) {
-        product_direct(c1, {}, positions, product.data());
+        product_direct(c1, positions, product.data());
     } else if (bits + static_cast<int>(std::lround(std::log2(degree_))) < kAuxiliaryBits) {
-        product_ntt(c1, {}, positions, bits, product.data());
+        product_ntt(c1, positions, bits, product.data());
     } else {
         product_wide(c1, positions, bits, product.data());
     }
     add_and_center(product, c0, bits, out);
-}
-
-void PhaseDecryptor::phase(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint64_t> c0,
-                           View<const std::uint32_t> positions, int bits, std::int64_t* out) const {
-    SecretBuffer<std::uint64_t> product(positions.size);
-    if (positions.size <= kDirectPositions) {
-        product_direct(c1, c2, positions, product.data());
-    } else {
-        product_ntt(c1, c2, positions, bits, product.data());
-    }
-    add_and_center(product, c0, bits, out);
-}
-
-int max_degree_2_bits(std::size_t ring_degree) {
-    return kAuxiliaryBits - 1 - 2 * static_cast<int>(std::lround(std::log2(ring_degree)));
 }
 
 namespace {
@@ -204,11 +150,6 @@ double most_nonzero(std::size_t ring_degree) {
 
 double reply_rounding_deviation(std::size_t ring_degree) {
     return std::sqrt((most_nonzero(ring_degree) + 1) / 12);
-}
-
-double degree_2_rounding_deviation(std::size_t ring_degree) {
-    const double nonzero = most_nonzero(ring_degree);
-    return std::sqrt((3 * nonzero * nonzero + nonzero + 1) / 12);
 }
 
 double reply_rounding_bound(std::size_t ring_degree, std::size_t primes, int bits) {

@@ -25,21 +25,16 @@ class PhaseDecryptor {
     // coefficients, c0 only those at `positions`. 1 <= bits <= 62.
     void phase(View<const std::uint64_t> c1, View<const std::uint64_t> c0, View<const std::uint32_t> positions,
                int bits, std::int64_t* out) const;
-    // The same of degree 2: c0 + c1 * s + c2 * s^2. bits <= max_degree_2_bits().
-    void phase(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint64_t> c0,
-               View<const std::uint32_t> positions, int bits, std::int64_t* out) const;
 
   private:
-    // c1 * s, or c1 * s + c2 * s^2 unless c2 is empty.
-    void product_direct(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint32_t> positions,
-                        std::uint64_t* out) const;
-    void product_ntt(View<const std::uint64_t> c1, View<const std::uint64_t> c2, View<const std::uint32_t> positions,
-                     int bits, std::uint64_t* out) const;
+    // c1 * s.
+    void product_direct(View<const std::uint64_t> c1, View<const std::uint32_t> positions, std::uint64_t* out) const;
+    void product_ntt(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits,
+                     std::uint64_t* out) const;
     void product_wide(View<const std::uint64_t> c1, View<const std::uint32_t> positions, int bits,
                       std::uint64_t* out) const;
     void to_auxiliary(View<const std::uint64_t> values, int bits, std::uint64_t* out) const;
     const KeyBuffer<std::uint64_t>& secret() const;
-    const KeyBuffer<std::uint64_t>& reversed_square() const;
 
     std::size_t degree_;
     KeyBuffer<std::uint64_t> reversed_sign_;     // of s reversed: all ones where the coefficient is -1
@@ -47,20 +42,11 @@ class PhaseDecryptor {
     const Ring* auxiliary_;
     mutable std::once_flag once_;              // a key for one step often needs no transform
     mutable KeyBuffer<std::uint64_t> secret_;  // s in NTT form over the auxiliary ring
-    mutable std::once_flag square_once_;
-    mutable KeyBuffer<std::uint64_t> reversed_square_;  // s^2 modulo 2^64, reversed
 };
-
-// How many bits a reply of degree 2 may have: N * N * 2^(bits-1) stays below half the auxiliary modulus.
-int max_degree_2_bits(std::size_t ring_degree);
 
 // An upper bound on the standard deviation of the rounding error of a degree-1 reply, in units of its last bit: 1/12 of
 // variance for c0 and for each nonzero coefficient of s, of which a ternary s has at most 2N/3 + 6 standard deviations.
 double reply_rounding_deviation(std::size_t ring_degree);
-
-// The same for degree 2, whose c2 meets s^2: each coefficient of s^2 has variance at most about h^2 / N for h nonzero
-// coefficients of s, the constant one h itself; so ||s^2||^2 <= 3 h^2 except with negligible probability.
-double degree_2_rounding_deviation(std::size_t ring_degree);
 
 // The worst case of a degree-1 reply's rounding, in the same units, for any ternary secret.
 double reply_rounding_bound(std::size_t ring_degree, std::size_t primes, int bits);

@@ -1,5 +1,6 @@
 #include "rlwe/encryption.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/ahead.h"
@@ -21,9 +22,12 @@ EncryptionRandomness EncryptionRandomness::fresh() {
 }
 
 void encrypt_zero(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
-                  std::uint32_t index, std::uint64_t* c0) {
+                  std::uint32_t index, std::uint64_t* c0, std::uint64_t* mask) {
     expand_uniform(ring, randomness.seed, index, c0);
     ring.multiply(c0, secret.data(), c0);
+    if (mask != nullptr) {
+        std::copy_n(c0, ring.size(), mask);
+    }
     ring.to_coefficients(c0);
     ring.negate(c0);
 
@@ -34,16 +38,22 @@ void encrypt_zero(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, cons
 }
 
 ZeroEncryptions ZeroEncryptions::begin() {
-    return {EncryptionRandomness::fresh(), {}, process_id()};
+    return {EncryptionRandomness::fresh(), {}, {}, process_id()};
 }
 
-void ZeroEncryptions::fill(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, std::size_t count) {
-    std::vector<SecretBuffer<std::uint64_t>> made(count);
+void ZeroEncryptions::fill(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, std::size_t count,
+                           bool keep_masks) {
+    std::vector<SecretBuffer<std::uint64_t>> made(count), kept(keep_masks ? count : 0);
     parallel_for(count, [&](std::size_t index) {
         made[index].resize(ring.size());
-        encrypt_zero(ring, secret, randomness, static_cast<std::uint32_t>(index), made[index].data());
+        if (keep_masks) {
+            kept[index].resize(ring.size());
+        }
+        encrypt_zero(ring, secret, randomness, static_cast<std::uint32_t>(index), made[index].data(),
+                     keep_masks ? kept[index].data() : nullptr);
     });
     c0 = std::move(made);
+    masks = std::move(kept);
 }
 
 bool ZeroEncryptions::usable(std::size_t count) const {

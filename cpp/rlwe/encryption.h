@@ -25,19 +25,21 @@ struct EncryptionRandomness {
 };
 
 // c0 of a fresh encryption of zero, in coefficient form; a message is added to it. Until then it is as secret as the
-// message will be. `secret` is secret_in_ring. Never call it twice with the same randomness and index.
+// message will be. `secret` is secret_in_ring. Never call it twice with the same randomness and index. Unless `mask` is
+// null, it gets c1 * s, in NTT form, which says as much as the key.
 void encrypt_zero(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
-                  std::uint32_t index, std::uint64_t* c0);
+                  std::uint32_t index, std::uint64_t* c0, std::uint64_t* mask = nullptr);
 
 // Encryptions of zero, numbered from 0, for the ciphertexts of one message, to be used once. They may be made ahead of
 // the message, but not be used by a forked child.
 struct ZeroEncryptions {
     EncryptionRandomness randomness;
     std::vector<SecretBuffer<std::uint64_t>> c0;
+    std::vector<SecretBuffer<std::uint64_t>> masks;  // c1 * s of each in NTT form, if they were asked for
     long process = 0;
 
     static ZeroEncryptions begin();  // fresh randomness, nothing encrypted yet
-    void fill(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, std::size_t count);
+    void fill(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, std::size_t count, bool keep_masks = false);
     // Whether there are so many of them, made by this process.
     bool usable(std::size_t count) const;
 };

@@ -17,6 +17,9 @@ namespace {
 
 constexpr std::size_t kMaxPrimes = 32;
 constexpr std::uint32_t kMaxCount = std::uint32_t{1} << 30;
+// A server's copy of sealed weights is no further behind; and parameters of before, which counted something else up to
+// 2^16 by default, are not taken for such.
+constexpr std::uint32_t kMaxUpdates = std::uint32_t{1} << 15;
 // Version 3 ends with the statistical security, version 4 also with what private weights need; parameters that need
 // neither are written as version 2.
 constexpr std::uint8_t kUsualVersion = 2, kStatisticalVersion = 3, kPrivateVersion = 4;
@@ -138,8 +141,8 @@ void check_ranges(const ParameterChoice& choice) {
         throw ParameterError("activation_bound * scale must stay below 2^" + std::to_string(most + 2) +
                              "; choose a smaller scale");
     }
-    if (choice.releases > kMaxCount || choice.updates > kMaxCount) {
-        throw ParameterError("releases and updates must be at most 2^30");
+    if (choice.releases > kMaxCount || choice.updates > kMaxUpdates) {
+        throw ParameterError("releases must be at most 2^30 and updates at most 2^15");
     }
     if ((choice.releases != 0 || choice.updates != 0) && choice.packing != Packing::blocks) {
         throw ParameterError(
@@ -294,7 +297,7 @@ Parameters Parameters::parse(View<const std::uint8_t> bytes) {
     choice.batch_size = static_cast<std::size_t>(batch_size);
     const std::uint64_t releases = read_u64(in + 16);
     const std::uint64_t updates = read_u64(in + 24);
-    if (releases > kMaxCount || updates > kMaxCount) {
+    if (releases > kMaxCount || updates > kMaxUpdates) {
         throw WireError("parameters with an impossible number of releases or updates");
     }
     choice.releases = static_cast<std::uint32_t>(releases);

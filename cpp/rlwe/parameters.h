@@ -34,7 +34,7 @@ struct ParameterChoice {
     double error_bound = 0;       // largest |decrypted logit - exact logit|, except with probability 2^-39 per logit
     std::size_t batch_size = 1;   // what slots, merged blocks and sealed weights are laid out for
     std::uint32_t releases = 0;   // decryptions that may be released under one key, each flooded; 0: none is flooded
-    std::uint32_t updates = 0;    // encrypted updates that sealed weights take before they are refreshed; 0: not sealed
+    std::uint32_t updates = 0;    // after how many sealed weights are sent anew; 0: not sealed
     std::uint32_t statistical_bits = kStatisticalBits;  // s: of the releases under one key (rlwe/flooding.h)
     // Private weights: every number of a reply is within 2^-private_bits of saying no more of them than the logit
     // (linear/private_replies.h), for weights whose rows have at most that l2 norm. 0: replies do not hide the weights.

@@ -57,7 +57,8 @@ void restore_bits(View<std::uint64_t> values, int dropped, std::uint64_t modulus
     }
 }
 
-PolynomialCodec::PolynomialCodec(const Ring& ring, int dropped) : ring_(ring), dropped_(dropped) {
+PolynomialCodec::PolynomialCodec(const Ring& ring, int dropped, std::size_t coefficients)
+    : ring_(ring), dropped_(dropped), coefficients_(coefficients) {
     for (std::size_t prime = 0; prime < ring_.prime_count(); ++prime) {
         if (prime == 0 || !ring_.composable()) {
             runs_.push_back({ring_.prime(prime), 0, 0});
@@ -68,12 +69,12 @@ PolynomialCodec::PolynomialCodec(const Ring& ring, int dropped) : ring_(ring), d
     for (Run& run : runs_) {
         run.limit = rounded_limit(run.modulus, dropped_);
         run.bits = bit_length(run.limit - 1);
-        bytes_ += packed_bytes(ring_.degree(), run.bits);
+        bytes_ += packed_bytes(coefficients_, run.bits);
     }
 }
 
 double PolynomialCodec::bits_per_coefficient() const {
-    return 8.0 * static_cast<double>(bytes_) / static_cast<double>(ring_.degree());
+    return 8.0 * static_cast<double>(bytes_) / static_cast<double>(coefficients_);
 }
 
 void PolynomialCodec::pack(const std::uint64_t* poly, std::uint8_t* out, Buffer<std::uint64_t>& scratch) const {
@@ -85,9 +86,9 @@ void PolynomialCodec::pack(const std::uint64_t* poly, std::uint8_t* out, Buffer<
         } else {
             std::copy_n(poly + r * n, n, scratch.data());
         }
-        drop_bits({scratch.data(), n}, dropped_);
-        pack_bits({scratch.data(), n}, runs_[r].bits, out);
-        out += packed_bytes(n, runs_[r].bits);
+        drop_bits({scratch.data(), coefficients_}, dropped_);
+        pack_bits({scratch.data(), coefficients_}, runs_[r].bits, out);
+        out += packed_bytes(coefficients_, runs_[r].bits);
     }
 }
 
@@ -96,9 +97,10 @@ void PolynomialCodec::unpack(const std::uint8_t* in, std::uint64_t* poly) const 
     for (std::size_t r = 0; r < runs_.size(); ++r) {
         const Run& run = runs_[r];
         std::uint64_t* out = poly + r * n;
-        unpack_bits(in, {out, n}, run.bits, run.limit);
-        in += packed_bytes(n, run.bits);
-        restore_bits({out, n}, dropped_, run.modulus);
+        unpack_bits(in, {out, coefficients_}, run.bits, run.limit);
+        in += packed_bytes(coefficients_, run.bits);
+        restore_bits({out, coefficients_}, dropped_, run.modulus);
+        std::fill(out + coefficients_, out + n, 0);
     }
     if (ring_.composable()) {
         ring_.decompose(poly, poly);

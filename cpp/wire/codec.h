@@ -34,7 +34,9 @@ void restore_bits(View<std::uint64_t> values, int dropped, std::uint64_t modulus
 // residues; each rounded to a multiple of 2^dropped and bit-packed, run by run.
 class PolynomialCodec {
   public:
-    PolynomialCodec(const Ring& ring, int dropped);
+    PolynomialCodec(const Ring& ring, int dropped) : PolynomialCodec(ring, dropped, ring.degree()) {}
+    // Of the first `coefficients` alone; the others are read as 0.
+    PolynomialCodec(const Ring& ring, int dropped, std::size_t coefficients);
 
     std::size_t bytes() const { return bytes_; }  // of one polynomial
     double bits_per_coefficient() const;
@@ -50,6 +52,7 @@ class PolynomialCodec {
 
     const Ring& ring_;
     int dropped_;
+    std::size_t coefficients_;
     std::vector<Run> runs_;  // one, or one for each prime
     std::size_t bytes_ = 0;
 };

@@ -24,7 +24,7 @@ std::uint64_t checksum(const std::uint8_t* in, std::size_t size) {
     std::size_t at = 0;
     for (; at + 8 * kLanes <= size; at += 8 * kLanes) {
         for (std::size_t lane = 0; lane < kLanes; ++lane) {
-            sums[lane] = mix(sums[lane], load_little_endian(in + at + 8 * lane, 8));
+            sums[lane] = mix(sums[lane], load_little_endian(in + at + 8 * lane));
         }
     }
     for (; at < size; at += 8) {
@@ -58,8 +58,6 @@ std::string name(MessageType type) {
             return "sealed reply";
         case MessageType::sealed_update:
             return "sealed update";
-        case MessageType::sealed_state:
-            return "sealed state";
         case MessageType::frozen_request:
             return "frozen request";
         case MessageType::frozen_reply:

@@ -29,11 +29,7 @@ enum class MessageType : std::uint8_t {
     secret_key = 4,
     weight_gradient = 5,  // masked, encrypted dJ/dW, to the client
     opened_gradient = 6,  // decrypted, still masked, back to the server
-    sealed_weight = 7,    // encrypted weights
-    sealed_request = 8,   // encrypted activations for them
-    sealed_reply = 9,     // encrypted logits or dJ/da, of degree 2
-    sealed_update = 10,   // encrypted dJ/dY and weight updates
-    sealed_state = 11,    // what a server holds, saved
+    // 7 to 11 were sealed weights whose replies had three polynomials.
     frozen_request = 12,  // encrypted rows for weights that do not change
     frozen_reply = 13,    // their products, without what the hint says
     frozen_hint = 14,     // what all replies of one layer have in common
@@ -42,6 +38,10 @@ enum class MessageType : std::uint8_t {
     products = 17,        // what such a map made of them
     share = 18,           // a reply whose logits are masked
     opened_share = 19,    // decrypted, still masked, back to the server
+    sealed_weight = 20,   // encrypted weights; also what a server saves
+    sealed_request = 21,  // encrypted activations for them
+    sealed_reply = 22,    // encrypted logits or dJ/da
+    sealed_update = 23,   // encrypted dJ/dY, every so often with weights
 };
 
 inline constexpr std::uint8_t kWireVersion = 3;

@@ -22,6 +22,16 @@ inline std::uint64_t load_little_endian(const std::uint8_t* in, std::size_t byte
     return value;
 }
 
+// Eight of them. Compilers do not make one load of the loop above.
+inline std::uint64_t load_little_endian(const std::uint8_t* in) {
+    std::uint64_t value;
+    std::memcpy(&value, in, sizeof(value));
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    value = __builtin_bswap64(value);
+#endif
+    return value;
+}
+
 // The 64 bits of a double, and back.
 inline std::uint64_t bits_of(double value) {
     std::uint64_t word;

@@ -27,7 +27,7 @@ Flooding = Literal["step", "run", "off"]
 #: What a server of the encrypted layer is asked for (`hesplit_native.layer.costs`).
 Served = Literal[
     "public_material", "forward", "training", "weight_gradient", "opened_gradient",
-    "sealed_weight", "sealed_forward", "sealed_update", "sealed_state",
+    "sealed_weight", "sealed_forward", "sealed_gradient", "sealed_update",
 ]  # fmt: skip
 #: Of a frozen layer: ``x W^T + b``, or ``G W``.
 Direction = Literal["forward", "backward"]

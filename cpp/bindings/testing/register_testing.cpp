@@ -274,12 +274,6 @@ class VariantKernels {
         kernels_.ternary_dot(sign.data(), nonzero.data(), in.data(), in.size(), out.mutable_data(), sign.size());
         return out;
     }
-    Residues word_dot(const Residues& a, const Residues& windows) const {
-        const auto in = rows(windows);
-        Residues out(windows.shape(0));
-        kernels_.word_dot(a.data(), in.data(), in.size(), out.mutable_data(), size(a));
-        return out;
-    }
     py::bytes chacha20(const std::array<std::uint32_t, 16>& state, std::size_t blocks) const {
         std::string out(64 * blocks, '\0');
         kernels_.chacha20(state.data(), reinterpret_cast<std::uint8_t*>(out.data()), blocks);
@@ -406,7 +400,6 @@ void register_testing(py::module_& module) {
         .def("add_fraction", &VariantKernels::add_fraction, py::arg("prime"), py::arg("factor"), py::arg("a"),
              py::arg("fractions"))
         .def("ternary_dot", &VariantKernels::ternary_dot, py::arg("secret"), py::arg("windows"))
-        .def("word_dot", &VariantKernels::word_dot, py::arg("a"), py::arg("windows"))
         .def("chacha20", &VariantKernels::chacha20, py::arg("state"), py::arg("blocks"))
         .def("noise", &VariantKernels::noise, py::arg("coins"))
         .def("accept", &VariantKernels::accept, py::arg("words"), py::arg("narrow"), py::arg("mask"), py::arg("q"))

@@ -45,12 +45,6 @@ struct Lanes {
         return _mm256_cvtepu32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
     }
     static Vector add_product(Vector total, Vector x, Vector y) { return add(total, _mm256_mul_epu32(x, y)); }
-    // There are products of halves only.
-    static Vector multiply_low(Vector x, Vector y) {
-        const Vector cross = add(_mm256_mul_epu32(_mm256_srli_epi64(x, 32), y),  //
-                                 _mm256_mul_epu32(x, _mm256_srli_epi64(y, 32)));
-        return add(_mm256_mul_epu32(x, y), _mm256_slli_epi64(cross, 32));
-    }
     static std::uint64_t sum(Vector x) {
         alignas(32) std::uint64_t lanes[kLanes];
         store(lanes, x);

@@ -20,6 +20,6 @@ const Products kAvx2Products = {vectorised::dot<avx2::Sum>, vectorised::inner<av
 const Sums kAvx2Sums = {vectorised::add<avx2::Lanes>, vectorised::subtract_from<avx2::Lanes>,
                         vectorised::negate<avx2::Lanes>, vectorised::add_small<avx2::Lanes>};
 const ShortProducts kAvx2ShortProducts = {vectorised::dot_short<avx2::Sum>};
-const WordProducts kAvx2WordProducts = {vectorised::ternary_dot<avx2::Lanes>, vectorised::word_dot<avx2::Lanes>};
+const WordProducts kAvx2WordProducts = {vectorised::ternary_dot<avx2::Lanes>};
 
 }  // namespace hesplit

@@ -36,7 +36,6 @@ struct Lanes {
     static Vector load_halves(const std::uint32_t* in) {
         return _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
     }
-    static Vector multiply_low(Vector x, Vector y) { return _mm512_mullo_epi64(x, y); }
     // The intrinsic for this adds signed numbers, which must not overflow.
     static std::uint64_t sum(Vector x) {
         alignas(kAlignment) std::uint64_t lanes[kLanes];

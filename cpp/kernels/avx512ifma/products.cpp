@@ -56,7 +56,6 @@ const Products kAvx512IfmaNarrowProducts = {vectorised::dot<avx512ifma::Sum<true
 const Sums kAvx512IfmaSums = {vectorised::add<avx512ifma::Lanes>, vectorised::subtract_from<avx512ifma::Lanes>,
                               vectorised::negate<avx512ifma::Lanes>, vectorised::add_small<avx512ifma::Lanes>};
 const ShortProducts kAvx512IfmaShortProducts = {vectorised::dot_short<avx512ifma::HalfSum>};
-const WordProducts kAvx512IfmaWordProducts = {vectorised::ternary_dot<avx512ifma::Lanes>,
-                                              vectorised::word_dot<avx512ifma::Lanes>};
+const WordProducts kAvx512IfmaWordProducts = {vectorised::ternary_dot<avx512ifma::Lanes>};
 
 }  // namespace hesplit

@@ -126,17 +126,6 @@ void ternary_dot(const std::uint64_t* sign, const std::uint64_t* nonzero, const 
     }
 }
 
-void word_dot(const std::uint64_t* a, const std::uint64_t* const* windows, std::size_t count, std::uint64_t* out,
-              std::size_t n) {
-    for (std::size_t p = 0; p < count; ++p) {
-        std::uint64_t sum = 0;
-        for (std::size_t i = 0; i < n; ++i) {
-            sum += a[i] * windows[p][i];
-        }
-        out[p] = sum;
-    }
-}
-
 }  // namespace
 
 }  // namespace scalar
@@ -144,6 +133,6 @@ void word_dot(const std::uint64_t* a, const std::uint64_t* const* windows, std::
 const Products kScalarProducts = {scalar::dot, scalar::inner, scalar::combine};
 const Sums kScalarSums = {scalar::add, scalar::subtract_from, scalar::negate, scalar::add_small};
 const ShortProducts kScalarShortProducts = {scalar::dot_short};
-const WordProducts kScalarWordProducts = {scalar::ternary_dot, scalar::word_dot};
+const WordProducts kScalarWordProducts = {scalar::ternary_dot};
 
 }  // namespace hesplit

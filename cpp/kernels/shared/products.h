@@ -6,7 +6,6 @@
 //           negate(x, q)           q - x, but 0 for 0
 //           small(bytes)           kLanes signed bytes
 //           sum(x)                 of the lanes, modulo 2^64
-//           multiply_low(x, y)     modulo 2^64
 //           high_half(x)           x >> 32
 //           add_ternary(sum, signs(sign, nonzero), x)   sum + s * x for s in {-1, 0, 1}
 //   Sum     kLanes sums of products: Lanes, Modulus (made from a Prime), words (what a sum begins with, a residue),
@@ -241,18 +240,6 @@ void ternary_dot(const std::uint64_t* sign, const std::uint64_t* nonzero, const 
     }
     for (; p < count; ++p) {
         ternary_dot_tile<Lanes, 1>(sign, nonzero, windows + p, out + p, n);
-    }
-}
-
-template <class Lanes>
-void word_dot(const std::uint64_t* a, const std::uint64_t* const* windows, std::size_t count, std::uint64_t* out,
-              std::size_t n) {
-    for (std::size_t p = 0; p < count; ++p) {
-        auto sum = Lanes::zero();
-        for (std::size_t i = 0; i < n; i += Lanes::kLanes) {
-            sum = Lanes::add(sum, Lanes::multiply_low(Lanes::load(a + i), Lanes::load(windows[p] + i)));
-        }
-        out[p] = Lanes::sum(sum);
     }
 }
 

@@ -1,10 +1,11 @@
 // What messages of a sealed layer have in common (framing: wire/format.h).
 //
 // clang-format off
-//   weights         parameters, layer, shape, seed, ciphertexts
-//   saved state     parameters, layer, number of updates, both polynomials of every weight ciphertext
-//   request, update shape, seed, ciphertexts
-//   reply           shape, ciphertexts of degree 2
+//   weights  parameters, layer, shape, seed, ciphertexts of W, of b
+//   request  shape, seed, ciphertexts
+//   update   shape, whether weights come with it and then the bits of replies to them, seed,
+//            then ciphertexts of W, of b; ciphertexts of dJ/dY
+//   reply    shape, which weights it was made with, ciphertexts of degree 1
 // clang-format on
 #pragma once
 
@@ -18,10 +19,15 @@ namespace hesplit {
 
 // A layer as its client announces it.
 struct SealedLayer {
-    std::size_t features = 0;  // without the bias
+    std::size_t features = 0;
     std::size_t outputs = 0;
     SealedBits bits;
 };
+
+inline constexpr std::size_t kSealedBitsBytes = 3;
+void write_sealed_bits(WireWriter& writer, const SealedBits& bits);
+// Throws WireError for bits that these parameters have no room for.
+SealedBits read_sealed_bits(WireReader& reader, const Parameters& parameters);
 
 std::size_t sealed_layer_bytes(const Parameters& parameters);
 void write_sealed_layer(WireWriter& writer, const Parameters& parameters, const SealedLayer& layer);

@@ -13,15 +13,39 @@
 
 namespace hesplit {
 
-int most_sealed_bits(std::size_t ring_degree, int modulus_bits) {
-    return std::min(max_degree_2_bits(ring_degree), modulus_bits - 1);
+namespace {
+
+// Of a coefficient of dJ/dY, before what is dropped of it: for planning a layout alone.
+constexpr double kTypicalDropped = 6;
+
+int modulus_bits(const Ring& ring) {
+    return static_cast<int>(std::floor(std::log2(ring.modulus_value()))) + 1;
+}
+
+}  // namespace
+
+int most_sealed_bits(int modulus_bits) {
+    return std::min(kMaxBlockReplyBits, modulus_bits - 1);
+}
+
+bool possible_gradient_dropped(const Ring& ring, int dropped) {
+    const int least = dropped_bits(ring);
+    return dropped >= least && dropped <= (ring.composable() ? std::max(least, modulus_bits(ring) - 8) : least);
+}
+
+std::size_t bias_polynomials(const BlockLayout& layout) {
+    return (layout.outputs + layout.degree - 1) / layout.degree;
+}
+
+std::size_t bias_coefficients(const BlockLayout& layout) {
+    return std::min(layout.outputs, layout.degree);
 }
 
 void check_sealed(const Parameters& parameters) {
     if (parameters.packing() != Packing::blocks || parameters.choice().updates == 0) {
         throw ParameterError("sealed weights need packing=\"blocks\" and updates >= 1");
     }
-    if (kInputGradientBits > most_sealed_bits(parameters.ring_degree(), parameters.total_bits())) {
+    if (kInputGradientBits > most_sealed_bits(parameters.total_bits())) {
         throw ParameterError("sealed weights need a modulus of more than " + std::to_string(kInputGradientBits) +
                              " bits, for the gradients that come back; these parameters have " +
                              std::to_string(parameters.total_bits()));
@@ -43,8 +67,10 @@ BlockLayout plan_sealed(const ParameterChoice& choice, std::size_t features, std
             const auto g = static_cast<double>(groups);
             const auto j = static_cast<double>(inputs);
             const auto p = static_cast<double>(candidate.products());
-            // Up: activations, gradients, updates. Down: two polynomials for every product and input.
-            const double cost = (g * (j + p) + p * j) * request_bits + g * (j + p) * 2 * reply_bits;
+            // Up: activations, gradients, and every so often weights. Down: a polynomial for every product and input.
+            const double up = g * (j * request_bits + p * (request_bits - kTypicalDropped)) +
+                              p * j * request_bits / std::max<double>(1, choice.updates);
+            const double cost = up + g * (j + p) * reply_bits;
             if (cost < best_cost) {
                 best_cost = cost;
                 best = candidate;
@@ -62,11 +88,10 @@ SealedScaling sealed_scaling(const ParameterChoice& choice, const Ring& ring, co
                              double weight_norm) {
     constexpr double kLargestScale = 1ULL << 45;
     const double v = request_noise_variance(ring);
-    const double norm = std::sqrt(choice.activation_norm * choice.activation_norm + 1);  // with the bias' 1
+    const double norm = std::sqrt(choice.activation_norm * choice.activation_norm + 1);  // weight_norm is of (W, b)
     const auto n = static_cast<double>(ring.degree());
     const auto group = static_cast<double>(layout.group_size);
     const auto per_product = static_cast<double>(layout.per_product());
-    const double noise_of_weights = std::sqrt(v * (1.0 + choice.updates));
 
     SealedScaling scaling;
     scaling.reach = norm * weight_norm;
@@ -75,19 +100,31 @@ SealedScaling sealed_scaling(const ParameterChoice& choice, const Ring& ring, co
     const double used_scale = scaling.weight_scale * choice.scale;
     // The noise of the request meets all weights of a product; that of the weights all samples of a group.
     const double request = std::sqrt(v * per_product + 1.0 / 12) * weight_norm / choice.scale;
-    const double weights = noise_of_weights * norm * std::sqrt(group) / scaling.weight_scale;
-    const double both = std::sqrt(n * static_cast<double>(layout.inputs()) * v) * noise_of_weights / used_scale;
-    const double rounding = norm * std::sqrt(static_cast<double>(layout.features)) / (2 * scaling.weight_scale);
-    const double fixed = kTail * std::sqrt(request * request + weights * weights + both * both) + rounding;
-    const double reply = kTail * degree_2_rounding_deviation(ring.degree());
-    const int most = most_sealed_bits(ring.degree(), static_cast<int>(std::floor(std::log2(ring.modulus_value()))) + 1);
+    const double weights = std::sqrt(v * group) * norm / scaling.weight_scale;
+    const double both = std::sqrt(n * static_cast<double>(layout.inputs())) * v / used_scale;
+    const double bias = std::ldexp(1.0, dropped_bits(ring)) / used_scale;
+    const double fixed = kTail * std::sqrt(request * request + weights * weights + both * both) + bias;
+    // That of the reply, and of what the client adds to it.
+    const double deviation = reply_rounding_deviation(ring.degree());
+    const double reply = kTail * std::sqrt(deviation * deviation + 1.0 / 12);
+    const int most = most_sealed_bits(modulus_bits(ring));
     for (int bits = std::min(8, most); bits <= most; ++bits) {
-        scaling.logit_bits = bits;
+        scaling.bits.logits = bits;
         scaling.error = fixed + reply * ring.modulus_value() / std::ldexp(used_scale, bits);
         if (scaling.error <= choice.error_bound) {
             break;
         }
     }
+    scaling.bits.input_gradient = kInputGradientBits;
+    // A rounding of dJ/dY meets all weights.
+    const double met = std::sqrt(static_cast<double>(layout.outputs)) * weight_norm * scaling.weight_scale;
+    const double allowed = kGradientError * ring.modulus_value() / (2 * kGradientRoom) / (kTail * met);
+    int dropped = dropped_bits(ring);
+    while (possible_gradient_dropped(ring, dropped + 1) &&
+           (std::ldexp(1.0, 2 * (dropped + 1)) + 2) / 12 <= allowed * allowed) {
+        ++dropped;
+    }
+    scaling.bits.gradient_dropped = dropped;
     return scaling;
 }
 
@@ -116,10 +153,9 @@ SealedScaling scale_sealed(const ParameterChoice& choice, const Ring& ring, cons
         return scaling;
     }
     throw RangeError("sealed weights with rows of l2 norm up to " + std::to_string(weight_norm) +
-                     " keep logits only to +-" + std::to_string(scaling.error) + " over " +
-                     std::to_string(choice.updates) + " updates, not to the agreed error bound of " +
+                     " keep logits only to +-" + std::to_string(scaling.error) + ", not to the agreed error bound of " +
                      std::to_string(choice.error_bound) +
-                     ". Choose a larger modulus or error_bound, fewer updates between refreshes, or smaller ranges");
+                     ". Choose a larger modulus or error_bound, or smaller ranges");
 }
 
 std::optional<SealedEstimate> estimate_sealed(const Parameters& parameters, std::size_t features, std::size_t outputs,
@@ -133,22 +169,26 @@ std::optional<SealedEstimate> estimate_sealed(const Parameters& parameters, std:
     } catch (const ParameterError&) {
         return std::nullopt;
     }
-    estimate.layout = plan_sealed(choice, features + 1, outputs, codec.bits_per_coefficient(), kTypicalReplyBits);
+    estimate.layout = plan_sealed(choice, features, outputs, codec.bits_per_coefficient(), kTypicalReplyBits);
+    SealedScaling scaling;
     try {
-        const SealedScaling scaling = scale_sealed(choice, ring, estimate.layout, weight_norm);
-        estimate.error = scaling.error;
-        estimate.reply_bits = scaling.logit_bits;
+        scaling = scale_sealed(choice, ring, estimate.layout, weight_norm);
     } catch (const RangeError&) {
         return std::nullopt;
     }
-    const std::size_t inputs = estimate.layout.inputs(), products = estimate.layout.products();
-    const std::size_t groups = (choice.batch_size + estimate.layout.group_size - 1) / estimate.layout.group_size;
+    estimate.error = scaling.error;
+    estimate.reply_bits = scaling.bits.logits;
+    const BlockLayout& layout = estimate.layout;
+    const std::size_t inputs = layout.inputs(), products = layout.products();
+    const std::size_t groups = (choice.batch_size + layout.group_size - 1) / layout.group_size;
+    const std::size_t gradient_bytes = PolynomialCodec(ring, scaling.bits.gradient_dropped).bytes();
+    const std::size_t weight_bytes = products * inputs * codec.bytes();
     estimate.request_bytes = groups * inputs * codec.bytes();
-    estimate.update_bytes = (groups * products + products * inputs) * codec.bytes();
-    estimate.reply_bytes = groups * (products * 2 * packed_bytes(ring.degree(), estimate.reply_bits) +
-                                     inputs * 2 * packed_bytes(ring.degree(), kInputGradientBits)) +
-                           packed_bytes(choice.batch_size * outputs, estimate.reply_bits) +
-                           packed_bytes(choice.batch_size * features, kInputGradientBits);
+    estimate.update_bytes = groups * products * gradient_bytes + weight_bytes / choice.updates;
+    estimate.reply_bytes = groups * (products * packed_bytes(ring.degree(), scaling.bits.logits) +
+                                     inputs * packed_bytes(ring.degree(), scaling.bits.input_gradient)) +
+                           packed_bytes(choice.batch_size * outputs, scaling.bits.logits) +
+                           packed_bytes(choice.batch_size * features, scaling.bits.input_gradient);
     return estimate;
 }
 

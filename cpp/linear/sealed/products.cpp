@@ -7,7 +7,7 @@ namespace hesplit {
 namespace {
 
 CiphertextRuns runs_of(const Ring& ring, int bits, const std::vector<std::vector<std::uint32_t>>& positions) {
-    CiphertextRuns runs(ring.degree(), bits, 2);
+    CiphertextRuns runs(ring.degree(), bits);
     for (const std::vector<std::uint32_t>& list : positions) {
         runs.add(list.size());
     }
@@ -26,40 +26,37 @@ CiphertextList::CiphertextList(const Ring& ring, const Buffer<std::uint64_t>& al
     : c0(pointers(all0.data() + first * ring.size(), count, step * ring.size())),
       c1(pointers(all1.data() + first * ring.size(), count, step * ring.size())) {}
 
-Degree2Ciphertext multiply(const Ring& ring, const CiphertextList& a, const CiphertextList& b) {
+SealedProduct multiply(const Ring& ring, const CiphertextList& a, const CiphertextList& b) {
     using Pointers = std::vector<const std::uint64_t*>;
     const auto view = [](const Pointers& list) { return View<const std::uint64_t* const>{list.data(), list.size()}; };
-    Degree2Ciphertext product{Buffer<std::uint64_t>(ring.size()), Buffer<std::uint64_t>(ring.size()),
-                              Buffer<std::uint64_t>(ring.size())};
+    SealedProduct product{Buffer<std::uint64_t>(ring.size()), Buffer<std::uint64_t>(ring.size())};
     ring.dot(view(a.c0), view(b.c0), product.c0.data());
-    ring.dot(view(a.c1), view(b.c1), product.c2.data());
     Pointers left = a.c0, right = b.c1;
     left.insert(left.end(), a.c1.begin(), a.c1.end());
     right.insert(right.end(), b.c0.begin(), b.c0.end());
     ring.dot(view(left), view(right), product.c1.data());
     ring.to_coefficients(product.c0.data());
     ring.to_coefficients(product.c1.data());
-    ring.to_coefficients(product.c2.data());
     return product;
 }
 
-Degree2Reply::Degree2Reply(const Ring& ring, Header header, const BatchShape& shape, int bits,
-                           std::vector<std::vector<std::uint32_t>> positions)
+SealedReply::SealedReply(const Ring& ring, Header header, const BatchShape& shape, const Id& weights, int bits,
+                         std::vector<std::vector<std::uint32_t>> positions)
     : ring_(ring),
       bits_(bits),
       positions_(std::move(positions)),
       runs_(runs_of(ring, bits, positions_)),
-      writer_(reply_to(header), kShapeBytes + runs_.bytes()) {
+      writer_(reply_to(header), kSealedReplyPrefix + runs_.bytes()) {
     write_shape(writer_, shape);
+    writer_.raw({weights.data(), weights.size()});
     out_ = writer_.reserve(runs_.bytes());
 }
 
-void Degree2Reply::write(std::size_t index, const Degree2Ciphertext& product) const {
+void SealedReply::write(std::size_t index, const SealedProduct& product) const {
     const std::vector<std::uint32_t>& positions = positions_[index];
     std::uint8_t* out = out_ + runs_.offset(index);
     out = pack_switched(ring_, product.c0.data(), {positions.data(), positions.size()}, bits_, out);
-    out = pack_switched(ring_, product.c1.data(), bits_, out);
-    pack_switched(ring_, product.c2.data(), bits_, out);
+    pack_switched(ring_, product.c1.data(), bits_, out);
 }
 
 }  // namespace hesplit

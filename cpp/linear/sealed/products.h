@@ -13,9 +13,9 @@
 
 namespace hesplit {
 
-// Three polynomials over the ring: c0 + c1 s + c2 s^2.
-struct Degree2Ciphertext {
-    Buffer<std::uint64_t> c0, c1, c2;
+// A product without its c2, which whoever has the secret adds itself: c0 + c1 s, in coefficient form.
+struct SealedProduct {
+    Buffer<std::uint64_t> c0, c1;
 };
 
 // Ciphertexts in NTT form: where c0 and c1 of each are.
@@ -27,17 +27,18 @@ struct CiphertextList {
                    std::size_t first, std::size_t count, std::size_t step = 1);
 };
 
-// The sum of (a.c0 + a.c1 s)(b.c0 + b.c1 s) over pairs, in coefficient form.
-Degree2Ciphertext multiply(const Ring& ring, const CiphertextList& a, const CiphertextList& b);
+// The sum of (a.c0 + a.c1 s)(b.c0 + b.c1 s) over pairs.
+SealedProduct multiply(const Ring& ring, const CiphertextList& a, const CiphertextList& b);
 
-// A reply of such products, each with c0 at its positions and c1, c2 in full.
-class Degree2Reply {
+// A reply of such products, each with c0 at its positions and c1 in full. `weights` names those that it was made with.
+class SealedReply {
   public:
-    Degree2Reply(const Ring& ring, Header header, const BatchShape& shape, int bits,
-                 std::vector<std::vector<std::uint32_t>> positions);
+    SealedReply(const Ring& ring, Header header, const BatchShape& shape, const Id& weights, int bits,
+                std::vector<std::vector<std::uint32_t>> positions);
 
+    const std::vector<std::uint32_t>& positions(std::size_t index) const { return positions_[index]; }
     // May be called from several threads for different indices.
-    void write(std::size_t index, const Degree2Ciphertext& product) const;
+    void write(std::size_t index, const SealedProduct& product) const;
     std::string finish() { return writer_.finish(); }
 
   private:

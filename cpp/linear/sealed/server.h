@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "base/buffer.h"
 #include "linear/costs.h"
@@ -27,42 +28,54 @@ class SealedLayerServer {
     SealedLayerServer(View<const std::uint8_t> bytes, std::size_t max_samples, const ServingLimits& limits = {});
 
     const Parameters& parameters() const { return parameters_; }
-    std::size_t features() const { return layer_.features; }
-    std::size_t outputs() const { return layer_.outputs; }
+    std::size_t features() const { return layout_.features; }
+    std::size_t outputs() const { return layout_.outputs; }
 
     // What forward() or update() would take for a message.
     ServingCost cost(View<const std::uint8_t> message) const;
     // Replaces the weights by newly encrypted ones.
     void refresh(View<const std::uint8_t> sealed);
     std::string forward(View<const std::uint8_t> request) const;
-    // dJ/da by the present weights; then the update is added to them.
+    // dJ/da by the present weights; then those that came with it, if any, take their place. Throws WireError where they
+    // are due and did not come.
     std::string update(View<const std::uint8_t> update);
-    // Everything that this server holds, as ciphertexts.
+    // Everything that this server holds, as ciphertexts: a message from which another can be made.
     std::string saved() const;
 
   private:
     // c0 and c1 of every weight polynomial [product, input], in NTT form. Immutable once it is in use.
     struct Weights {
+        Id name{};  // of the message that brought them
+        SealedBits bits;
+        Seed seed{};
+        std::vector<std::uint8_t> ciphertexts;  // as they came, for saved()
         Buffer<std::uint64_t> c0, c1;
-        std::uint32_t updates = 0;
-        SealedBits bits;  // of replies that they lead to
+        Buffer<std::uint64_t> bias;  // c0 of each output [prime, output]
     };
     // A request or an update whose lengths have been checked.
     struct Batch {
         Header header;
         BatchShape shape;
+        bool weights = false;  // come with it, with the bits of replies to them
+        SealedBits bits;
         Seed seed{};
-        View<const std::uint8_t> ciphertexts;
+        View<const std::uint8_t> sealed;       // of the weights
+        View<const std::uint8_t> ciphertexts;  // of activations or gradients
     };
     SealedLayerServer(WireReader reader, std::size_t max_samples, const ServingLimits& limits);
-    std::shared_ptr<const Weights> read_weights(WireReader& reader, const SealedBits& bits) const;
-    std::shared_ptr<const Weights> read_state(WireReader& reader, const SealedBits& bits) const;
-    void read_ciphertexts(View<const std::uint8_t> bytes, const Seed& seed, std::size_t first, std::size_t count,
-                          std::uint64_t* c0, std::uint64_t* c1) const;
-    Batch read_batch(View<const std::uint8_t> bytes, MessageType type) const;
+    std::shared_ptr<const Weights> read_sealed(WireReader& reader, const SealedBits& bits) const;
+    std::shared_ptr<const Weights> read_weights(const Id& name, const SealedBits& bits, const Seed& seed,
+                                                View<const std::uint8_t> ciphertexts) const;
+    void check_bits(const SealedBits& bits) const;
+    std::size_t weight_count() const { return layout_.products() * layout_.inputs(); }
+    std::size_t weight_bytes() const;
+    void read_ciphertexts(const PolynomialCodec& codec, View<const std::uint8_t> bytes, const Seed& seed,
+                          std::size_t index, std::uint64_t* c0, std::uint64_t* c1) const;
+    Batch read_batch(View<const std::uint8_t> bytes, MessageType type, const Weights& weights) const;
     ServingCost cost(const Batch& batch, const Weights& weights) const;
+    void add_bias(const Weights& weights, std::size_t product, std::size_t samples,
+                  const std::vector<std::uint32_t>& positions, std::uint64_t* c0) const;
     std::string input_gradient(const Batch& batch, const Weights& weights) const;
-    std::shared_ptr<const Weights> updated(const Batch& batch, const Weights& weights) const;
     void check_shape(const BatchShape& shape) const;
     std::shared_ptr<const Weights> weights() const;
 
@@ -74,9 +87,11 @@ class SealedLayerServer {
     std::unique_ptr<const Ring> ring_;
     std::unique_ptr<const PolynomialCodec> codec_;
     BlockLayout layout_;
+    std::unique_ptr<const PolynomialCodec> bias_codec_;
 
     mutable std::mutex mutex_;
     std::shared_ptr<const Weights> weights_;
+    std::uint32_t behind_ = 0;  // updates since they came
 };
 
 }  // namespace hesplit

@@ -70,11 +70,11 @@ def serving_cost(
     in_features, out_features
         Shape of the layer; without the bias.
     rows
-        Samples of the batch; ``"public_material"``, ``"sealed_weight"`` and ``"sealed_state"`` do not depend on it.
+        Samples of the batch; ``"public_material"`` and ``"sealed_weight"`` do not depend on it.
     kind
         ``"public_material"`` (of `LinearClient`), ``"forward"``; ``"training"``, a forward pass whose ciphertexts are kept for
-        ``"weight_gradient"``, after which ``"opened_gradient"`` comes; of sealed weights ``"sealed_weight"`` (to begin, and to
-        refresh), ``"sealed_forward"``, ``"sealed_update"``, and ``"sealed_state"``, which is what `SealedServer.saved` writes.
+        ``"weight_gradient"``, after which ``"opened_gradient"`` comes; of sealed weights ``"sealed_weight"`` (to begin, and what
+        `SealedServer.saved` writes), ``"sealed_forward"``, ``"sealed_gradient"``, and ``"sealed_update"``, a gradient with weights.
     link
         What the client lays out its requests for (`LinearClient`).
     weight_gradients

@@ -349,6 +349,9 @@ class LinearServer:
 class SealedClient:
     """The client of a layer whose weights the server holds only as ciphertexts. Updates are made one after the other.
 
+    They go to the server every ``updates`` of them; until then the client adds what the server's copy lacks to what it decrypts.
+    A request is answered by the weights that were sent last before it was made.
+
     Parameters
     ----------
     key
@@ -376,21 +379,17 @@ class SealedClient:
 
     @property
     def error(self) -> float:
-        """The bound on ``decrypted - exact`` for logits, at the present scale and after all allowed updates."""
+        """The bound on ``decrypted - exact`` for logits, at the present scale."""
         return self._native.error
 
-    def seal(self, weight: Array, bias: Array) -> bytes:
-        """All weights [out_features, in_features] and biases [out_features], encrypted anew: to begin, and to refresh."""
-        return self._native.seal(*self._weights(weight, bias))
-
-    def refresh_due(self, weight: Array, bias: Array) -> bool:
-        """Whether these weights need `seal` before the next `update`: they outgrew the scale, or the noise its bound."""
-        return self._native.refresh_due(*self._weights(weight, bias))
-
     @property
-    def updates_left(self) -> int:
-        """How many updates the parameters allow before the next `seal`."""
-        return self._native.updates_left
+    def behind(self) -> int:
+        """How many updates the server's copy lacks."""
+        return self._native.behind
+
+    def seal(self, weight: Array, bias: Array) -> bytes:
+        """All weights [out_features, in_features] and biases [out_features], encrypted: to begin, and where others replace them."""
+        return self._native.seal(*self._weights(weight, bias))
 
     def clip_counted(self, x: ArrayT) -> ArrayT:
         """X within the agreed ranges; rows that had to change are counted in `clipped`."""
@@ -407,7 +406,13 @@ class SealedClient:
         return self._native.decrypt(reply)
 
     def update(self, gradient: Array, weight: Array, bias: Array) -> bytes:
-        """Encrypt dJ/dy [n, out_features] and the step from the weights sent last to these."""
+        """Encrypt dJ/dy [n, out_features], after which the layer is this one; the weights themselves if they are due.
+
+        Raises
+        ------
+        RangeError
+            NaN or infinity, or weights that are due and do not fit the parameters.
+        """
         g = _float64(_matrix(gradient, "gradient", (None, self.out_features)))
         return self._native.update(g, *self._weights(weight, bias))
 
@@ -477,11 +482,11 @@ class SealedServer:
         return self._native.forward(request)
 
     def update(self, update: Buffer) -> bytes:
-        """Encrypted dJ/da for the bytes of `SealedClient.update`, which is then added to the weights."""
+        """Encrypted dJ/da for the bytes of `SealedClient.update`, whose weights, if it brings any, then take the others' place."""
         return self._native.update(update)
 
     def saved(self) -> bytes:
-        """Everything that this server holds: ciphertexts."""
+        """Everything that this server holds: ciphertexts, as `SealedClient.seal` makes them."""
         return self._native.saved()
 
 

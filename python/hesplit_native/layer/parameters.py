@@ -33,9 +33,9 @@ STATISTICAL_BITS = 30
 #: Private weights: the statistical distance of every number of a reply from one that only the logit decides is below 2^-40.
 PRIVATE_BITS = 40
 
-# Sealed weights: ten epochs of MIT-BIH in batches of four are 33,120 updates.
+# Sealed weights: how far logits may be off, and how many steps the server's copy of the weights may be behind, and one.
 SEALED_ERROR_BOUND = 0.05
-SEALED_UPDATES = 1 << 16
+SEALED_UPDATES = 4
 
 # Error bounds that published sets are tried with: at their own scale, and those that need another.
 _PUBLISHED_BOUNDS = tuple(1e-3 * 2**k for k in range(8))
@@ -51,8 +51,8 @@ class Parameters:
     ring_degree
         N, a power of two from 1024 to 32768.
     modulus_bits
-        Sizes of the primes of the modulus in bits. But in ``"blocks"``, and in ``"slots"`` where weights are private, the last one is the
-        key-switching prime.
+        Sizes of the primes of the modulus in bits. The last one is the key-switching prime, but in ``"blocks"``, and in ``"slots"``
+        where weights are private.
     scale
         The factor by which activations are multiplied before they are rounded.
     packing
@@ -72,7 +72,7 @@ class Parameters:
         How many decryptions may be released under one key, each flooded with noise (docs/security.md); 0: released
         decryptions are not flooded.
     updates
-        How many encrypted updates sealed weights take before they are refreshed; 0: not for sealed weights.
+        After how many updates, up to 32768, sealed weights are sent anew (docs/protocols.md); 0: not for sealed weights.
     statistical_bits
         s, from 20 to 60: the statistical security of all releases under one key, in the sense of Li et al. (docs/security.md). Ten
         bits more take five bits of modulus.
@@ -269,7 +269,7 @@ class Parameters:
     ) -> Parameters:
         """The 128-bit set for sealed weights that moves the fewest bytes per training step.
 
-        ``error_bound`` holds for logits after as many ``updates`` as are made between two refreshes of the weights.
+        Weights are sent every ``updates`` steps; what they lack in between the client adds itself.
 
         Raises
         ------
@@ -304,8 +304,7 @@ class Parameters:
         if best is None:
             raise ParameterError(
                 f"no parameter set of 128 bits ({_AGAINST[security]}) keeps sealed logits of {in_features} -> {out_features} to "
-                f"{error_bound:g} "
-                f"over {updates} updates; raise error_bound, or lower updates or the ranges"
+                f"{error_bound:g}; raise error_bound, or lower the ranges"
             )
         return best
 

@@ -225,6 +225,8 @@ class SplitLinear(nn.Module):
     def close(self) -> None:
         """End the session with the server, which then keeps its weights. The layer cannot be used afterwards."""
         if self._session is not None and not self._closed:
+            if self._setup.layer is not None:
+                cast(HeldLayer, self._half).settle()
             self._session.end()
             self._session.channel.close()
         self._closed = True

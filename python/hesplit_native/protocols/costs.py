@@ -207,7 +207,7 @@ def _encrypted_parts(terms: Terms, parameters: Parameters) -> tuple[int, int, in
 
 def _sealed_parts(terms: Terms, parameters: Parameters) -> tuple[int, int, int, int, int]:
     """State, layer, reserve, opening and longest request of a server that holds the weights as ciphertexts."""
-    if parameters.batch_size * (terms.in_features + 1) > _SEALED_SEARCH:
+    if parameters.batch_size * terms.in_features > _SEALED_SEARCH:
         raise ParameterError(
             f"handshake: sealed batches of {parameters.batch_size} x {terms.in_features} have more layouts than a server tries"
         )
@@ -216,9 +216,9 @@ def _sealed_parts(terms: Terms, parameters: Parameters) -> tuple[int, int, int, 
         found = serving_cost(parameters, terms.in_features, terms.out_features, rows, kind)
         return found.request_bytes, found.reply_bytes, found.held_bytes + found.layer_bytes + found.working_bytes
 
-    weight, state = cost("sealed_weight"), cost("sealed_state")
+    weight = cost("sealed_weight")
     usual = max(_usual_rows(terms))
     steps = [cost("sealed_forward", usual), cost("sealed_update", terms.batch_size), weight]
     reserve = max(2 * (request + reply) + work for request, reply, work in steps)
     longest = max(weight[0], cost("sealed_forward", terms.max_rows)[0], cost("sealed_update", terms.batch_size)[0])
-    return state[0], 2 * weight[2], reserve, max(weight[0], state[0]), longest
+    return weight[0], 2 * weight[2], reserve, weight[0], longest

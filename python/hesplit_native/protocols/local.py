@@ -33,6 +33,9 @@ class LocalLayer:
     def refresh(self) -> None:
         """Nobody else holds these weights: there is nothing to send when they were replaced."""
 
+    def settle(self) -> None:
+        """No copy lacks anything."""
+
     def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
         """dJ/da from W before the update; then the update."""
         back = self.phases.enter("linear layer")

@@ -4,8 +4,8 @@
       draws W, b              -- Enc(W, b) -->        keeps them
       a = convolutions(x)     -- Enc(a) -->           Enc(y) = Enc(a) x Enc(W)^T
       J = loss(Dec(y))        <-- Enc(y) --
-      dW = dJ/dy^T a; step    -- Enc(dJ/dy), -->      Enc(dJ/da) = Enc(dJ/dy) x Enc(W);  Enc(W) += Enc(step)
-                                 Enc(step)
+      dW = dJ/dy^T a; step    -- Enc(dJ/dy) -->       Enc(dJ/da) = Enc(dJ/dy) x Enc(W)
+                               (every few steps with Enc(W, b), which take the others' place)
       convolutions updated    <-- Enc(dJ/da) --
 
 Everything that the server receives is a ciphertext under fresh randomness. Nothing that the client decrypts is released, so nothing
@@ -13,7 +13,8 @@ is flooded. Any optimiser works, because the client runs it.
 
 What it is not: the client computes every step, so it knows W, and the layer itself would be cheaper to run locally. It is encrypted
 custody of shared parameters for a consortium with one key, and shows what a split that leaks nothing costs. One client that
-colludes with the server opens the consortium's key.
+colludes with the server opens the consortium's key. Between two times that the weights are sent (`Parameters.updates`) the client adds
+what the server's copy lacks to logits and dJ/da, exactly: it knows what it sent. With ``updates=1`` the server is never behind.
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ class SealedProtocolClient:
         self.session = session
         self.linear = linear
         self.layer = layer
-        self._checked = -1  # the layer's version that is known to need no refresh
 
     def prepare(self, x: Tensor) -> Tensor:
         """Activations within the agreed ranges."""
@@ -59,12 +59,17 @@ class SealedProtocolClient:
         return self._logits(MessageType.EVALUATE, x)
 
     def refresh(self) -> None:
-        """Send all weights anew, which clears the noise that updates have left in the server's."""
+        """Send all weights anew, where others than this client's steps have replaced them."""
         back = self.session.phases.enter("encrypt")
         sealed = self.linear.seal(self.layer.linear.weight, self.layer.linear.bias)
         self.session.phases.enter(back)
         reply = self.session.exchange(MessageType.REFRESH, MessageType.DONE, sealed)
         messages.take_nothing(reply.body, "done")
+
+    def settle(self) -> None:
+        """Send the weights if the server's copy lacks steps: where it is kept, at checkpoints and in the end."""
+        if self.linear.behind:
+            self.refresh()
 
     def _logits(self, kind: MessageType, x: Tensor) -> Tensor:
         phases = self.session.phases
@@ -81,29 +86,21 @@ class SealedProtocolClient:
     def backward(self, x: Tensor, gradient: Tensor) -> Tensor:
         """dJ/da float32 [n, in] for dJ/dy [n, out], by the weights before the step that this makes."""
         phases = self.session.phases
-        weight, bias = self.layer.linear.weight, self.layer.linear.bias
-        if self._checked != self.layer.version and self.linear.refresh_due(weight, bias):
-            self.refresh()
         back = phases.enter("optimizer")
-        before = weight.detach().clone(), bias.detach().clone()
         self.layer.step(gradient.sum(0), gradient.T @ x)
         phases.enter("encrypt")
-        outgrown = self.linear.refresh_due(weight, bias)
-        update = self.linear.update(gradient, *(before if outgrown else (weight, bias)))
+        update = self.linear.update(gradient, self.layer.linear.weight, self.layer.linear.bias)
         phases.enter(back)
         reply = self.session.exchange(MessageType.BACKWARD, MessageType.INPUT_GRADIENT, update)
         back = phases.enter("decrypt")
         with genuine_or_over(self.session, self.linear):
             values = self.linear.decrypt_input_gradient(reply.body)
         phases.enter(back)
-        if outgrown:
-            self.refresh()
-        self._checked = self.layer.version if self.linear.updates_left else -1
         return torch.from_numpy(values.astype(np.float32))
 
 
 class SealedProtocolServer:
-    """The server's half: ciphertexts, to which it adds ciphertexts."""
+    """The server's half: ciphertexts, which it multiplies with ciphertexts."""
 
     def __init__(self, terms: Terms, sealed: bytes) -> None:
         self.linear = SealedServer(sealed, max_batch=terms.max_rows, max_reply_bytes=MAX_MESSAGE - HEADER_BYTES)

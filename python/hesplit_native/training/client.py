@@ -44,6 +44,10 @@ class HeldLayer(Protocol):
         """Send all weights anew to wherever there is a copy."""
         ...
 
+    def settle(self) -> None:
+        """Let that copy be as new as the layer."""
+        ...
+
 
 def _ledger(folder: Path | None, key: SecretKey) -> ReleaseLedger | None:
     return ReleaseLedger(folder / f"releases-{key.id}.json", key) if folder is not None else None
@@ -260,10 +264,16 @@ class Client:
         if self.own_layer is not None and self.layer is not None:
             cast(HeldLayer, self.layer).refresh()
 
+    def settle(self) -> None:
+        """Before the server stores what it holds: let its copy of the client's own layer be as new as that is."""
+        if self.own_layer is not None and self.layer is not None:
+            cast(HeldLayer, self.layer).settle()
+
     def end(self) -> dict[str, float]:
         """End the session; the server's seconds by phase."""
         if self.session is None:
             return {}
+        self.settle()
         return self.session.end()
 
     def close(self) -> None:

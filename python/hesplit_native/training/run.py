@@ -405,6 +405,7 @@ class Run:
         for participant in changed:
             if participant.client.session is not None and (self.checkpoints is not None or at_server):
                 step = self.progress.steps[self.participants.index(participant)]
+                participant.client.settle()
                 participant.session.checkpoint(step, keep=keep and at_server)
         self.count("setup", before)
         if self.checkpoints is not None:
