@@ -419,9 +419,9 @@ def test_mute_connections_end_with_their_handshake(echo):
 
 
 def test_mute_connections_make_room_oldest_first(echo, monkeypatch):
-    from hesplit_native.transport import grpc
+    from hesplit_native.transport import limits
 
-    monkeypatch.setattr(grpc, "_HASTE_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "_HASTE_SECONDS", 0.0)
     with echo.serve(limits=Limits(max_clients=3)) as server:
         address = f"127.0.0.1:{server.port}"
         honest = connect(address, client_id="honest")
@@ -452,7 +452,7 @@ def test_work_is_not_begun_for_clients_that_are_gone():
         channel.send(b"second")
         channel.close()
         go.set()
-        assert eventually(lambda: not server._by_id)
+        assert eventually(lambda: not server._roster.streams)
     assert begun == [b"first"]
 
 
@@ -497,7 +497,7 @@ def test_clients_that_vanish_at_any_moment_are_no_internal_error(capfd):
             thread.start()
         for thread in threads:
             thread.join()
-        assert eventually(lambda: not server._by_id)
+        assert eventually(lambda: not server._roster.streams)
     assert len(closed) == len(set(closed)) > 0
     assert not [event for event in events if "internal error" in event]
     assert "generator already executing" not in capfd.readouterr().err
