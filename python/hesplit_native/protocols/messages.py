@@ -17,9 +17,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,8 +82,7 @@ class MessageType(IntEnum):
     KEY = 36  # frozen, private weights: text (the layer as the client knows it), blob (public material)
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """A message whose header has been checked, with its body still to be read."""
 
     type: MessageType
