@@ -15,7 +15,6 @@ it is used.
 from __future__ import annotations
 
 import json
-import math
 import struct
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -228,8 +227,5 @@ def json_object(content: str, name: str) -> dict[str, Any]:
 
 
 def _check_finite(values: Float32Array, name: str) -> None:
-    # A sum is finite when all are, unless it overflows: then look at each. Signalling NaNs make numpy warn.
-    with np.errstate(invalid="ignore"):
-        total = values.sum(dtype=np.float64)
-    if not math.isfinite(total) and not np.isfinite(values).all():
+    if not np.isfinite(values).all():
         raise RangeError(f"{name}: contains NaN or Inf (a lower learning rate may help)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from time import monotonic
@@ -278,10 +278,14 @@ class GrpcServer:
         try:
             conversation = stream.conversation = self._open(stream.client)
             await self._in_thread(stream, next, conversation)
-            async for reply in self._replies(conversation, stream, context):
+            while not stream.over:
+                reply = await self._answer(conversation, stream, context)
+                if reply is None:
+                    return
+                stream.sizes.take(len(reply))
                 for piece in framing.pieces(reply) if stream.takes_pieces else (reply,):
                     await context.write(piece)
-                    stream.seen = monotonic()
+                stream.answered, stream.seen = True, monotonic()
         except HESplitError as error:  # of a conversation that does not say so itself
             stream.over = True
             self._on_event(f"{stream.client.id}: refused: {error}")
@@ -293,29 +297,25 @@ class GrpcServer:
             self._on_event(f"{stream.client.id}: internal error: {error!r}")
             await context.abort(grpc.StatusCode.INTERNAL, "internal error at the server; its log says which")
 
-    async def _replies(self, conversation: Conversation, stream: Stream, context: Any) -> AsyncIterator[bytes]:
-        while True:
-            try:
-                reply = await self._answer(conversation, stream, context)
-            except HESplitError as error:  # a message that is not let in
-                reply = await self._in_thread(stream, _refusal, conversation, error)
-                if reply is not None:
-                    yield reply
-                stream.over = True
-                return
-            if reply is None:
-                stream.over = True
-                return
-            stream.sizes.take(len(reply))
-            stream.answered, stream.seen = True, monotonic()
-            yield reply
-
     async def _answer(self, conversation: Conversation, stream: Stream, context: Any) -> bytes | None:
         """The reply to the next request; None where that is the conversation's end."""
         first = await self._received(stream, context)
-        if stream.client.allowance.quick(first):
-            await self._slow_down(stream, len(first))
-            return _reply(conversation, first)
+        try:
+            if stream.client.allowance.quick(first):
+                await self._slow_down(stream, len(first))
+                reply = _reply(conversation, first)
+            else:
+                reply = await self._answer_in_thread(conversation, first, stream, context)
+        except HESplitError as error:  # a message that is not let in
+            reply = await self._in_thread(stream, _refusal, conversation, error)
+            stream.over = True
+        if reply is None:
+            stream.over = True
+        return reply
+
+    async def _answer_in_thread(
+        self, conversation: Conversation, first: bytes, stream: Stream, context: Any
+    ) -> bytes | None:
         beginning, length = framing.opening(first)
         dropped = await self._in_thread(stream, self._admit, stream, beginning, length)
         if length == len(first) and beginning.obj is first and len(beginning) == length:
@@ -332,11 +332,11 @@ class GrpcServer:
 
     async def _received(self, stream: Stream, context: Any) -> bytes:
         """The next piece that the client sends."""
-        received = await context.read()
+        received: bytes = await context.read()
         if received is grpc.aio.EOF:
             raise _Gone
         stream.seen = monotonic()
-        return bytes(received)
+        return received
 
     def _admit(self, stream: Stream, beginning: memoryview, length: int) -> bool | None:
         if length > self._limits.max_message:
