@@ -40,7 +40,7 @@ def _fused_adam(group: dict[str, Any], params: list[Tensor], states: list[dict[s
     torch._foreach_add_(steps, 1)
     torch._fused_adam_(
         params,
-        [p.grad for p in params],
+        [p.grad for p in params if p.grad is not None],
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
         [],

@@ -86,6 +86,10 @@ class _Opening:
     )  # of the session that it goes on from, where that is still here
 
 
+class _Elsewhere(Exception):
+    """Another process has the session: a client that is let go without an answer comes again, perhaps to that one."""
+
+
 class _Quick(NamedTuple):
     """A message that was looked at before it was taken: what it takes is not found out twice."""
 
@@ -137,6 +141,10 @@ class Server:
     told_seeds
         Let sessions of `vertical` begin with weights that are drawn under the seed that their client names, who can then compute them
         and all that follows: for runs within one process, and tests. Otherwise the server draws them.
+    place
+        Which one of several processes behind one port this is, that keep the same checkpoints, below 256. A client whose session goes
+        on in another one is let go, until it comes to that; groups whose members must meet in one process are refused. None: the
+        only one.
     on_event
         Called with a line for the log.
     """
@@ -155,9 +163,11 @@ class Server:
         memory_kept: int = 0,
         queries: int | None = None,
         query_ledger: Path | None = None,
+        place: int | None = None,
         on_event: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.ended = 0
+        self._place = place
         self._queries = make_ledger(queries, query_ledger, on_event)
         self.budget = Budget(default_memory() if memory is None else memory, memory_per_client, kept=memory_kept)
         self._store = CheckpointStore(checkpoints, keep_days=keep_days, on_event=on_event)
@@ -214,7 +224,10 @@ class Server:
                 except HESplitError as error:
                     yield self._refuse(connection, error)
                     return
-                if connection.session is not None and connection.session.over:
+                except _Elsewhere:
+                    self._on_event(f"{client.id}: let go, its session is with another process")
+                    return
+                if messages.unpack(reply).type is MessageType.SUMMARY:
                     yield reply
                     return
         finally:
@@ -305,6 +318,11 @@ class Server:
             run, step, values = named, checkpoint, messages.json_object(text, "restore")
         terms = Terms.from_json(values)
         self._check_start(terms)
+        if terms.group and terms.members != 1 and self._place is not None:
+            raise ProtocolError(
+                "this server is several processes (--workers), in which members of a group that takes turns or averages its layers as "
+                "it goes would not meet: it must be one process for that"
+            )
         material_bytes = length - messages.HEADER_BYTES - (len(request.body) - len(material))
         costs = session_costs(terms, material, material_bytes, checkpoints_in_memory=self._store.in_memory)
         return _Opening(request.type, terms, costs, run, step)
@@ -361,9 +379,15 @@ class Server:
         hold, connection.hold = connection.hold, self.budget.hold(client.id)
         hold.resize(costs.held)
         connection.session = session = SessionState(
-            client.id, run, secrets.token_bytes(16), terms, protocol, layer, costs, hold, group, owner=connection
+            client.id, run, self._new_nonce(), terms, protocol, layer, costs, hold, group, owner=connection
         )
         return session
+
+    def _new_nonce(self) -> bytes:
+        """Of a session; it begins with this process's place."""
+        if self._place is None:
+            return secrets.token_bytes(16)
+        return bytes([self._place]) + secrets.token_bytes(15)
 
     def _layer(self, client: ClientInfo, opening: _Opening, run: str) -> tuple[Group | None, ServerLayer | None]:
         """A new layer, or the one that this session's group trains in turns; None where the server holds none in the clear."""
@@ -429,6 +453,8 @@ class Server:
         run, text = values.get("run"), values.get("session")
         if not isinstance(run, str) or not isinstance(text, str):
             raise WireError("resume: expected a run and a session")
+        if self._place is not None and text and text[:2] != f"{self._place:02x}":
+            raise _Elsewhere
         session = self._sessions.find(run, text, client.id)
         if session is not None:
             with session.lock:

@@ -92,7 +92,6 @@ class SessionState:
     owner: object = None  # the connection that it goes on over
     kept: int = 0  # bytes that stay of the last request's work
     refused: int = 0  # requests, while the session went on
-    over: bool = False  # it has come to its end
     seen: float = field(default_factory=monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -231,7 +230,6 @@ class Sessions:
         Those that other members of its group may go on from stay for as long as the session could have been resumed.
         """
         with self._lock:
-            session.over = True
             self._forget(session)
             self._store.finish(session.run, shared=bool(session.terms.members))
             session.protocol, session.layer, session.group = _Over(), None, None

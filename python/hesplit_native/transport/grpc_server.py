@@ -132,6 +132,8 @@ class GrpcServer:
         Called with who connected; the generator is closed when the connection is over.
     tls
         Certificates for mutual TLS: clients without a certificate of the CA are refused.
+    shares_port
+        Other processes listen on this port, too: the system gives each new connection to one of them (Linux).
     on_event
         Called with a line for the log.
     """
@@ -144,6 +146,7 @@ class GrpcServer:
         tls: ServerTls | None = None,
         insecure: bool = False,
         limits: Limits | None = None,
+        shares_port: bool = False,
         on_event: Callable[[str], None] = lambda text: None,
     ) -> None:
         import torch
@@ -161,18 +164,18 @@ class GrpcServer:
             limits.max_clients + _SPARE_CALLS, "hesplit-client", torch.set_num_threads, (torch.get_num_threads(),)
         )
         try:
-            self.port: int = _in_loop(self._bind(join_address(host, port), tls))
+            self.port: int = _in_loop(self._bind(join_address(host, port), tls, shares_port=shares_port))
         except RuntimeError as error:
             raise ProtocolError(f"cannot listen on {address}: {error}") from error
         if self.port == 0:
             raise ProtocolError(f"cannot listen on {address}: the address is not of this machine, or taken")
 
-    async def _bind(self, target: str, tls: ServerTls | None) -> int:
+    async def _bind(self, target: str, tls: ServerTls | None, *, shares_port: bool) -> int:
         limits = self._limits
         handshake = int(1000 * limits.handshake_seconds)
         options = [
             *channel_options(min(limits.max_message, framing.MAX_PIECE), MAX_MESSAGE),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(shares_port)),
             # Connections that do not get as far as a stream, and more streams in one than a client may have connections.
             ("grpc.server_handshake_timeout_ms", handshake),
             ("grpc.max_connection_idle_ms", handshake),

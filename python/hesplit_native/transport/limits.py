@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Any
 
 from hesplit_native.transport.channel import MAX_MESSAGE, TIMEOUT, ClientInfo
 from hesplit_native.transport.in_process import Conversation
@@ -64,7 +65,7 @@ class Stream:
     began: float = field(default_factory=monotonic)
     seen: float = field(default_factory=monotonic)
     answered: bool = False
-    work: asyncio.Future[object] | None = None  # what a thread does for it
+    work: asyncio.Future[Any] | None = None  # what a thread does for it
     why: str = ""  # the server ended it
     over: bool = False  # ended as it should, or said why not
     conversation: Conversation | None = None
