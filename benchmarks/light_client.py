@@ -53,6 +53,7 @@ class LightChannel:
         self._received = bytearray()
         self._message = bytearray()
         self._window = self._stream_window = self._initial = _WINDOW_BYTES
+        self._ended = False
         self._taken = 0  # bytes of data since the windows were opened
         fields = {
             ":method": "POST", ":scheme": "https", ":path": "/hesplit_native.Split/Converse", ":authority": host,
@@ -97,6 +98,8 @@ class LightChannel:
             message = bytes(self._message[_PREFIX.size : length])
             del self._message[:length]
             yield message
+        if self._ended:
+            raise ConnectionLost("the server ended the call")
 
     def flush(self) -> None:
         """Write what the socket would not take before."""
@@ -177,4 +180,4 @@ class LightChannel:
         elif kind == _PING and not flags & _ACK:
             self._write(_frame(_PING, _ACK, 0, payload))
         if kind in (_RESET, _GOAWAY) or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
-            raise ConnectionLost("the server ended the call")
+            self._ended = True
