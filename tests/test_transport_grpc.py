@@ -501,3 +501,43 @@ def test_clients_that_vanish_at_any_moment_are_no_internal_error(capfd):
     assert len(closed) == len(set(closed)) > 0
     assert not [event for event in events if "internal error" in event]
     assert "generator already executing" not in capfd.readouterr().err
+
+
+def test_what_is_quick_is_answered_at_once_and_the_rest_in_threads_of_its_own():
+    go = threading.Event()
+
+    def converse(client):
+        client.allowance.quick = lambda message: message == b"quick"
+        reply = b""
+        while True:
+            message = yield reply
+            if message == b"slow":
+                go.wait(30)
+            reply = threading.current_thread().name.encode()
+
+    with GrpcServer("127.0.0.1:0", converse) as server:
+        address = f"127.0.0.1:{server.port}"
+        waiting, other = connect(address, client_id="a"), connect(address, client_id="b")
+        waiting.send(b"slow")
+        for _ in range(3):
+            assert ask(other, b"quick") == b"hesplit-serve"
+            assert ask(other, b"another").startswith(b"hesplit-client")
+        go.set()
+        assert waiting.receive().startswith(b"hesplit-client")
+        waiting.close()
+        other.close()
+
+
+def test_a_client_that_does_not_listen_is_not_waited_for(echo):
+    with echo.serve(limits=Limits(idle_seconds=0.3)) as server:
+        address = f"127.0.0.1:{server.port}"
+        deaf = connect(address, client_id="deaf")
+        deaf.send(b"x" * 50_000_000)  # the answer is more than connections hold on their way
+        assert eventually(lambda: any("deaf" in event and "nothing for" in event for event in echo.events))
+        assert eventually(lambda: not server._roster.streams and len(echo.closed) == 1)
+        other = connect(address, client_id="other")
+        assert ask(other) == b"other:hello"
+        with pytest.raises(ConnectionLost):
+            deaf.receive()
+        deaf.close()
+        other.close()

@@ -288,7 +288,8 @@ class GrpcServer:
                 stream.sizes.take(len(reply))
                 for piece in framing.pieces(reply) if stream.takes_pieces else (reply,):
                     await context.write(piece)
-                stream.answered, stream.seen = True, monotonic()
+                    stream.seen = monotonic()
+                stream.answered = True
         except HESplitError as error:  # of a conversation that does not say so itself
             stream.over = True
             self._on_event(f"{stream.client.id}: refused: {error}")
