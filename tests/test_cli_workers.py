@@ -176,17 +176,26 @@ def test_none_outlives_the_one_that_started_them(serving):
 
 
 @linux
-def test_they_count_queries_together_and_sessions(serving, make_terms, tmp_path):
-    workers = serving("--queries", "5", "--query-ledger", str(tmp_path / "queries"), "--sessions", "2")
+def test_they_count_queries_together(serving, make_terms, tmp_path):
+    workers = serving("--queries", "5", "--query-ledger", str(tmp_path / "queries"))
     sessions = [workers.session_at(place, make_terms()) for place in (0, 1)]
     for turn in range(5):
         sessions[turn % 2].exchange(MessageType.EVALUATE, MessageType.LOGITS, matrix(1, 6))
     for session in sessions:
         with pytest.raises(QueryBudgetExceeded):
             session.exchange(MessageType.EVALUATE, MessageType.LOGITS, matrix(1, 6))
-        session.end()
-        session.channel.close()
+        session.leave()
+
+
+@linux
+def test_they_end_after_so_many_sessions_of_all_together(serving, make_terms):
+    workers = serving("--sessions", "2")
+    for _ in range(2):
+        session = workers.session(make_terms())
+        learn(session)
+        session.leave()
     assert workers.process.wait(60) == 0
+    assert not any(map(alive, workers.pids))
 
 
 @linux
@@ -216,7 +225,7 @@ def test_what_several_processes_cannot_do_is_refused(tmp_path):
 def test_groups_that_must_meet_in_one_process_are_refused(make_terms):
     alone, one_of_two = Server(), Server(place=1)
     for members in (0, 2):
-        terms = make_terms(group="g" * 16, members=members)
+        terms = make_terms(group=f"group of {members} of ours", members=members)
         Session(InProcessChannel(alone.converse(ClientInfo("a"))), terms, b"", Phases())
         with pytest.raises(ProtocolError, match="several processes"):
             Session(InProcessChannel(one_of_two.converse(ClientInfo("a"))), terms, b"", Phases())
