@@ -78,10 +78,10 @@ def eventually(condition):
 def test_messages_arrive_whole_in_order_and_are_counted(echo):
     with echo.serve() as server:
         channel = connect(f"127.0.0.1:{server.port}", client_id="alice")
-        for size in (0, 1, 1000, 3_000_000):
+        for size in (0, 1, 1000, 3_000_000, (1 << 20) + 24):
             assert ask(channel, b"x" * size) == b"alice:" + b"x" * size
-        total = 3_001_001
-        assert (channel.bytes_up, channel.bytes_down) == (total + 4 * 5, total + 4 * (5 + 6))
+        total = 3_001_001 + (1 << 20) + 24
+        assert (channel.bytes_up, channel.bytes_down) == (total + 5 * 5, total + 5 * (5 + 6))
         channel.close()
         channel.close()
         assert eventually(lambda: len(echo.closed) == 1)
@@ -451,6 +451,8 @@ def test_work_is_not_begun_for_clients_that_are_gone():
         assert eventually(lambda: begun == [b"first"])
         channel.send(b"second")
         channel.close()
+        (stream,) = server._roster.streams
+        assert eventually(stream.cancel.__self__.done)  # the server has heard of it
         go.set()
         assert eventually(lambda: not server._roster.streams)
     assert begun == [b"first"]

@@ -158,6 +158,7 @@ class GrpcServer:
         self._on_event = on_event
         self._tls = tls is not None
         self._roster = Roster(limits, by_host=tls is None)
+        self._watcher: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Future[None]] = set()
         # OpenMP's setting belongs to a thread: without this, matrix products in a new one take every core.
         self._pool = ThreadPoolExecutor(
@@ -209,7 +210,8 @@ class GrpcServer:
         _in_loop(self._stop(grace))
 
     async def _stop(self, grace: float) -> None:
-        self._watcher.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
         await self._server.stop(grace)
         if self._closing:
             await asyncio.wait(self._closing, timeout=grace)
@@ -321,16 +323,15 @@ class GrpcServer:
         self, conversation: Conversation, first: bytes, stream: Stream, context: Any
     ) -> bytes | None:
         beginning, length = framing.opening(first)
+        if len(beginning) == len(first):  # it came as it is
+            await self._slow_down(stream, length)
+            return await self._in_thread(stream, self._admit_and_reply, stream, conversation, first)
         dropped = await self._in_thread(stream, self._admit, stream, beginning, length)
-        if length == len(first) and beginning.obj is first and len(beginning) == length:
-            request = first
-        else:
-            parts = framing.Parts(beginning, length, wanted=not dropped)
-            while parts.missing:
-                parts.add(await self._received(stream, context))
-            request = parts.whole()
-            del parts
-        del first, beginning
+        parts = framing.Parts(beginning, length, wanted=not dropped)
+        while parts.missing:
+            parts.add(await self._received(stream, context))
+        request = parts.whole()
+        del parts, first, beginning
         await self._slow_down(stream, length)
         return await self._in_thread(stream, _reply, conversation, request)
 
@@ -350,6 +351,10 @@ class GrpcServer:
         dropped = stream.client.allowance.admit(beginning, length)
         stream.deadline += length / _LEAST_RATE
         return dropped
+
+    def _admit_and_reply(self, stream: Stream, conversation: Conversation, request: bytes) -> bytes | None:
+        self._admit(stream, memoryview(request), len(request))
+        return _reply(conversation, request)
 
     async def _slow_down(self, stream: Stream, length: int) -> None:
         """Wait where the client is faster than it may be."""
