@@ -7,6 +7,7 @@
 #   make fuzz         fuzzers of every entry that takes a peer's bytes, FUZZ_SECONDS each (CMake and Clang; docs/fuzzing.md)
 #   make load         a server under 64 clients, half of them mute, slow or greedy, for three minutes; with ATTACK=name all of
 #                     these do one thing, for ten (benchmarks/attacks.py)
+#   make soak         a server's memory over ten minutes of 64 clients; MINUTES=60 for an hour (benchmarks/soak.py)
 #   make docs         site/index.html: all of docs/, a course of examples, the reference of the API
 #   make notebooks    runs docs/notebooks and stores what they print and draw
 #   make wheel        dist/*.whl, which installs where there is no compiler (Linux: a manylinux wheel)
@@ -22,6 +23,7 @@ PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 DEMO_OUTPUT ?= demo-output
+MINUTES ?= 10
 CLANG ?= clang
 FUZZ_SECONDS ?= 60
 
@@ -33,7 +35,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find cmake cpp p
 	-type f -not -name '*.so' -not -name '*.pyc')
 CPP_FILES = $(shell find cpp -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-avx2 test-aarch64 lint format install docs notebooks fuzz load tsan kill wheel clean
+.PHONY: demo test test-avx2 test-aarch64 lint format install docs notebooks fuzz load soak tsan kill wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways \
@@ -101,6 +103,9 @@ fuzz:
 
 load: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.load $(if $(ATTACK),--attack $(ATTACK) --clients 16 --seconds 600)
+
+soak: $(VENV)/installed-test
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 kill: $(VENV)/installed-test
 	HESPLIT_KILLS=50 $(BIN)/python -m pytest tests/test_resume.py -k kills

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -40,9 +41,32 @@ def server_process(*options: str) -> Iterator[Serving]:
         reader.join(30)
 
 
+def cpu_seconds(process: int) -> float:
+    """CPU time of a process and those that it started."""
+    total = 0.0
+    for each in family(process):
+        fields = Path(f"/proc/{each}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def family(process: int) -> list[int]:
+    """A process and those that it started, and so on."""
+    found = [process]
+    for task in Path(f"/proc/{process}/task").iterdir():
+        for child in (task / "children").read_text(encoding="ascii").split():
+            found += family(int(child))
+    return found
+
+
 def memory(process: int) -> int:
     """MiB that a process has at present."""
     return _status(process, "VmRSS")
+
+
+def tree_memory(process: int) -> int:
+    """MiB that a process and those that it started have at present; what they share counts for each."""
+    return sum(memory(each) for each in family(process))
 
 
 def largest_memory(process: int) -> int:

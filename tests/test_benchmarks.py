@@ -147,3 +147,33 @@ def test_the_server_stands_up_to_every_attack(suite, capfd):
             assert among.tried[kind] > 0
         assert load.largest_memory(pid) < before + load.BUDGET
     assert not faults
+
+
+def test_many_clients(suite, monkeypatch, capsys):
+    module = suite("benchmarks.many_clients")
+    monkeypatch.setattr(module, "_STEPS", 5)
+    options = ["--clients", "3", "--workers", "1", "--protocols", "splitways,plain", "--seconds", "0.3"]
+    monkeypatch.setattr(sys, "argv", ["many_clients", *options])
+    assert module.main() == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert [row[0].strip() for row in rows] == ["splitways", "plain"]
+    for row in rows:
+        assert row[1].strip() == "3"
+        assert float(row[3]) > 0
+
+
+def test_growing_memory_is_noticed(suite):
+    growth = suite("benchmarks.soak").growth
+    turns = [10.0 * turn for turn in range(60)]
+    assert growth([(at, 300 + turn % 5) for turn, at in enumerate(turns)]) == pytest.approx(0, abs=6)
+    assert growth([(at, 100 + int(at / 5)) for at in turns]) == pytest.approx(720, rel=0.05)
+    assert growth([(at, 100 + min(200, 20 * turn)) for turn, at in enumerate(turns)]) == 0  # while it warms up
+
+
+def test_soak(suite, monkeypatch):
+    module = suite("benchmarks.soak")
+    monkeypatch.setattr(module, "TURN", 0.3)
+    samples, steps, faults = module.soak(3, 0.02, [])
+    assert len(samples) >= 2
+    assert steps >= 3
+    assert not faults

@@ -16,7 +16,9 @@ from hesplit_native.errors import ProtocolError, WireError
 from hesplit_native.layer.weights import Weights
 from hesplit_native.protocols import PROTOCOLS, messages, sessions
 from hesplit_native.protocols.messages import MessageType
+from hesplit_native.protocols.phases import Phases
 from hesplit_native.protocols.server import Server
+from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import Terms, initial_linear
 from hesplit_native.transport import ClientInfo, InProcessChannel
 
@@ -596,3 +598,33 @@ def test_one_client_cannot_crowd_out_the_others(make_terms):
         Conversation(server, ClientInfo("greedy")).hello(make_terms())
     assert len(server.sessions) <= 17
     assert good.ask(MessageType.FORWARD, matrix(4, 6)).type is MessageType.LOGITS
+
+
+def test_small_steps_are_quick_and_nothing_else_is(make_terms, tmp_path):
+    def begin(server, terms):
+        client = ClientInfo("a", peer="ipv4:192.0.2.1:1")
+        channel = InProcessChannel(server.converse(client))
+        return Session(channel, terms, b"", Phases()), client.allowance.quick
+
+    def message(session, kind, rows, columns, step=None):
+        values = messages.matrix(np.ones((rows, columns), np.float32), "values")
+        return messages.pack(kind, session._step if step is None else step, session.nonce, values)
+
+    session, quick = begin(Server(), make_terms())
+    forward = message(session, MessageType.FORWARD, 4, 6)
+    assert quick(forward)
+    assert not quick(message(session, MessageType.FORWARD, 4, 6, step=7))
+    assert not quick(messages.pack(MessageType.END, session._step, session.nonce))
+    assert not quick(b"no message")
+    assert not quick(message(session, MessageType.EVALUATE, 40_000, 6))  # long
+    # What was looked at is answered as anything else is.
+    session.channel.send(forward)
+    assert messages.unpack(session.channel.receive()).type is MessageType.LOGITS
+    assert not quick(forward)  # it has been answered
+    for server, terms in (
+        (Server(), make_terms(group="g" * 16)),  # others may be at work on the layer
+        (Server(queries=10, query_ledger=tmp_path), make_terms()),  # a disk is waited for
+        (Server(), make_terms(in_features=4096, out_features=512)),  # long work
+    ):
+        session, quick = begin(server, terms)
+        assert not quick(message(session, MessageType.FORWARD, 4, terms.in_features))

@@ -78,10 +78,10 @@ def eventually(condition):
 def test_messages_arrive_whole_in_order_and_are_counted(echo):
     with echo.serve() as server:
         channel = connect(f"127.0.0.1:{server.port}", client_id="alice")
-        for size in (0, 1, 1000, 3_000_000):
+        for size in (0, 1, 1000, 3_000_000, (1 << 20) + 24):
             assert ask(channel, b"x" * size) == b"alice:" + b"x" * size
-        total = 3_001_001
-        assert (channel.bytes_up, channel.bytes_down) == (total + 4 * 5, total + 4 * (5 + 6))
+        total = 3_001_001 + (1 << 20) + 24
+        assert (channel.bytes_up, channel.bytes_down) == (total + 5 * 5, total + 5 * (5 + 6))
         channel.close()
         channel.close()
         assert eventually(lambda: len(echo.closed) == 1)
@@ -419,9 +419,9 @@ def test_mute_connections_end_with_their_handshake(echo):
 
 
 def test_mute_connections_make_room_oldest_first(echo, monkeypatch):
-    from hesplit_native.transport import grpc
+    from hesplit_native.transport import limits
 
-    monkeypatch.setattr(grpc, "_HASTE_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "_HASTE_SECONDS", 0.0)
     with echo.serve(limits=Limits(max_clients=3)) as server:
         address = f"127.0.0.1:{server.port}"
         honest = connect(address, client_id="honest")
@@ -451,8 +451,10 @@ def test_work_is_not_begun_for_clients_that_are_gone():
         assert eventually(lambda: begun == [b"first"])
         channel.send(b"second")
         channel.close()
+        (stream,) = server._roster.streams
+        assert eventually(stream.cancel.__self__.done)  # the server has heard of it
         go.set()
-        assert eventually(lambda: not server._by_id)
+        assert eventually(lambda: not server._roster.streams)
     assert begun == [b"first"]
 
 
@@ -497,7 +499,47 @@ def test_clients_that_vanish_at_any_moment_are_no_internal_error(capfd):
             thread.start()
         for thread in threads:
             thread.join()
-        assert eventually(lambda: not server._by_id)
+        assert eventually(lambda: not server._roster.streams)
     assert len(closed) == len(set(closed)) > 0
     assert not [event for event in events if "internal error" in event]
     assert "generator already executing" not in capfd.readouterr().err
+
+
+def test_what_is_quick_is_answered_at_once_and_the_rest_in_threads_of_its_own():
+    go = threading.Event()
+
+    def converse(client):
+        client.allowance.quick = lambda message: message == b"quick"
+        reply = b""
+        while True:
+            message = yield reply
+            if message == b"slow":
+                go.wait(30)
+            reply = threading.current_thread().name.encode()
+
+    with GrpcServer("127.0.0.1:0", converse) as server:
+        address = f"127.0.0.1:{server.port}"
+        waiting, other = connect(address, client_id="a"), connect(address, client_id="b")
+        waiting.send(b"slow")
+        for _ in range(3):
+            assert ask(other, b"quick") == b"hesplit-serve"
+            assert ask(other, b"another").startswith(b"hesplit-client")
+        go.set()
+        assert waiting.receive().startswith(b"hesplit-client")
+        waiting.close()
+        other.close()
+
+
+def test_a_client_that_does_not_listen_is_not_waited_for(echo):
+    with echo.serve(limits=Limits(idle_seconds=0.3)) as server:
+        address = f"127.0.0.1:{server.port}"
+        deaf = connect(address, client_id="deaf")
+        deaf.send(b"x" * 50_000_000)  # the answer is more than connections hold on their way
+        assert eventually(lambda: any("deaf" in event and "nothing for" in event for event in echo.events))
+        assert eventually(lambda: not server._roster.streams and len(echo.closed) == 1)
+        other = connect(address, client_id="other")
+        assert ask(other) == b"other:hello"
+        with pytest.raises(ConnectionLost):
+            deaf.receive()
+        deaf.close()
+        other.close()

@@ -34,6 +34,7 @@ class Listening:
     timeout: float = field(default=300.0, metadata={"min": 1.0})
     max_clients: int = 32
     threads: int = 1
+    workers: int = field(default=1, metadata={"min": 1, "max": 256})
     metrics: str | None = None
 
 
@@ -131,7 +132,8 @@ _HELP = {
     "insecure": "Listen to other machines without TLS.",
     "timeout": "Seconds without a message after which a connection is closed.",
     "max_clients": "Connections at once.",
-    "threads": "Threads of torch and of the core.",
+    "threads": "Threads of torch and of the core, in each process.",
+    "workers": "Processes behind the port, each with its share of the memory; for layers that clients train, with --checkpoints.",
     "metrics": "Where Prometheus finds /metrics: host:port; :port is this machine only.",
     "memory": "MiB that all clients together may take; half of the machine's memory unless given.",
     "memory_per_client": "MiB that one client may take; a quarter of --memory unless given.",
@@ -167,21 +169,16 @@ _HELP = {
 @options_from_fields(_HELP)
 def serve_command(listening: Listening, shares: Shares, holding: Holding) -> None:
     """Hold linear layers for any number of clients at once: such as they train, or those of a model to be used (--model)."""
-    from rich.console import Console
-
     from hesplit_native.cli.paths import output_folder
-    from hesplit_native.cli.terminal import one_line
+    from hesplit_native.cli.workers import end_on_sigterm
     from hesplit_native.protocols.metrics import Metrics
 
-    _check_options(holding)
+    _check_options(listening, holding)
     if shares.query_ledger is not None:
         output_folder(shares.query_ledger)
-    console = Console()
+    console, event = terminal()
     set_threads(listening.threads)
-
-    def event(line: str) -> None:
-        console.print(one_line(line), highlight=False, markup=False, soft_wrap=True)
-
+    end_on_sigterm()
     try:
         with nullcontext() if listening.metrics is None else Metrics(listening.metrics) as counters:
             if counters is not None:
@@ -199,7 +196,17 @@ def serve_command(listening: Listening, shares: Shares, holding: Holding) -> Non
         raise typer.Exit(130) from None
 
 
-def _check_options(holding: Holding) -> None:
+def terminal() -> tuple[Console, Callable[[str], None]]:
+    """The terminal, and what writes a line of the log there."""
+    from rich.console import Console
+
+    from hesplit_native.cli.terminal import one_line
+
+    console = Console()
+    return console, lambda line: console.print(one_line(line), highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_options(listening: Listening, holding: Holding) -> None:
     """ParameterError for options that belong to another kind of server."""
     training, model, frozen = holding.training, holding.served, holding.served.frozen
     of_training: dict[str, object] = {
@@ -214,6 +221,7 @@ def _check_options(holding: Holding) -> None:
         "--no-hints": frozen.no_hints or None,
         "--private-weights": frozen.private_weights or None, "--weight-norm": frozen.weight_norm,
     }  # fmt: skip
+    of_training["--workers"] = listening.workers if listening.workers > 1 else None
     if model.model is None:
         _refuse(of_models | of_frozen, "--model")
     elif model.train:

@@ -6,6 +6,7 @@ session's reserve, its half at the server says before it answers them (`answers.
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _EVALUATION_BYTES = 1 << 25  # of these rows; fewer of wider layers
 
 _FLOAT32, _FLOAT64 = 4, 8
 _MATRIX_HEAD = 12
+_STEP_MULTIPLICATIONS = 32  # of an optimiser's step, and of taking over the weights, for each of them
 _MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2}
 _STORED_COPIES = 4  # of a state in memory: the last two, the one to be kept, and the one that is being stored
 _WRITTEN_COPIES = 2  # of a state on its way to disk
@@ -42,11 +44,13 @@ _tables = threading.Lock()
 class Work:
     """What answering one request takes.
 
-    `working`: until it is answered, the reply included. `kept`: of that what stays until the next one, beside request and reply.
+    `working`: bytes until it is answered, the reply included. `kept`: of that what stays until the next one, beside request and
+    reply. `multiplications`: as of `ServingCost`; where nobody knows, any number.
     """
 
     working: int
     kept: int = 0
+    multiplications: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ def session_costs(
 def matrix_work(terms: Terms, length: int, rows: int) -> Work:
     """A request of values in the clear, `length` bytes long: so many rows of activations or gradients."""
     layers = 4 if terms.hidden else 2  # values, and their gradients, of each layer that the rows go through
-    return Work(length + layers * _matrix(rows, _width(terms)), length)
+    products = (2 * rows + _STEP_MULTIPLICATIONS) * weight_count(terms)
+    return Work(length + layers * _matrix(rows, _width(terms)), length, products)
 
 
 def weight_count(terms: Terms) -> int:

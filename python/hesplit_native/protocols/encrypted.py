@@ -122,7 +122,8 @@ class EncryptedLayer:
         """What a message of this cost takes, together with the weights that are kept as they were encoded."""
         self._layouts.add(cost.layer_bytes)
         encoded = min(sum(self._layouts), max(*self._layouts, _KEPT_LAYOUTS))
-        return Work(cost.reply_bytes + cost.held_bytes + encoded + cost.working_bytes, cost.held_bytes + encoded)
+        kept = cost.held_bytes + encoded
+        return Work(cost.reply_bytes + kept + cost.working_bytes, kept, cost.multiplications)
 
     def forward(self, body: memoryview, *, keep: bool = False) -> tuple[bytes, int, _core.KeptRequest | None]:
         """Encrypted logits, the number of samples, and with `keep` the request for its weight gradient."""
@@ -140,7 +141,7 @@ class StepWork:
     def evaluation(self, body: memoryview) -> Work:
         """Of rows that come between: the step goes on afterwards."""
         work = self._encrypted.work(body)
-        return Work(work.working + self._step.kept, work.kept + self._step.kept)
+        return Work(work.working + self._step.kept, work.kept + self._step.kept, work.multiplications)
 
     def forward(self, body: memoryview) -> Work:
         """Of the activations that a step begins with."""
@@ -150,14 +151,14 @@ class StepWork:
     def gradient(self, kept: _core.KeptRequest) -> Work:
         """Of the masked weight gradient."""
         gradient = self._encrypted.work_of(self._encrypted.server.gradient_cost(kept))
-        self._step = Work(self._step.kept + gradient.working, gradient.kept)
+        self._step = Work(self._step.kept + gradient.working, gradient.kept, gradient.multiplications)
         return self._step
 
     def opened(self, kind: MessageType, body: memoryview) -> Work:
         """Of what came back of it."""
         terms = self._encrypted.terms
         values = values_work(terms, kind, body)
-        return Work(values.working + self._step.kept + _OPENED_COPIES * weight_count(terms), 0)
+        return Work(values.working + self._step.kept + _OPENED_COPIES * weight_count(terms))
 
 
 def check_hash(terms: Terms, actual: str) -> None:

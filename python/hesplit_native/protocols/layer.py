@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hesplit_native.errors import DataError
+from hesplit_native.protocols.optimizers import take_step
 from hesplit_native.protocols.terms import Terms, initial_linear, make_optimizer
 
 
@@ -42,7 +43,7 @@ class TrainedLayer:
         """One optimiser step from dJ/db [out] and dJ/dW [out, in]."""
         self.linear.weight.grad = weight_gradient
         self.linear.bias.grad = bias_gradient
-        self.optimizer.step()
+        take_step(self.optimizer)
         self.version += 1
 
     def assign(self, weight: Tensor, bias: Tensor) -> None:

@@ -15,11 +15,9 @@ it is used.
 from __future__ import annotations
 
 import json
-import math
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,8 +81,7 @@ class MessageType(IntEnum):
     KEY = 36  # frozen, without hints: text (the layer as the client knows it), blob (public material)
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """A message whose header has been checked, with its body still to be read."""
 
     type: MessageType
@@ -230,8 +227,5 @@ def json_object(content: str, name: str) -> dict[str, Any]:
 
 
 def _check_finite(values: Float32Array, name: str) -> None:
-    # A sum is finite when all are, unless it overflows: then look at each. Signalling NaNs make numpy warn.
-    with np.errstate(invalid="ignore"):
-        total = values.sum(dtype=np.float64)
-    if not math.isfinite(total) and not np.isfinite(values).all():
+    if not np.isfinite(values).all():
         raise RangeError(f"{name}: contains NaN or Inf (a lower learning rate may help)")

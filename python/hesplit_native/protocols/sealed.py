@@ -112,7 +112,8 @@ class SealedProtocolServer:
         """What `answer` would take."""
         if kind in (MessageType.FORWARD, MessageType.EVALUATE, MessageType.BACKWARD):
             cost = self.linear.cost(body)
-            return Work(cost.reply_bytes + cost.held_bytes + cost.layer_bytes + cost.working_bytes)
+            working = cost.reply_bytes + cost.held_bytes + cost.layer_bytes + cost.working_bytes
+            return Work(working, multiplications=cost.multiplications)
         return Work(0)  # the reserve has room for all weights anew
 
     def answer(self, kind: MessageType, body: memoryview) -> Answer | None:

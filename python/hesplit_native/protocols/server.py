@@ -16,7 +16,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from hesplit_native.layer.weights import Weights
 from hesplit_native.protocols import PROTOCOLS, messages
 from hesplit_native.protocols.answers import Answer, ServerLayer
 from hesplit_native.protocols.budget import Budget, Hold, default_memory, give_back_memory
-from hesplit_native.protocols.costs import SessionCosts, session_costs
+from hesplit_native.protocols.costs import SessionCosts, Work, session_costs
 from hesplit_native.protocols.frozen_messages import LOGGED_REFUSALS, refusal, unknown_layer
 from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.queries import answered_rows, make_ledger
@@ -48,6 +48,20 @@ from hesplit_native.transport.in_process import Conversation
 
 _EXPIRY_SECONDS = 3600.0  # between two looks for checkpoints that are too old
 
+#: What is worth no thread of its own: messages that are no longer, and lead to no more work, which takes 0.2 to 2 ms.
+_QUICK_BYTES = 1 << 17
+_QUICK_MULTIPLICATIONS = 1 << 22
+
+_STEPS = frozenset(
+    {
+        MessageType.FORWARD,
+        MessageType.BACKWARD,
+        MessageType.EVALUATE,
+        MessageType.LEARN,
+        MessageType.OPENED_GRADIENT,
+        MessageType.OPENED_SHARE,
+    }
+)
 _PHASES = {
     MessageType.LOGITS: "forward",
     MessageType.SHARE: "forward",
@@ -72,6 +86,18 @@ class _Opening:
     )  # of the session that it goes on from, where that is still here
 
 
+class _Elsewhere(Exception):
+    """Another process has the session: a client that is let go without an answer comes again, perhaps to that one."""
+
+
+class _Quick(NamedTuple):
+    """A message that was looked at before it was taken: what it takes is not found out twice."""
+
+    message: bytes
+    request: Message
+    work: Work
+
+
 @dataclass(eq=False)
 class _Connection:
     """One connection: who it is, and what it holds until it has a session."""
@@ -81,6 +107,7 @@ class _Connection:
     session: SessionState | None = None
     opening: _Opening | None = None
     admitted: bool = False  # the next message
+    quick: _Quick | None = None
 
 
 class Server:
@@ -114,6 +141,10 @@ class Server:
     told_seeds
         Let sessions of `vertical` begin with weights that are drawn under the seed that their client names, who can then compute them
         and all that follows: for runs within one process, and tests. Otherwise the server draws them.
+    place
+        Which one of several processes behind one port this is, that keep the same checkpoints, below 256. A client whose session goes
+        on in another one is let go, until it comes to that; groups whose members must meet in one process are refused. None: the
+        only one.
     on_event
         Called with a line for the log.
     """
@@ -132,9 +163,11 @@ class Server:
         memory_kept: int = 0,
         queries: int | None = None,
         query_ledger: Path | None = None,
+        place: int | None = None,
         on_event: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.ended = 0
+        self._place = place
         self._queries = make_ledger(queries, query_ledger, on_event)
         self.budget = Budget(default_memory() if memory is None else memory, memory_per_client, kept=memory_kept)
         self._store = CheckpointStore(checkpoints, keep_days=keep_days, on_event=on_event)
@@ -181,6 +214,7 @@ class Server:
         connection = _Connection(client, self.budget.hold(client.id))
         client.allowance.settled = False
         client.allowance.admit = lambda beginning, length: self._admit(connection, beginning, length)
+        client.allowance.quick = lambda message: self._is_quick(connection, message)
         reply = b""
         try:
             while True:
@@ -189,6 +223,9 @@ class Server:
                     reply = self._reply(connection, message)
                 except HESplitError as error:
                     yield self._refuse(connection, error)
+                    return
+                except _Elsewhere:
+                    self._on_event(f"{client.id}: let go, its session is with another process")
                     return
                 if messages.unpack(reply).type is MessageType.SUMMARY:
                     yield reply
@@ -199,16 +236,37 @@ class Server:
                 self._sessions.disconnect(connection.session, connection)
             # The connection and the client know each other: a session that is forgotten would wait for the garbage collector.
             connection.session = connection.opening = None
-            client.allowance.admit = Allowance().admit
+            client.allowance.admit, client.allowance.quick = Allowance().admit, Allowance().quick
 
     def _reply(self, connection: _Connection, message: bytes) -> bytes:
+        session, quick, connection.quick = connection.session, connection.quick, None
+        if session is not None and quick is not None and quick.message is message:
+            self._admit_to_session(connection, session, len(message))
+            return self._answer(session, quick.request, message, connection, quick.work)
         if not connection.admitted:
             self._admit(connection, memoryview(message), len(message))
         connection.admitted = False
         request = messages.unpack(message)
-        if connection.session is not None:
-            return self._answer(connection.session, request, message, connection)
+        if session is not None:
+            return self._answer(session, request, message, connection)
         return self._open(connection, request)
+
+    def _is_quick(self, connection: _Connection, message: bytes) -> bool:
+        """Whether a message is a small step of its session, which shares nothing that others may be holding."""
+        session = connection.session
+        if session is None or session.group is not None or self._queries is not None or len(message) > _QUICK_BYTES:
+            return False
+        try:
+            request = messages.unpack(message)
+            if request.type not in _STEPS or not session.expects(request, connection):
+                return False
+            work = session.protocol.work(request.type, request.body)
+        except HESplitError:  # as whoever answers it will say
+            return False
+        if work.multiplications > _QUICK_MULTIPLICATIONS:
+            return False
+        connection.quick = _Quick(message, request, work)
+        return True
 
     def _refuse(self, connection: _Connection, error: HESplitError) -> bytes:
         session = connection.session
@@ -260,6 +318,11 @@ class Server:
             run, step, values = named, checkpoint, messages.json_object(text, "restore")
         terms = Terms.from_json(values)
         self._check_start(terms)
+        if terms.group and terms.members != 1 and self._place is not None:
+            raise ProtocolError(
+                "this server is several processes (--workers), in which members of a group that takes turns or averages its layers as "
+                "it goes would not meet: it must be one process for that"
+            )
         material_bytes = length - messages.HEADER_BYTES - (len(request.body) - len(material))
         costs = session_costs(terms, material, material_bytes, checkpoints_in_memory=self._store.in_memory)
         return _Opening(request.type, terms, costs, run, step)
@@ -316,9 +379,15 @@ class Server:
         hold, connection.hold = connection.hold, self.budget.hold(client.id)
         hold.resize(costs.held)
         connection.session = session = SessionState(
-            client.id, run, secrets.token_bytes(16), terms, protocol, layer, costs, hold, group, owner=connection
+            client.id, run, self._new_nonce(), terms, protocol, layer, costs, hold, group, owner=connection
         )
         return session
+
+    def _new_nonce(self) -> bytes:
+        """Of a session; it begins with this process's place."""
+        if self._place is None:
+            return secrets.token_bytes(16)
+        return bytes([self._place]) + secrets.token_bytes(15)
 
     def _layer(self, client: ClientInfo, opening: _Opening, run: str) -> tuple[Group | None, ServerLayer | None]:
         """A new layer, or the one that this session's group trains in turns; None where the server holds none in the clear."""
@@ -384,6 +453,8 @@ class Server:
         run, text = values.get("run"), values.get("session")
         if not isinstance(run, str) or not isinstance(text, str):
             raise WireError("resume: expected a run and a session")
+        if self._place is not None and text and text[:2] != f"{self._place:02x}":
+            raise _Elsewhere
         session = self._sessions.find(run, text, client.id)
         if session is not None:
             with session.lock:
@@ -401,7 +472,14 @@ class Server:
 
     # Answering a session
 
-    def _answer(self, session: SessionState, request: Message, message: bytes, connection: _Connection) -> bytes:
+    def _answer(
+        self,
+        session: SessionState,
+        request: Message,
+        message: bytes,
+        connection: _Connection,
+        known: Work | None = None,
+    ) -> bytes:
         with session.lock:
             session.seen = monotonic()
             if session.owner is not connection:
@@ -415,7 +493,7 @@ class Server:
             if request.step != session.expected:
                 raise ProtocolError(f"request {request.step} came where {session.expected} was due")
             with session.turn():
-                work = session.protocol.work(request.type, request.body)
+                work = known or session.protocol.work(request.type, request.body)
                 self._sessions.resize(session.hold, session.taken(2 * len(message) + work.working))
                 try:
                     self._count(connection.client, session, request)

@@ -16,7 +16,7 @@ from hesplit_native.errors import BudgetError, ProtocolError
 from hesplit_native.protocols.answers import Answer, Answers, ServerLayer, Stored
 from hesplit_native.protocols.budget import Budget, Hold, mebibytes
 from hesplit_native.protocols.costs import SessionCosts, Work
-from hesplit_native.protocols.messages import MessageType
+from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.storage import CheckpointStore
 from hesplit_native.protocols.terms import Terms
 
@@ -94,6 +94,10 @@ class SessionState:
     refused: int = 0  # requests, while the session went on
     seen: float = field(default_factory=monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def expects(self, request: Message, owner: object) -> bool:
+        """Whether this is the request that comes next, over the connection that the session goes on over."""
+        return self.owner is owner and (request.session, request.step) == (self.nonce, self.expected)
 
     def turn(self) -> AbstractContextManager[object]:
         """To be entered for work on the layer: members that share one must not meet on it."""

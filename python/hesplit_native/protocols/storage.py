@@ -228,9 +228,10 @@ class CheckpointStore:
 
     def _remove(self, run: str, why: str) -> None:
         assert self._folder is not None
-        for path in (self._folder / run).iterdir():
-            path.unlink(missing_ok=True)
-        (self._folder / run).rmdir()
+        with contextlib.suppress(FileNotFoundError):  # another process has done so
+            for path in (self._folder / run).iterdir():
+                path.unlink(missing_ok=True)
+            (self._folder / run).rmdir()
         self._on_event(f"the checkpoints of run {run[:8]} were removed: {why}")
 
     def _drop(self, run: str) -> None:

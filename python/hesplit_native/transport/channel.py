@@ -15,6 +15,8 @@ from hesplit_native.transport.certificates import check_client_id
 PREFIX_BYTES = 5
 #: No message of this package is longer (rotation keys of the slot packing are the longest).
 MAX_MESSAGE = 1 << 28
+#: Seconds without an answer after which a peer counts as gone.
+TIMEOUT = 300.0
 #: Messages up to this length travel in one piece; longer ones are let in by their first piece.
 SHORT_MESSAGE = 1 << 20
 
@@ -23,17 +25,25 @@ def _admit_any(beginning: memoryview, length: int) -> None:
     """The transport's own limit is the only one."""
 
 
+def _never_quick(message: bytes) -> bool:
+    """Nobody knows."""
+    return False
+
+
 @dataclass
 class Allowance:
     """What one connection may send. A conversation sets it before its first message; the transport asks it.
 
     `admit` is called with the beginning of every message, up to SHORT_MESSAGE bytes, and its length, before the rest is taken in. It
     raises an HESplitError to end the conversation; True lets in the beginning alone, and the rest is thrown away as it comes.
+    `quick` says of a whole message whether it is answered within a millisecond or so, waiting for nobody: a transport may then ask
+    for the answer in a thread that serves other connections too.
     `settled` turns True when the handshake is over: until then a connection may be closed to make room for others. None: the first
     answer ends the handshake.
     """
 
     admit: Callable[[memoryview, int], bool | None] = _admit_any
+    quick: Callable[[bytes], bool] = _never_quick
     settled: bool | None = None
 
 

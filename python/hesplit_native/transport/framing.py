@@ -50,29 +50,58 @@ def messages(received: Iterable[bytes], admit: Callable[[memoryview, int], bool 
             admit(memoryview(first), len(first))
             yield first
             continue
-        length, beginning = _piece(first, 0)
-        message = _whole(source, beginning, length, wanted=not admit(beginning, length))
+        message = _whole(first, source, admit)
         if message is None:
             return  # the peer has gone
         yield message
         del message  # whoever has it decides how long it is kept
 
 
-def _whole(source: Iterator[bytes], beginning: memoryview, length: int, *, wanted: bool) -> bytes | None:
-    """The message that goes on as `source` says, or only its beginning when the rest is not wanted; None if it breaks off."""
-    parts: list[bytes | memoryview] = [beginning]
-    have = len(beginning)
-    while have < length:
+def _whole(first: bytes, source: Iterator[bytes], admit: Callable[[memoryview, int], bool | None]) -> bytes | None:
+    beginning, length = opening(first)
+    parts = Parts(beginning, length, wanted=not admit(beginning, length))
+    while parts.missing:
         following = next(source, None)
         if following is None:
             return None
-        total, part = _piece(following, have)
-        if total != length:
-            raise WireError(f"a piece of a message of {total} bytes among those of one of {length} bytes")
-        if wanted:
-            parts.append(part)
-        have += len(part)
-    return b"".join(parts)
+        parts.add(following)
+    return parts.whole()
+
+
+def opening(first: bytes) -> tuple[memoryview, int]:
+    """The beginning of a message, and its length, from what was received first of it."""
+    if first[: len(_MAGIC)] != _MAGIC:
+        return memoryview(first), len(first)
+    length, beginning = _piece(first, 0)
+    return beginning, length
+
+
+class Parts:
+    """A message whose pieces come one after the other; where it is not wanted only its beginning is kept."""
+
+    def __init__(self, beginning: memoryview, length: int, *, wanted: bool) -> None:
+        self._length = length
+        self._wanted = wanted
+        self._parts = [beginning]
+        self._have = len(beginning)
+
+    @property
+    def missing(self) -> bool:
+        """Whether more is to come."""
+        return self._have < self._length
+
+    def add(self, piece: bytes) -> None:
+        """The piece that must come next."""
+        total, part = _piece(piece, self._have)
+        if total != self._length:
+            raise WireError(f"a piece of a message of {total} bytes among those of one of {self._length} bytes")
+        if self._wanted:
+            self._parts.append(part)
+        self._have += len(part)
+
+    def whole(self) -> bytes:
+        """The message."""
+        return b"".join(self._parts)
 
 
 def _piece(data: bytes, offset: int) -> tuple[int, memoryview]:
