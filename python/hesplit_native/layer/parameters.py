@@ -174,7 +174,10 @@ class Parameters:
             if logit_noise is not None and step["logit_noise"] > logit_noise:
                 continue
             least = least or candidate
-            if candidate.ring_degree > least.ring_degree or candidate.total_bits > least.total_bits + _SHORTER_REPLIES:
+            if (
+                candidate.ring_degree > least.ring_degree
+                or candidate.total_bits > least.total_bits + _SHORTER_REPLIES[packing]
+            ):
                 break  # more only adds bytes and work
             bytes_moved = step["request_bytes"] + step["reply_bytes"]
             seconds = sum(step.get(f"{part}_seconds", 0.0) for part in ("client", "server", "link"))
@@ -464,8 +467,9 @@ def _candidates(packing: Packing, security: Attacker, *, traced: bool = False) -
     ]
 
 
-# Bits of modulus beyond the least that holds a layer, up to which replies may become shorter by more than requests grow.
-_SHORTER_REPLIES = 12
+# Bits of modulus beyond the least that holds a layer, up to which replies may become shorter by more than requests grow. Of merged
+# blocks the special prime grows, too.
+_SHORTER_REPLIES: dict[Packing, int] = {"blocks": 12, "slots": 12, "merged": 24}
 #: Vector kernels take primes up to this.
 _VECTOR_PRIME_BITS = 50
 #: Up to this matrix products of large layers take 32-bit multiplications (kCheapPrimeBits).
