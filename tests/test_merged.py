@@ -200,4 +200,4 @@ def test_what_is_not_needed_for_precision_makes_searches_fast():
     estimates = [params.estimate(128, 50_000, 1, weight_norm=1) for params in (short, fast)]
     assert short.total_bits < fast.total_bits
     assert estimates[1]["server_seconds"] < 0.75 * estimates[0]["server_seconds"]  # with the encoding of weights
-    assert estimates[1]["request_bytes"] < 1.3 * estimates[0]["request_bytes"]
+    assert estimates[1]["request_bytes"] < 1.4 * estimates[0]["request_bytes"]
