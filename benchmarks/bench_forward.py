@@ -39,4 +39,20 @@ class PrivateForward:
         return len(self.layer.reply)
 
 
-Forward.track_reply_bytes.unit = PrivateForward.track_reply_bytes.unit = "bytes"
+class OneRow:
+    """A row with many outputs, without and with merging."""
+
+    params = [["blocks", "merged"], [(1, 128, 4096), (1, 768, 768)]]
+    param_names = ["packing", "(batch, in, out)"]
+
+    def setup(self, packing, shape):
+        self.layer = Layer(packing, shape)
+
+    def time_forward(self, packing, shape):
+        self.layer.server.forward(self.layer.request)
+
+    def track_message_bytes(self, packing, shape):
+        return len(self.layer.request) + len(self.layer.reply)
+
+
+OneRow.track_message_bytes.unit = Forward.track_reply_bytes.unit = PrivateForward.track_reply_bytes.unit = "bytes"

@@ -177,3 +177,14 @@ def test_soak(suite, monkeypatch):
     assert len(samples) >= 2
     assert steps >= 3
     assert not faults
+
+
+def test_searches(suite, monkeypatch, capsys):
+    module = suite("benchmarks.search")
+    monkeypatch.setattr(module, "SHAPES", [(1, 20, 300, {})])
+    monkeypatch.setattr(module, "TABLES", [(300, 16)])
+    monkeypatch.setattr(sys, "argv", ["search", "--rounds", "2"])
+    module.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[5] for line in lines[1:3]] == ["blocks", "merged"]
+    assert lines[-1].endswith("| 20")
