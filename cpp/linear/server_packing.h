@@ -14,6 +14,7 @@
 #include "ring/ring.h"
 #include "rlwe/galois.h"
 #include "rlwe/public_key.h"
+#include "wire/codec.h"
 #include "wire/format.h"
 
 namespace hesplit {
@@ -35,6 +36,10 @@ struct GroupInputs {
     Buffer<std::uint64_t> c0;
     Buffer<std::uint64_t> c1;
 };
+
+// Those of a group of `inputs` ciphertexts. Throws WireError for residues beyond the modulus.
+GroupInputs read_group(const Ring& ring, const PolynomialCodec& codec, const ForwardRequest& request, std::size_t group,
+                       std::size_t inputs);
 
 // The weights of a layer, made ready for one packing. Safe to use from several threads.
 class LayerWeights {

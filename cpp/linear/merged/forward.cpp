@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "base/parallel.h"
-#include "rlwe/encryption.h"
 
 namespace hesplit {
 
@@ -124,19 +123,6 @@ std::shared_ptr<const MergedWeights> MergedLayerWeights::encoded(const BatchShap
     return made;
 }
 
-GroupInputs MergedLayerWeights::read_group(const ForwardRequest& request, std::size_t group, std::size_t inputs) const {
-    const Ring& ring = merging_.data();
-    GroupInputs made{Buffer<std::uint64_t>(inputs * ring.size()), Buffer<std::uint64_t>(inputs * ring.size())};
-    parallel_for(inputs, [&](std::size_t j) {
-        const std::size_t index = group * inputs + j;
-        std::uint64_t* c0 = made.c0.data() + j * ring.size();
-        codec_.unpack(request.ciphertexts.data + index * codec_.bytes(), c0);
-        ring.to_ntt(c0);
-        expand_uniform(ring, request.head.seed, static_cast<std::uint32_t>(index), made.c1.data() + j * ring.size());
-    });
-    return made;
-}
-
 std::string MergedLayerWeights::forward(const ForwardRequest& request, std::vector<GroupInputs>* kept,
                                         LogitMasks*) const {
     const Ring& ring = merging_.data();
@@ -154,7 +140,7 @@ std::string MergedLayerWeights::forward(const ForwardRequest& request, std::vect
                                     {shape, scaling_.reply_bits, scaling_.reply_scale}, runs.bytes());
     std::uint8_t* out = writer.reserve(runs.bytes());
     for (std::size_t group = 0; group < shape.groups(); ++group) {
-        GroupInputs inputs = read_group(request, group, layout.blocks.inputs());
+        GroupInputs inputs = read_group(ring, codec_, request, group, layout.blocks.inputs());
         if (kept) {
             kept->push_back(inputs);
         }

@@ -62,7 +62,6 @@ class MergedLayerWeights final : public LayerWeights {
 
   private:
     std::shared_ptr<const MergedWeights> encoded(const BatchShape& shape) const;
-    GroupInputs read_group(const ForwardRequest& request, std::size_t group, std::size_t inputs) const;
 
     Scaling scaling_;
     const Merging& merging_;

@@ -1,23 +1,8 @@
 #include "linear/slots/forward.h"
 
 #include "base/parallel.h"
-#include "rlwe/encryption.h"
 
 namespace hesplit {
-
-GroupInputs SlotLayerWeights::read_group(const ForwardRequest& request, std::size_t group) const {
-    const Ring& ring = ring_.data();
-    const std::size_t inputs = layout_.inputs();
-    GroupInputs made{Buffer<std::uint64_t>(inputs * ring.size()), Buffer<std::uint64_t>(inputs * ring.size())};
-    for (std::size_t j = 0; j < inputs; ++j) {
-        const std::size_t index = group * inputs + j;
-        std::uint64_t* c0 = made.c0.data() + j * ring.size();
-        codec_.unpack(request.ciphertexts.data + index * codec_.bytes(), c0);
-        ring.to_ntt(c0);
-        expand_uniform(ring, request.head.seed, static_cast<std::uint32_t>(index), made.c1.data() + j * ring.size());
-    }
-    return made;
-}
 
 std::string SlotLayerWeights::forward(const ForwardRequest& request, std::vector<GroupInputs>* kept,
                                       LogitMasks*) const {
@@ -36,7 +21,7 @@ std::string SlotLayerWeights::forward(const ForwardRequest& request, std::vector
         kept->resize(groups);
     }
     parallel_for(groups, [&](std::size_t group) {
-        GroupInputs inputs = read_group(request, group);
+        GroupInputs inputs = read_group(ring, codec_, request, group, layout_.inputs());
         const std::vector<SlotCiphertext> results = weights_.products(inputs, keys_);
         for (std::size_t p = 0; p < products; ++p) {
             std::uint8_t* to = out + runs.offset(group * products + p);

@@ -27,8 +27,6 @@ class SlotLayerWeights final : public LayerWeights {
     void work_ahead() const override {}
 
   private:
-    GroupInputs read_group(const ForwardRequest& request, std::size_t group) const;
-
     SlotWeights weights_;
     const SlotRing& ring_;
     const SlotLayout& layout_;

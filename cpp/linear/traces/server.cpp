@@ -7,22 +7,8 @@
 #include "linear/precision.h"
 #include "linear/private_replies.h"
 #include "linear/traces/refusal.h"
-#include "rlwe/encryption.h"
 
 namespace hesplit {
-
-GroupInputs TraceLayerWeights::read_group(const ForwardRequest& request, std::size_t group) const {
-    const std::size_t count = layout_.inputs();
-    GroupInputs made{Buffer<std::uint64_t>(count * ring_.size()), Buffer<std::uint64_t>(count * ring_.size())};
-    parallel_for(count, [&](std::size_t j) {
-        const std::size_t index = group * count + j;
-        std::uint64_t* c0 = made.c0.data() + j * ring_.size();
-        codec_.unpack(request.ciphertexts.data + index * codec_.bytes(), c0);
-        ring_.to_ntt(c0);
-        expand_uniform(ring_, request.head.seed, static_cast<std::uint32_t>(index), made.c1.data() + j * ring_.size());
-    });
-    return made;
-}
 
 void TraceLayerWeights::write_product(const ForwardRequest& request, const GroupInputs& inputs, std::size_t p,
                                       std::size_t samples, std::uint8_t* out) const {
@@ -63,7 +49,7 @@ std::string TraceLayerWeights::forward(const ForwardRequest& request, std::vecto
         begin_reply(request.header, MessageType::reply, {shape, scaling.reply_bits, scaling.reply_scale}, runs.bytes());
     std::uint8_t* out = writer.reserve(runs.bytes());
     for (std::size_t group = 0; group < shape.groups(); ++group) {
-        GroupInputs inputs = read_group(request, group);
+        GroupInputs inputs = read_group(ring_, codec_, request, group, layout_.inputs());
         parallel_for(products, [&](std::size_t p) {
             write_product(request, inputs, p, shape.samples_of(group), out + runs.offset(group * products + p));
         });

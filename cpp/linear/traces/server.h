@@ -28,7 +28,6 @@ class TraceLayerWeights final : public LayerWeights {
     void work_ahead() const override {}
 
   private:
-    GroupInputs read_group(const ForwardRequest& request, std::size_t group) const;
     // Writes one ciphertext of the reply.
     void write_product(const ForwardRequest& request, const GroupInputs& inputs, std::size_t p, std::size_t samples,
                        std::uint8_t* out) const;
