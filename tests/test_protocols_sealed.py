@@ -282,6 +282,6 @@ def test_weights_that_grow_are_sealed_anew_with_the_gradient_of_the_old_ones(mak
         x, gradient = torch.randn(4, 6, generator=generator), torch.randn(4, 3, generator=generator)
         before = layer.linear.weight.detach().clone()
         client.forward(x)
-        torch.testing.assert_close(client.backward(x, gradient), gradient @ before, atol=2e-2, rtol=0)
+        torch.testing.assert_close(client.backward(x, gradient), gradient @ before, atol=5e-2, rtol=0)
         torch.testing.assert_close(client.evaluate(x), layer.forward(x), atol=0.2, rtol=0)
     assert linear._native.weight_scale < scale

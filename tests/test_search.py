@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import hesplit_native as hn
+from hesplit_native import _testing
 from hesplit_native.layer.keyed import KeyedAgreement, KeyedClient, KeyedServer, keyed_parameters
 from hesplit_native.protocols.frozen_client import Connection
 from hesplit_native.protocols.served_layers import KeyedLayer
@@ -183,3 +184,54 @@ def test_from_the_command_line(tmp_path):
         finally:
             server.send_signal(signal.SIGINT)
             server.wait(20)
+
+
+class Edge:
+    """A server's answers, or a forged one, of which a number is at the edge of its range."""
+
+    def __init__(self, products, forged):
+        self._products, self.forged = products, forged
+
+    def __getattr__(self, name):
+        return getattr(self._products, name)
+
+    def multiply(self, request):
+        reply = bytearray(self._products.multiply(request))
+        if self.forged:
+            head = 64 + 12 + 1 + 8
+            bits = reply[64 + 12]
+            # The first number of c0; c1 is 0.
+            reply[head:-8] = ((1 << (bits - 1)) - 1).to_bytes(len(reply) - head - 8, "little")
+        return _testing.reseal(bytes(reply))
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_key_is_not_used_again_after_a_reply_out_of_range(private):
+    layer = KeyedLayer("fc", KeyedServer(table(200, 16), private=private))
+    served = make_service([layer], memory=MEMORY)
+    with Connection([("here", lambda: InProcessChannel(served.converse(ClientInfo("test"))))], 0.0) as connection:
+        x = table(1, 16, seed=1)
+        connection.multiply("fc", x)
+        before = connection._keys["fc"].client
+        make = layer.server.for_client
+        object.__setattr__(layer.server, "for_client", lambda material: Edge(make(material), True))
+        connection._forget_key("fc", connection._keys["fc"])
+        with pytest.raises(hn.RangeError):
+            connection.multiply("fc", x)
+        assert "fc" not in connection._keys
+        object.__setattr__(layer.server, "for_client", make)
+        exact = x @ table(200, 16).T
+        np.testing.assert_allclose(connection.multiply("fc", x), exact, atol=1e-3)
+        with pytest.raises(hn.KeyMismatchError):
+            before.encrypt(x)
+
+
+def test_requests_hold_no_memory_for_what_is_resident():
+    server = KeyedServer(table(20_000, 64), private=False)
+    assert server.resident_bytes > 20_000_000 > server.agreement.cost(1).working_bytes
+
+
+def test_a_layer_that_no_request_could_use_is_refused_at_the_start():
+    weight = np.zeros((2048, 65536), np.float32)
+    with pytest.raises(hn.WireError, match="of memory"):
+        KeyedServer(weight, private=False)

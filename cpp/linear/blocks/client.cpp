@@ -36,7 +36,7 @@ template <class T>
 void BlockClientPacking::encode_values(const BatchShape& shape, const T* x, std::size_t samples, std::size_t input,
                                        std::uint64_t* coefficients) const {
     const int shift = activation_shift(choice_);
-    Buffer<std::int64_t> integers(ring_.degree());
+    SecretBuffer<std::int64_t> integers(ring_.degree());
     place_input(layout(shape), x, samples, input, std::ldexp(choice_.scale, -shift),
                 {integers.data(), integers.size()});
     ring_.lift(View<const std::int64_t>{integers.data(), integers.size()}, coefficients);

@@ -103,24 +103,15 @@ MergedLayerWeights::MergedLayerWeights(const ParameterChoice& choice, const Merg
 }
 
 std::shared_ptr<const MergedWeights> MergedLayerWeights::encoded(const BatchShape& shape) const {
-    constexpr std::size_t kMaxLayouts = 2;
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& [group_size, weights] : encoded_) {
-        if (group_size == shape.group_size) {
-            return weights;
-        }
-    }
-    encoded_.emplace_back(
-        shape.group_size,
-        std::make_shared<const MergedWeights>(
+    if (!encoded_ || encoded_->layout().blocks.group_size != shape.group_size) {
+        encoded_.reset();  // layouts are the client's choice: no two of them are kept
+        encoded_ = std::make_shared<const MergedWeights>(
             scaling_, merging_,
             merged_layout(merging_.data().degree(), features_, weight_.size() / features_, shape.group_size),
-            View<const double>{weight_.data(), weight_.size()}, View<const double>{bias_.data(), bias_.size()}));
-    const std::shared_ptr<const MergedWeights> made = encoded_.back().second;
-    if (encoded_.size() > kMaxLayouts) {
-        encoded_.erase(encoded_.begin());
+            View<const double>{weight_.data(), weight_.size()}, View<const double>{bias_.data(), bias_.size()});
     }
-    return made;
+    return encoded_;
 }
 
 std::string MergedLayerWeights::forward(const ForwardRequest& request, std::vector<GroupInputs>* kept,

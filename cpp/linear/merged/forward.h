@@ -6,7 +6,6 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "linear/merged/merging.h"
@@ -71,8 +70,7 @@ class MergedLayerWeights final : public LayerWeights {
     std::vector<double> bias_;
 
     mutable std::mutex mutex_;
-    // By samples of a group. Oldest first.
-    mutable std::vector<std::pair<std::size_t, std::shared_ptr<const MergedWeights>>> encoded_;
+    mutable std::shared_ptr<const MergedWeights> encoded_;  // in the layout of the last request
 };
 
 }  // namespace hesplit

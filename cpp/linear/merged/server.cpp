@@ -18,6 +18,12 @@ std::shared_ptr<const LayerWeights> MergedServerPacking::make_weights(std::vecto
                                                       std::move(weight), std::move(bias));
 }
 
+ServingCost MergedServerPacking::weights_cost() const {
+    // Of one sample: what does not fit there fits nowhere.
+    const auto width = static_cast<std::uint32_t>(merged_width(ring_.degree(), features_));
+    return cost(Served::forward, {1, 1, width}, most_reply_bits(ring_));
+}
+
 void MergedServerPacking::check_shape(const BatchShape& shape) const {
     const std::size_t most = most_merged_samples(ring_.degree(), features_, parameters_.choice().batch_size);
     if (shape.width != merged_width(ring_.degree(), features_) || shape.group_size < 1 || shape.group_size > most ||

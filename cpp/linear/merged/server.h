@@ -14,6 +14,7 @@ class MergedServerPacking final : public BlockServerPacking {
   public:
     MergedServerPacking(const Parameters& parameters, std::size_t features, std::size_t outputs);
 
+    ServingCost weights_cost() const override;
     std::shared_ptr<const LayerWeights> make_weights(std::vector<double> weight,
                                                      std::vector<double> bias) const override;
     void check_shape(const BatchShape& shape) const override;

@@ -136,7 +136,7 @@ void SealedLayerClient::write_ciphertexts(WireWriter& writer, const PolynomialCo
     std::uint8_t* out = writer.reserve(messages.size() * codec.bytes());
     parallel_for(messages.size(), [&](std::size_t index) {
         Buffer<std::uint64_t> c0(ring_.size()), scratch;
-        const Buffer<std::int64_t>& coefficients = messages[index].coefficients;
+        const SecretBuffer<std::int64_t>& coefficients = messages[index].coefficients;
         ring_.lift(View<const std::int64_t>{coefficients.data(), coefficients.size()}, c0.data());
         if (messages[index].shift > 0) {
             ring_.multiply_power_of_two(c0.data(), messages[index].shift);
@@ -150,7 +150,7 @@ SealedLayerClient::Messages SealedLayerClient::place_weights(View<const double> 
     Messages messages;
     for (std::size_t p = 0; p < layout_.products(); ++p) {
         for (std::size_t j = 0; j < layout_.inputs(); ++j) {
-            messages.push_back({Buffer<std::int64_t>(ring_.degree()), 0});
+            messages.push_back({SecretBuffer<std::int64_t>(ring_.degree()), 0});
             place_weight(layout_, weight.data, p, j, scale, {messages.back().coefficients.data(), ring_.degree()});
         }
     }
@@ -249,7 +249,7 @@ SealedLayerClient::Messages SealedLayerClient::place_activations(View<const doub
     Messages messages;
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t j = 0; j < layout_.inputs(); ++j) {
-            messages.push_back({Buffer<std::int64_t>(ring_.degree()), 0});
+            messages.push_back({SecretBuffer<std::int64_t>(ring_.degree()), 0});
             place_input(layout_, x.data + group * layout_.group_size * layout_.features, shape.samples_of(group), j,
                         parameters_.choice().scale, {messages.back().coefficients.data(), ring_.degree()});
         }
@@ -362,7 +362,7 @@ SealedLayerClient::Messages SealedLayerClient::place_gradients(View<const double
     Messages messages;
     for (std::size_t group = 0; group < shape.groups(); ++group) {
         for (std::size_t p = 0; p < layout_.products(); ++p) {
-            messages.push_back({Buffer<std::int64_t>(ring_.degree()), shift});
+            messages.push_back({SecretBuffer<std::int64_t>(ring_.degree()), shift});
             place_gradient_for_input(layout_, gradient.data + group * layout_.group_size * outputs(),
                                      shape.samples_of(group), p, std::ldexp(scale, -shift),
                                      {messages.back().coefficients.data(), ring_.degree()});

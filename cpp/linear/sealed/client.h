@@ -71,7 +71,7 @@ class SealedLayerClient {
     };
     // Coefficients of one ciphertext, to be multiplied by 2^shift.
     struct Message {
-        Buffer<std::int64_t> coefficients;
+        SecretBuffer<std::int64_t> coefficients;
         int shift = 0;
     };
     using Messages = std::vector<Message>;

@@ -130,9 +130,13 @@ class KeyedAgreement:
         return serving_cost(self.parameters, self.features, self.outputs, 1, "public_material")
 
     def cost(self, rows: int) -> FrozenCost:
-        """What a request of so many rows takes at the server; the weights in its layout count, though they may be there."""
+        """What a request of so many rows takes at the server.
+
+        With private weights those in its layout count, though they may be there; short replies have one layout, which is resident.
+        """
         cost = _cost(self.parameters, self.features, self.outputs, rows)
-        return FrozenCost(cost.request_bytes, cost.reply_bytes, cost.working_bytes + cost.layer_bytes)
+        layer = cost.layer_bytes if self.private else 0
+        return FrozenCost(cost.request_bytes, cost.reply_bytes, cost.working_bytes + layer)
 
 
 def keyed_parameters(

@@ -225,10 +225,13 @@ class SplitLinear(nn.Module):
     def close(self) -> None:
         """End the session with the server, which then keeps its weights. The layer cannot be used afterwards."""
         if self._session is not None and not self._closed:
-            if self._setup.layer is not None:
-                cast(HeldLayer, self._half).settle()
-            self._session.end()
-            self._session.channel.close()
+            try:
+                if self._setup.layer is not None:
+                    cast(HeldLayer, self._half).settle()
+            finally:
+                self._closed = True
+                self._session.end()
+                self._session.channel.close()
         self._closed = True
 
     def _leave(self) -> None:

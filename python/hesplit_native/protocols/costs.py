@@ -100,6 +100,10 @@ def session_costs(
         opening, request = 0, _matrix(terms.max_rows, _width(terms) + 1)
     else:
         parameters = _read_parameters(terms, material)
+        if parameters.packing not in protocol.packings:
+            raise ParameterError(
+                f"{terms.protocol} runs with packing {' or '.join(protocol.packings)}; these parameters are for {parameters.packing}"
+            )
         parts = _sealed_parts if protocol.seals_weights else _encrypted_parts
         with _tables:
             state, layer, reserve, opening, request = parts(terms, parameters)

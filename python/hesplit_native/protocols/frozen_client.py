@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hesplit_native.choices import Direction
-from hesplit_native.errors import KeyMismatchError, ParameterError, WireError, shortened
+from hesplit_native.errors import KeyMismatchError, ParameterError, RangeError, WireError, shortened
 from hesplit_native.layer.frozen import MAX_ROWS, FrozenClient, FrozenSecret, checked_matrix
 from hesplit_native.protocols import messages
 from hesplit_native.protocols.budget import default_memory
@@ -256,7 +256,11 @@ class Connection:
                 )
                 with self._lock:
                     self.requests += 1
-                return mine.client.decrypt(body, norms)
+                try:
+                    return mine.client.decrypt(body, norms)
+                except RangeError:  # no genuine reply: what is done with it would tell of the key
+                    self._forget_key(layer, mine)
+                    raise
             except (KeyMismatchError, WireError, ParameterError):
                 # The server may have been started anew with another model; or its reply is not genuine. This key is not used again.
                 self._forget_key(layer, mine)
@@ -273,6 +277,8 @@ class Connection:
         with self._lock:
             mine = self._keys.get(layer)
             if mine is None or mine.described != described:
+                if mine is not None:
+                    mine.client.destroy()
                 mine = self._keys[layer] = layer_key(described)
         return mine
 

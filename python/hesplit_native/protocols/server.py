@@ -36,7 +36,7 @@ from hesplit_native.layer.weights import Weights
 from hesplit_native.protocols import PROTOCOLS, messages
 from hesplit_native.protocols.answers import Answer, ServerLayer
 from hesplit_native.protocols.budget import Budget, Hold, default_memory, give_back_memory
-from hesplit_native.protocols.costs import SessionCosts, Work, session_costs
+from hesplit_native.protocols.costs import SessionCosts, Work, session_costs, weight_count
 from hesplit_native.protocols.frozen_messages import LOGGED_REFUSALS, refusal, unknown_layer
 from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.queries import answered_rows, make_ledger
@@ -256,6 +256,8 @@ class Server:
         session = connection.session
         if session is None or session.group is not None or self._queries is not None or len(message) > _QUICK_BYTES:
             return False
+        if weight_count(session.terms) > _QUICK_MULTIPLICATIONS:
+            return False  # to look at all weights, as for the length of a reply, would be work already
         try:
             request = messages.unpack(message)
             if request.type not in _STEPS or not session.expects(request, connection):

@@ -273,8 +273,11 @@ class Client:
         """End the session; the server's seconds by phase."""
         if self.session is None:
             return {}
-        self.settle()
-        return self.session.end()
+        try:
+            self.settle()
+        finally:
+            seconds = self.session.end()
+        return seconds
 
     def close(self) -> None:
         """Close the connection."""
