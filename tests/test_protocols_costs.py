@@ -382,3 +382,14 @@ def test_the_memory_of_a_session_goes_with_it(make_terms, ending):
         assert [each() for each in left] == [None] * 3
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("protocol", ["splitways", "hesplit"])
+def test_sessions_on_merged_blocks_are_refused(make_terms, protocol):
+    """Layouts are the client's choice, and of these the largest ones are kept."""
+    params = hn.Parameters(ring_degree=4096, modulus_bits=[50, 50], scale=2.0**20, packing="merged")
+    terms = make_terms(protocol=protocol, parameter_hash=params.hash)
+    client = hn.LinearClient(hn.SecretKey.generate(params), terms.in_features, terms.out_features)
+    material = client.public_material()
+    with pytest.raises(hn.ParameterError, match="for merged"):
+        session_costs(terms, memoryview(material), len(material), checkpoints_in_memory=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 import hesplit_native as hn
 from hesplit_native import _testing
 from hesplit_native.layer.keyed import KeyedAgreement, KeyedClient, KeyedServer, keyed_parameters
+from hesplit_native.protocols import frozen_messages
 from hesplit_native.protocols.frozen_client import Connection
 from hesplit_native.protocols.served_layers import KeyedLayer
 from hesplit_native.protocols.serving import make_service
@@ -235,3 +237,10 @@ def test_a_layer_that_no_request_could_use_is_refused_at_the_start():
     weight = np.zeros((2048, 65536), np.float32)
     with pytest.raises(hn.WireError, match="of memory"):
         KeyedServer(weight, private=False)
+
+
+def test_offers_of_too_many_layers_without_hints_are_refused_before_they_are_checked():
+    values = short("fc", table(30, 8)).description.to_json()
+    body = json.dumps({"layers": [values | {"name": str(number)} for number in range(frozen_messages.MAX_KEYED + 1)]})
+    with pytest.raises(hn.WireError, match="1024 layers"):
+        frozen_messages.take_offer(memoryview(body.encode()))

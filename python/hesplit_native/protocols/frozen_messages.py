@@ -37,6 +37,8 @@ MAX_VALUES = 1 << 23
 #: Layers that one request asks for at most.
 MAX_TOGETHER = 8
 
+#: Layers without hints of one server.
+MAX_KEYED = 1024
 #: Refusals of one connection or session that are written to the log.
 LOGGED_REFUSALS = 10
 
@@ -116,6 +118,10 @@ def take_offer(body: memoryview) -> dict[str, Description]:
     layers = messages.json_object(text, "offer").get("layers")
     if not isinstance(layers, list):
         raise WireError("offer: expected a list of layers")
+    if sum(isinstance(layer, dict) and layer.get("keyed") is not None for layer in layers) > MAX_KEYED:
+        raise WireError(
+            f"offer: more than {MAX_KEYED} layers without hints, whose parameters take a client time to check"
+        )
     found = [_description(layer) for layer in layers]
     return {layer.name: layer for layer in found}
 
