@@ -244,3 +244,13 @@ def test_offers_of_too_many_layers_without_hints_are_refused_before_they_are_che
     body = json.dumps({"layers": [values | {"name": str(number)} for number in range(frozen_messages.MAX_KEYED + 1)]})
     with pytest.raises(hn.WireError, match="1024 layers"):
         frozen_messages.take_offer(memoryview(body.encode()))
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_vectors_that_were_normalised_in_float32_have_norm_1(private):
+    vectors = table(3000, 40).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert np.linalg.norm(vectors.astype(np.float64), axis=1).max() > 1 + 1e-8
+    for weight, norm in ((vectors, 1), (4 * vectors, 4), (1.0001 * vectors, 2)):
+        assert KeyedServer(weight, private=private).agreement.weight_norm == norm
+        KeyedServer(weight, private=private, weight_norm=float(norm))

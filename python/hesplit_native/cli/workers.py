@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Work = Callable[[int, "Listening", "Shares", "Training", "Model", Callable[[int], None]], None]
 
 _PARTING_SECONDS = 10.0
+_STARTING_SECONDS = 300.0  # importing torch takes some on a busy machine
 
 
 @dataclass(eq=False)
@@ -109,7 +110,8 @@ def _hear(worker: _Worker) -> bool:
 def _await_listening(workers: list[_Worker]) -> None:
     for worker in workers:
         while not worker.listens:
-            wait([worker.link])
+            if not wait([worker.link], _STARTING_SECONDS):
+                raise ProtocolError(f"a process of this server did not listen within {_STARTING_SECONDS:g} seconds")
             if not _hear(worker):
                 worker.process.join(_PARTING_SECONDS)
                 raise ProtocolError(f"a process of this server ended before it listened ({_how(worker.process)})")

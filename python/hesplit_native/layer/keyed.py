@@ -363,11 +363,11 @@ def _kept_bytes(agreement: KeyedAgreement) -> int:
 def _agreed_norm(largest: float, stated: float | None) -> float:
     """What W is divided by, where the largest of its rows has that norm."""
     if stated is None:
-        # Norms were computed with a little more than there is, by which a power of two shall not become the next one.
-        return math.ldexp(1.0, math.ceil(math.log2(largest) - 1e-8)) if largest > 0 else 1.0
+        # By what rows of norm 1 come to in float32 a power of two shall not become the next one.
+        return math.ldexp(1.0, math.ceil(math.log2(largest) - 5e-7)) if largest > 0 else 1.0
     if not (math.isfinite(stated) and stated > 0):
         raise ParameterError(f"weight_norm must be positive and finite, not {stated}")
-    if largest > stated * (1 + 1e-8):
+    if largest > stated * (1 + 3e-7):
         raise RangeError(
             f"a row of these weights, with its bias, has an l2 norm of {largest:.9g}, and what is agreed for it is {stated:.9g}; "
             "agree on that or more (--weight-norm)"
