@@ -61,8 +61,8 @@ TraceLayout plan_traces(std::size_t slots, std::size_t features, std::size_t out
 }
 
 template <class T>
-std::vector<double> place_trace_input(const TraceLayout& layout, const T* x, std::size_t count, std::size_t j) {
-    std::vector<double> values(layout.slots, 0.0);
+SecretBuffer<double> place_trace_input(const TraceLayout& layout, const T* x, std::size_t count, std::size_t j) {
+    SecretBuffer<double> values(layout.slots, 0.0);
     const std::size_t first = j * layout.width(), used = layout.features_of(j);
     for (std::size_t part = 0; part < used; ++part) {
         for (std::size_t s = 0; s < count; ++s) {
@@ -74,8 +74,8 @@ std::vector<double> place_trace_input(const TraceLayout& layout, const T* x, std
     return values;
 }
 
-template std::vector<double> place_trace_input<float>(const TraceLayout&, const float*, std::size_t, std::size_t);
-template std::vector<double> place_trace_input<double>(const TraceLayout&, const double*, std::size_t, std::size_t);
+template SecretBuffer<double> place_trace_input<float>(const TraceLayout&, const float*, std::size_t, std::size_t);
+template SecretBuffer<double> place_trace_input<double>(const TraceLayout&, const double*, std::size_t, std::size_t);
 
 std::vector<double> place_trace_weight(const TraceLayout& layout, const double* weight, std::size_t p, std::size_t j) {
     std::vector<double> values(layout.slots, 0.0);

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/buffer.h"
+
 namespace hesplit {
 
 struct TraceLayout {
@@ -34,7 +36,7 @@ TraceLayout plan_traces(std::size_t slots, std::size_t features, std::size_t out
 
 // The slots of input ciphertext j for `count` <= group_size samples. `x` is row-major [count, features].
 template <class T>
-std::vector<double> place_trace_input(const TraceLayout& layout, const T* x, std::size_t count, std::size_t j);
+SecretBuffer<double> place_trace_input(const TraceLayout& layout, const T* x, std::size_t count, std::size_t j);
 
 // The slots of the weights of product p that meet input j. `weight` is row-major [outputs, features].
 std::vector<double> place_trace_weight(const TraceLayout& layout, const double* weight, std::size_t p, std::size_t j);

@@ -24,7 +24,7 @@ BatchShape TraceClientPacking::shape_of(std::size_t samples) const {
 template <class T>
 void TraceClientPacking::encode_input(const T* x, std::size_t samples, std::size_t input,
                                       std::uint64_t* coefficients) const {
-    const std::vector<double> slots = place_trace_input(layout_, x, samples, input);
+    const SecretBuffer<double> slots = place_trace_input(layout_, x, samples, input);
     embedding_.encode(slots.data(), bound_, scale_, ring_, ring_.degree(), coefficients);
 }
 
