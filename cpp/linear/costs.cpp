@@ -342,8 +342,7 @@ ServingCost of_merged(Served served, const Parameters& parameters, const ServedL
         return cost;
     }
     const PolynomialCodec codec(data, dropped_bits(data));
-    const std::size_t most = most_merged_samples(degree, layer.features, planned);
-    const std::size_t groups = (layer.samples + most - 1) / most, group_size = (layer.samples + groups - 1) / groups;
+    const std::size_t group_size = merged_group_size(degree, layer.features, layer.samples, planned);
     const MergedLayout layout = merged_layout(degree, layer.features, layer.outputs, group_size);
     const BatchShape shape{static_cast<std::uint32_t>(layer.samples), static_cast<std::uint32_t>(group_size),
                            static_cast<std::uint32_t>(layout.blocks.width)};

@@ -6,13 +6,12 @@ namespace hesplit {
 
 namespace {
 
-// out += or -= poly * x^exponent, 0 <= exponent < 2 N.
-template <class Add>
-void add_shifted(View<const std::int64_t> poly, std::size_t exponent, const Add& add) {
+// out = x^exponent * poly(x^element), both modulo x^N + 1.
+void substitute(View<const std::int64_t> poly, std::uint64_t element, std::uint64_t exponent, std::int64_t* out) {
     const std::size_t n = poly.size;
     for (std::size_t i = 0; i < n; ++i) {
-        const std::size_t to = (i + exponent) % (2 * n);
-        add(to % n, to < n ? poly[i] : -poly[i]);
+        const std::size_t to = (i * element + exponent) % (2 * n);
+        out[to % n] = to < n ? poly[i] : -poly[i];
     }
 }
 
@@ -57,6 +56,12 @@ std::size_t merged_width(std::size_t degree, std::size_t features) {
 
 std::size_t most_merged_samples(std::size_t degree, std::size_t features, std::size_t batch_size) {
     return std::min(batch_size, degree / merged_width(degree, features));
+}
+
+std::size_t merged_group_size(std::size_t degree, std::size_t features, std::size_t samples, std::size_t batch_size) {
+    const std::size_t most = most_merged_samples(degree, features, batch_size);
+    const std::size_t groups = (samples + most - 1) / most;
+    return (samples + groups - 1) / groups;
 }
 
 MergedLayout merged_layout(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t group_size) {
@@ -108,8 +113,7 @@ Buffer<std::int64_t> place_merged_weights(const MergedLayout& layout, const doub
                 continue;
             }
             std::int64_t *low = polys.data() + e * n, *high = polys.data() + (e | bit) * n;
-            const std::size_t exponent = half * inverse_odd(element(e, first, level - 1), 2 * n) % (2 * n);
-            add_shifted({high, n}, exponent, [&](std::size_t at, std::int64_t value) { shifted[at] = value; });
+            substitute({high, n}, 1, half * inverse_odd(element(e, first, level - 1), 2 * n), shifted.data());
             for (std::size_t c = 0; c < n; ++c) {
                 high[c] = low[c] - shifted[c];
                 low[c] += shifted[c];
@@ -118,13 +122,9 @@ Buffer<std::int64_t> place_merged_weights(const MergedLayout& layout, const doub
     }
     for (std::size_t e = 0; e < std::size_t{1} << own; ++e) {
         const std::uint64_t rotation = element(e, first, babies);
-        std::int64_t* poly = polys.data() + e * n;
-        for (std::size_t c = 0; rotation != 1 && c < n; ++c) {
-            const std::size_t to = c * rotation % (2 * n);
-            shifted[to % n] = to < n ? poly[c] : -poly[c];
-        }
         if (rotation != 1) {
-            std::copy(shifted.begin(), shifted.end(), poly);
+            substitute({polys.data() + e * n, n}, rotation, 0, shifted.data());
+            std::copy_n(shifted.data(), n, polys.data() + e * n);
         }
     }
     return polys;

@@ -45,6 +45,8 @@ struct MergedLayout {
 std::size_t merged_width(std::size_t degree, std::size_t features);
 // Groups of up to this many samples share their ciphertexts, of batches of up to `batch_size`.
 std::size_t most_merged_samples(std::size_t degree, std::size_t features, std::size_t batch_size);
+// How many of `samples` a group has, of groups that are as equal as can be.
+std::size_t merged_group_size(std::size_t degree, std::size_t features, std::size_t samples, std::size_t batch_size);
 MergedLayout merged_layout(std::size_t degree, std::size_t features, std::size_t outputs, std::size_t group_size);
 
 // The exponents of the automorphisms s_1, s_2, ... for a width.

@@ -71,7 +71,11 @@ std::vector<std::uint32_t> BlockClientPacking::positions(const BatchShape& shape
 
 void BlockClientPacking::decode(const BatchShape& shape, std::size_t product, std::size_t samples,
                                 View<const std::int64_t> values, double scale, double* y) const {
-    const std::size_t first = product * layout(shape).per_product();
+    decode_outputs(product * layout(shape).per_product(), samples, values, scale, y);
+}
+
+void BlockClientPacking::decode_outputs(std::size_t first, std::size_t samples, View<const std::int64_t> values,
+                                        double scale, double* y) const {
     for (std::size_t i = 0; i < values.size; ++i) {
         y[(i % samples) * outputs_ + first + i / samples] = static_cast<double>(values[i]) / scale;
     }

@@ -41,6 +41,10 @@ class BlockClientPacking : public ClientPacking {
     double gradient_l1(const BatchShape& shape, View<const double> gradient, double scale) const override;
 
   protected:
+    // Logits of the outputs from `first` on, ordered by output, then sample; y as in decode().
+    void decode_outputs(std::size_t first, std::size_t samples, View<const std::int64_t> values, double scale,
+                        double* y) const;
+
     const ParameterChoice choice_;
     const std::size_t features_;
     const std::size_t outputs_;

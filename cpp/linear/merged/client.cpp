@@ -26,9 +26,8 @@ MergedLayout MergedClientPacking::merged(const BatchShape& shape) const {
 
 BatchShape MergedClientPacking::shape_of(std::size_t samples) const {
     check_samples(samples);
-    const std::size_t most = most_merged_samples(ring_.degree(), features_, choice_.batch_size);
-    const std::size_t groups = (samples + most - 1) / most;
-    return {static_cast<std::uint32_t>(samples), static_cast<std::uint32_t>((samples + groups - 1) / groups),
+    const std::size_t group_size = merged_group_size(ring_.degree(), features_, samples, choice_.batch_size);
+    return {static_cast<std::uint32_t>(samples), static_cast<std::uint32_t>(group_size),
             static_cast<std::uint32_t>(merged_width(ring_.degree(), features_))};
 }
 
@@ -49,10 +48,7 @@ std::vector<std::uint32_t> MergedClientPacking::positions(const BatchShape& shap
 void MergedClientPacking::decode(const BatchShape& shape, std::size_t product, std::size_t samples,
                                  View<const std::int64_t> values, double scale, double* y) const {
     const MergedLayout layout = merged(shape);
-    const std::size_t first = layout.first_product(product) * layout.blocks.per_product();
-    for (std::size_t i = 0; i < values.size; ++i) {
-        y[(i % samples) * outputs_ + first + i / samples] = static_cast<double>(values[i]) / scale;
-    }
+    decode_outputs(layout.first_product(product) * layout.blocks.per_product(), samples, values, scale, y);
 }
 
 double MergedClientPacking::weight_l1(const BatchShape&, double) const {

@@ -24,6 +24,10 @@ Buffer<std::uint64_t> MergedWeights::encode(std::size_t r) const {
     // The trace multiplies by 2^own, and logits come out 2^babies times as large (scale_merged).
     const auto babies = static_cast<std::size_t>(scaling_.babies);
     const std::size_t up = static_cast<std::size_t>(scaling_.weight_shift) + babies;
+    std::vector<std::uint64_t> factors;
+    for (std::size_t row = 0; row < ring.prime_count(); ++row) {
+        factors.push_back(ring.product(ring.power(2, up, row), ring.power((ring.prime(row) + 1) / 2, own, row), row));
+    }
     Buffer<std::uint64_t> encoded((std::size_t{1} << own) * inputs * ring.size());
     for (std::size_t j = 0; j < inputs; ++j) {
         const Buffer<std::int64_t> placed =
@@ -32,9 +36,7 @@ Buffer<std::uint64_t> MergedWeights::encode(std::size_t r) const {
             std::uint64_t* poly = encoded.data() + (e * inputs + j) * ring.size();
             ring.lift(View<const std::int64_t>{placed.data() + e * n, n}, poly);
             for (std::size_t row = 0; row < ring.prime_count(); ++row) {
-                const std::uint64_t factor =
-                    ring.product(ring.power(2, up, row), ring.power((ring.prime(row) + 1) / 2, own, row), row);
-                ring.scale_row({poly + row * n, n}, factor, row);
+                ring.scale_row({poly + row * n, n}, factors[row], row);
             }
             ring.to_ntt(poly);
         });

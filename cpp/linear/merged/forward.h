@@ -17,7 +17,7 @@
 
 namespace hesplit {
 
-// Encoded weights above this are made anew for every request instead of kept.
+// Encoded weights above this are made anew for every group of a request instead of kept.
 inline constexpr std::size_t kMaxMergedBytes = std::size_t{1} << 30;
 
 // Weights and bias encoded for one layout. Immutable.

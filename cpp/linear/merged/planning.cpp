@@ -13,9 +13,9 @@ MergedPlan::MergedPlan(const Parameters& parameters, const PlannedLayer& layer)
       data_(parameters.ring_degree(), parameters.data_primes()),
       key_(parameters.ring_degree(), parameters.primes()),
       codec_(data_, dropped_bits(data_)) {
-    const std::size_t most = most_merged_samples(data_.degree(), layer.features, choice_.batch_size);
-    groups_ = (layer.samples + most - 1) / most;
-    layout_ = merged_layout(data_.degree(), layer.features, layer.outputs, (layer.samples + groups_ - 1) / groups_);
+    const std::size_t group_size = merged_group_size(data_.degree(), layer.features, layer.samples, choice_.batch_size);
+    groups_ = (layer.samples + group_size - 1) / group_size;
+    layout_ = merged_layout(data_.degree(), layer.features, layer.outputs, group_size);
     norms_ = planned_norms(choice_, layer.weight_norm, 1);
     norms_.reach *= 1.02;  // room for a bias
     babies_ = best_babies(merged_layout(data_.degree(), layer.features, layer.outputs, 1));

@@ -224,15 +224,14 @@ class SplitLinear(nn.Module):
 
     def close(self) -> None:
         """End the session with the server, which then keeps its weights. The layer cannot be used afterwards."""
-        if self._session is not None and not self._closed:
+        closed, self._closed = self._closed, True
+        if self._session is not None and not closed:
             try:
                 if self._setup.layer is not None:
                     cast(HeldLayer, self._half).settle()
             finally:
-                self._closed = True
                 self._session.end()
                 self._session.channel.close()
-        self._closed = True
 
     def _leave(self) -> None:
         """Go away from a session that another one takes the place of."""
