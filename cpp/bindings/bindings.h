@@ -35,15 +35,17 @@ inline View<const double> view(const Matrix<double>& values) {
 struct ServingCost;
 pybind11::dict as_dict(const ServingCost& cost);
 
+// What `work` gives, without the GIL.
+template <class Work>
+auto unlocked(const Work& work) {
+    pybind11::gil_scoped_release release;
+    return work();
+}
+
 // Calls `work`, which returns a std::string, without the GIL.
 template <class Work>
 pybind11::bytes released(const Work& work) {
-    std::string bytes;
-    {
-        pybind11::gil_scoped_release release;
-        bytes = work();
-    }
-    return {bytes};
+    return {unlocked(work)};
 }
 
 // The bytes of anything with a contiguous buffer (bytes, bytearray, memoryview), held for as long as this lives.

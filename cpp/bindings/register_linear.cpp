@@ -42,7 +42,7 @@ py::tuple inspect_rows(const Matrix<T>& x, double bound, double norm) {
 
 py::tuple decrypt(LinearClient& client, const py::buffer& object, bool release, bool weight_gradient_follows) {
     const Bytes reply(object);
-    const std::size_t samples = client.samples_of(reply.view());
+    const std::size_t samples = unlocked([&] { return client.samples_of(reply.view()); });
     Matrix<double> y({static_cast<py::ssize_t>(samples), static_cast<py::ssize_t>(client.outputs())});
     double* out = y.mutable_data();
     double flood = 0;
@@ -116,7 +116,7 @@ py::tuple open_share(LinearClient& client, const py::buffer& object, bool weight
 
 py::tuple decrypt_share(LinearClient& client, const py::buffer& object) {
     const Bytes message(object);
-    const std::size_t samples = client.samples_of(message.view(), MessageType::share);
+    const std::size_t samples = unlocked([&] { return client.samples_of(message.view(), MessageType::share); });
     py::array_t<std::uint64_t> values({static_cast<py::ssize_t>(samples), static_cast<py::ssize_t>(client.outputs())});
     std::uint64_t* out = values.mutable_data();
     ReplyHead head;
@@ -197,7 +197,8 @@ void register_linear(py::module_& module) {
         .def(
             "cost",
             [](const LinearServer& server, const py::buffer& object, bool keep) {
-                return as_dict(server.cost(Bytes(object).view(), keep));
+                const Bytes request(object);
+                return as_dict(unlocked([&] { return server.cost(request.view(), keep); }));
             },
             py::arg("request"), py::arg("keep"))
         .def(

@@ -16,8 +16,8 @@ template <Open open>
 Matrix<double> decrypt(SealedLayerClient& client, const py::buffer& object) {
     const Bytes reply(object);
     const std::size_t columns = open == &SealedLayerClient::decrypt ? client.outputs() : client.features();
-    Matrix<double> values(
-        {static_cast<py::ssize_t>(client.samples_of(reply.view())), static_cast<py::ssize_t>(columns)});
+    Matrix<double> values({static_cast<py::ssize_t>(unlocked([&] { return client.samples_of(reply.view()); })),
+                           static_cast<py::ssize_t>(columns)});
     double* out = values.mutable_data();
     py::gil_scoped_release release;
     (client.*open)(reply.view(), out);
@@ -96,7 +96,8 @@ void register_sealed(py::module_& module) {
         .def(
             "cost",
             [](const SealedLayerServer& server, const py::buffer& object) {
-                return as_dict(server.cost(Bytes(object).view()));
+                const Bytes message(object);
+                return as_dict(unlocked([&] { return server.cost(message.view()); }));
             },
             py::arg("message"))
         .def_property_readonly("features", &SealedLayerServer::features)

@@ -215,6 +215,16 @@ def take_json(body: memoryview, name: str) -> tuple[dict[str, Any], memoryview]:
     return json_object(content, name), rest
 
 
+def take_value(body: memoryview, name: str, key: str, kind: type) -> Any:
+    """Read a body that is a JSON object, for the value of this type under `key`."""
+    values, rest = take_json(body, name)
+    take_nothing(rest, name)
+    value = values.get(key)
+    if type(value) is not kind:
+        raise WireError(f"{name}: expected {key} as {kind.__name__}")
+    return value
+
+
 def json_object(content: str, name: str) -> dict[str, Any]:
     """The JSON object that a peer's text or a file's holds; WireError if it holds anything else."""
     try:

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +33,16 @@ from hesplit_native.errors import (
 )
 from hesplit_native.files import make_folder, reserve, write_atomically
 from hesplit_native.layer.weights import Weights
-from hesplit_native.protocols import PROTOCOLS, messages
+from hesplit_native.protocols import PROTOCOLS, averages, messages
 from hesplit_native.protocols.answers import Answer, ServerLayer
 from hesplit_native.protocols.budget import Budget, Hold, default_memory, give_back_memory
 from hesplit_native.protocols.costs import SessionCosts, Work, session_costs, weight_count
 from hesplit_native.protocols.frozen_messages import LOGGED_REFUSALS, refusal, unknown_layer
 from hesplit_native.protocols.messages import Message, MessageType
 from hesplit_native.protocols.queries import answered_rows, make_ledger
-from hesplit_native.protocols.sessions import Group, Sessions, SessionState, check_same_group
+from hesplit_native.protocols.sessions import Group, Sessions, SessionState
 from hesplit_native.protocols.storage import KEEP_DAYS, CheckpointStore
-from hesplit_native.protocols.terms import MAX_MEMBERS, Terms, make_optimizer, set_rate
+from hesplit_native.protocols.terms import Terms, make_optimizer, set_rate
 from hesplit_native.transport.channel import SHORT_MESSAGE, Allowance, ClientInfo
 from hesplit_native.transport.in_process import Conversation
 
@@ -336,7 +336,11 @@ class Server:
             raise WireError(
                 f"a message of {length} bytes; under the terms of this session none is longer than {session.costs.request}"
             )
-        self._sessions.resize(session.hold, session.taken(2 * length))
+        self._resize(session, 2 * length)
+
+    def _resize(self, session: SessionState, more: int) -> None:
+        """Reserve that many bytes for the present request."""
+        self._sessions.resize(session.hold, session.taken(more))
 
     # Opening a session
 
@@ -496,7 +500,7 @@ class Server:
                 raise ProtocolError(f"request {request.step} came where {session.expected} was due")
             with session.turn():
                 work = known or session.protocol.work(request.type, request.body)
-                self._sessions.resize(session.hold, session.taken(2 * len(message) + work.working))
+                self._resize(session, 2 * len(message) + work.working)
                 try:
                     self._count(connection.client, session, request)
                 except QueryBudgetExceeded as error:
@@ -540,13 +544,16 @@ class Server:
                 session.group.marks[session.run, step] = session.group.changes
             return MessageType.DONE, b""
         if request.type is MessageType.RATE:
-            rate = _take(request.body, "rate", "learning_rate", float)
+            rate = messages.take_value(request.body, "rate", "learning_rate", float)
             if session.layer is None or not 0 < rate <= 1e3:
                 raise ProtocolError("a learning rate is above 0, at most 1000, and for a layer that the server trains")
             set_rate(session.layer.optimizer, rate)
             return MessageType.DONE, b""
-        if request.type in (MessageType.MERGE, MessageType.ADOPT):
-            self._average(session, request)
+        if request.type is MessageType.MERGE:
+            averages.merge(session, request.body)
+            return MessageType.DONE, b""
+        if request.type is MessageType.ADOPT:
+            averages.adopt(session, request.body, self._store, self._resize)
             return MessageType.DONE, b""
         if request.type in (MessageType.BACKWARD, MessageType.LEARN):
             # Averages count too: they make states of their own.
@@ -563,68 +570,6 @@ class Server:
         phase = "evaluation" if request.type is MessageType.EVALUATE else _PHASES[answer[0]]
         session.seconds[phase] = session.seconds.get(phase, 0.0) + perf_counter() - start
         return answer
-
-    def _average(self, session: SessionState, request: Message) -> None:
-        """Parallel participants: weighted average of their layers, an epoch at a time."""
-        if session.layer is None or not session.terms.members:
-            raise ProtocolError("only layers in the clear of a group with members can be averaged")
-        if request.type is MessageType.ADOPT and len(request.body):
-            self._adopt_stored(session, session.layer, request.body)
-            return
-        group = session.group
-        assert group is not None
-        with group.lock:
-            if request.type is MessageType.MERGE:
-                weight = _take(request.body, "merge", "weight", float)
-                if not 0 < weight <= 1e9 or session.run in group.offers:
-                    raise ProtocolError("an average takes one offer of every member, with a positive weight")
-                group.offers[session.run] = weight, _weights(session.layer)
-                if len(group.offers) == session.terms.members:
-                    total = sum(weight for weight, _ in group.offers.values())
-                    group.average = _weighted_sum((weight / total, state) for weight, state in group.offers.values())
-                    group.offers.clear()
-                return
-            messages.take_nothing(request.body, "adopt")
-            if group.average is None or session.run in group.offers:
-                raise ProtocolError("the average is not there yet: every member merges first")
-            session.layer.module.load_state_dict(group.average)
-            session.steps += 1  # a state of its own, which a checkpoint can name
-            session.layer.version += 1
-
-    def _adopt_stored(self, session: SessionState, layer: ServerLayer, body: memoryview) -> None:
-        """Take the average of checkpoints of the group, whoever else is there; of a single one with `whole` all that it holds."""
-        shares, whole = _take_shares(body)
-        self._sessions.resize(session.hold, session.taken(2 * len(body) + session.costs.layer))
-        if whole:
-            layer.load(self._stored_of_group(session, shares[0].run, shares[0].step, whole=True))
-        else:
-            total = sum(share.weight for share in shares)
-            layer.module.load_state_dict(
-                _weighted_sum((share.weight / total, self._stored_weights(session, share)) for share in shares)
-            )
-        session.steps += 1
-        layer.version += 1
-
-    def _stored_weights(self, session: SessionState, share: _Share) -> dict[str, Tensor]:
-        other = PROTOCOLS[session.terms.protocol].halves.layer(session.terms)
-        assert other is not None
-        tensors = self._stored_of_group(session, share.run, share.step)
-        # Without the moments, which nobody takes, and which may be another optimiser's.
-        other.load({name: value for name, value in tensors.items() if not name.startswith("optimizer.")})
-        return other.module.state_dict()
-
-    def _stored_of_group(self, session: SessionState, run: str, step: int, *, whole: bool = False) -> dict[str, Tensor]:
-        """A checkpoint of a member of this session's group. Of others it does not say whether they are there."""
-        try:
-            _, terms, tensors = self._store.load(run, step)
-        except ProtocolError:
-            terms = None
-        if terms is None or terms.group != session.terms.group:
-            raise ProtocolError(f"no member of the group has a checkpoint of step {step} of run {run[:8]} here")
-        check_same_group(terms, session.terms)
-        if whole and terms.server_optimizer != session.terms.server_optimizer:
-            raise ProtocolError("adopt: the checkpoint has the moments of another server_optimizer")
-        return tensors
 
     def _finish(self, session: SessionState) -> None:
         ending = f"done, run {session.run[:8]}, {session.steps} steps"
@@ -650,45 +595,6 @@ def prepare() -> None:
         make_optimizer(name, [weight], 0.1).step()
 
 
-@dataclass(frozen=True)
-class _Share:
-    """A checkpoint and its weight in an average."""
-
-    run: str
-    step: int
-    weight: float
-
-
-def _take_shares(body: memoryview) -> tuple[list[_Share], bool]:
-    """The checkpoints that an average is of, and whether the only one of them is to be taken whole."""
-    values, rest = messages.take_json(body, "adopt")
-    messages.take_nothing(rest, "adopt")
-    rows, whole = values.get("of"), values.get("whole", False)
-    if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_MEMBERS or type(whole) is not bool:
-        raise WireError(f"adopt: expected 1 to {MAX_MEMBERS} checkpoints, and whole as bool if at all")
-    for row in rows:
-        if not isinstance(row, list) or [type(value) for value in row] != [str, int, float]:
-            raise WireError("adopt: expected a run, a step and a weight of each checkpoint")
-        if not 0 <= row[1] <= 2**62 or not 0 < row[2] <= 1e9:
-            raise WireError("adopt: steps count from 0, and weights are positive")
-    if len({run for run, _, _ in rows}) != len(rows) or (whole and len(rows) > 1):
-        raise WireError("adopt: a run counts once, and only one checkpoint can be taken whole")
-    return [_Share(*row) for row in rows], whole
-
-
-def _weighted_sum(states: Iterable[tuple[float, dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """Of states with weights that add up to one; they may be made one after the other."""
-    found: dict[str, Tensor] = {}
-    for weight, state in states:
-        for name, value in state.items():
-            found[name] = found[name] + weight * value if name in found else weight * value
-    return found
-
-
-def _weights(layer: ServerLayer) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in layer.module.state_dict().items()}
-
-
 def _take_checkpoint(body: memoryview) -> tuple[int, bool]:
     """The step, and whether it is to be kept."""
     values, rest = messages.take_json(body, "checkpoint")
@@ -699,20 +605,11 @@ def _take_checkpoint(body: memoryview) -> tuple[int, bool]:
     return step, keep
 
 
-def _take(body: memoryview, name: str, key: str, kind: type) -> Any:
-    values, rest = messages.take_json(body, name)
-    messages.take_nothing(rest, name)
-    value = values.get(key)
-    if type(value) is not kind:
-        raise WireError(f"{name}: expected {key} as {kind.__name__}")
-    return value
-
-
 def _save(folder: Path, session: SessionState) -> None:
     """Write the layer as a file of that client and run, beside those of earlier sessions, also of earlier servers."""
     from safetensors.torch import save
 
-    tensors = session.tensors() if session.layer is None else _weights(session.layer)
+    tensors = session.tensors() if session.layer is None else averages.weights_of(session.layer)
     content = save({name: value.contiguous() for name, value in tensors.items()})
     make_folder(folder)
     name = f"{session.client}-{session.run[:8]}"
