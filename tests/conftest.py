@@ -29,6 +29,14 @@ def one_thread():
     hn.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def same_draws():
+    """What a test draws without a generator of its own (weights of layers, above all) does not depend on the tests before it."""
+    import torch
+
+    torch.manual_seed(1)
+
+
 @pytest.fixture(scope="session")
 def mitdb() -> Path:
     """The real MIT-BIH records."""

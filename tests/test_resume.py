@@ -191,7 +191,7 @@ def test_two_processes_over_mutual_tls_train_as_one_does(steady, tmp_path, proto
         if protocol == "plain":
             assert there["train_loss"] == here.train_loss
         else:
-            assert abs(there["train_loss"] - here.train_loss) < 1e-3
+            assert abs(there["train_loss"] - here.train_loss) < 3e-3
     assert two["bytes_up"] == one.bytes_up
 
 

@@ -240,9 +240,9 @@ def test_loaders_that_drop_the_last_batch_of_every_participant(participants, bat
 
 def test_a_data_set_of_the_package_with_its_test_rows():
     data = synthetic_ecg(train=120, test=40)
-    result = train(nn.Sequential(nn.Conv1d(1, 4, 7, stride=4), nn.ReLU()), data, validation=0.25)
+    result = train(nn.Sequential(nn.Conv1d(1, 4, 7, stride=4), nn.ReLU()), data, validation=0.25, epochs=10)
     assert set(result.test["per_class"]) == set(data.classes)
-    assert result.test["accuracy"] > 0.2
+    assert result.test["accuracy"] > 0.25  # of five classes
 
 
 def test_transformers_take_several_inputs():

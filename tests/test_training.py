@@ -231,7 +231,7 @@ def test_several_clients_at_once_on_one_server(data):
     assert results["d"].history[0].train_loss != alone.history[0].train_loss
     for name in "bc":
         assert results[name].interrupted is None
-        assert abs(results[name].history[0].train_loss - alone.history[0].train_loss) < 1e-3
+        assert abs(results[name].history[0].train_loss - alone.history[0].train_loss) < 3e-3
 
 
 def test_one_key_per_run_counts_its_releases_on_disk_and_resumes_under_another(data, tmp_path):
