@@ -160,12 +160,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="for every peer and shape")
     parser.add_argument("--shapes", default="", help="only shapes with one of these words, comma-separated")
-    parser.add_argument("--patient", action="store_true", help="with products that take half an hour")
+    parser.add_argument("--patient", action="store_true", help="with products that take minutes to hours")
     parser.add_argument("--write", action="store_true", help="put table and plot into docs/")
     parser.add_argument("--python", action="append", default=[], help="PEER=INTERPRETER: where a peer runs")
     options = parser.parse_args()
     pythons = interpreters(options.python)
-    ConcreteML.patient = options.patient
+    Layer.patient = options.patient
     import hesplit_native
 
     results = {}

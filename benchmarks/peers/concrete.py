@@ -17,8 +17,6 @@ class ConcreteML(Layer):
     name = "concrete-ml-extensions"
     security = "128 bits by its documentation; TLWE; hides x from the server"
     bits = 7
-    patient = False
-    """Whether products that take half an hour are made as well."""
 
     def setup(self) -> None:
         if self.n * self.o > (100_000 if self.patient else 10_000):

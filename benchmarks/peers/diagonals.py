@@ -106,8 +106,9 @@ class Diagonals(Layer):
     def setup(self) -> None:
         self.layout = layout = choose(self.n, self.d, self.o, self.slots, self.costs)
         self.ins, self.outs = -(-self.d // layout.inputs), -(-self.o // layout.outputs)
-        if self.ins * self.outs * layout.diagonals > 100_000:
-            raise LeftOut(f"{self.ins * self.outs * layout.diagonals:,} products of a ciphertext and a plaintext")
+        products = self.ins * self.outs * layout.diagonals
+        if products > (100_000 if self.patient else self.most_plaintexts):
+            raise LeftOut(f"takes minutes: {products:,} products of a ciphertext and a plaintext")
         giants = range(layout.babies, layout.diagonals, layout.babies)
         self.steps = [step * layout.rows for step in (*range(1, layout.babies), *giants)]
         self.keys(self.steps)

@@ -1,6 +1,6 @@
 """Peers in an interpreter of their own, because their wheels want another Python or older libraries than everybody else's.
 
-    python -m benchmarks.peers.elsewhere benchmarks.peers.openfhe OpenFHE 4 256 5
+    python -m benchmarks.peers.elsewhere benchmarks.peers.openfhe OpenFHE 4 256 5 0
 
 is what runs there: it answers every line on its standard input with a line of JSON, a step's times, bytes and error.
 """
@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,18 @@ class Elsewhere:
 
     def __init__(self, kind: type[Layer], python: str, n: int, d: int, o: int) -> None:
         self.name, self.security = kind.name, kind.security
-        command = [python, "-m", "benchmarks.peers.elsewhere", kind.__module__, kind.__qualname__, *map(str, (n, d, o))]
+        command = [
+            python,
+            "-m",
+            "benchmarks.peers.elsewhere",
+            kind.__module__,
+            kind.__qualname__,
+            *map(str, (n, d, o, int(kind.patient))),
+        ]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open while the process is, and no pipe, which fills up
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True
         )  # fmt: skip
         self._answer()
 
@@ -38,8 +46,9 @@ class Elsewhere:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            _, said = self.process.communicate()
-            raise LeftOut(f"its process ended: {(said.strip() or 'without a word').splitlines()[-1]}")
+            self.process.communicate()
+            self.said.seek(0)
+            raise LeftOut(f"its process ended: {(self.said.read().strip() or 'without a word').splitlines()[-1]}")
         answer: dict[str, Any] = json.loads(line)
         if "left out" in answer:
             self.close()
@@ -71,7 +80,8 @@ def main() -> None:
     def answer(**said: object) -> None:
         print(json.dumps(said), file=answers, flush=True)
 
-    module, name, *shape = sys.argv[1:]
+    module, name, *shape, patient = sys.argv[1:]
+    Layer.patient = bool(int(patient))
     try:
         layer: Layer = getattr(importlib.import_module(module), name)(*map(int, shape))
     except (ImportError, LeftOut) as error:

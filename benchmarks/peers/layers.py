@@ -1,15 +1,15 @@
 """The same encrypted layer, y = x W^T + b with W in the clear at the server, by us and by others (in the files beside this one).
 
-Each layer has `step()`: encrypt a batch, take over new weights, compute, decrypt; it returns the seconds of its phases. `bytes` is
-what went up and down, `once` what is sent before the first step, `worst` the largest error so far. Peers that are not installed are
-left out.
+Each layer has `step()`: encrypt a batch, take over new weights, compute, decrypt; it returns the seconds of CPU time of its phases, of
+both ends together, which other work on the machine changes little. `bytes` is what went up and down, `once` what is sent before the
+first step, `worst` the largest error so far. Peers that are not installed are left out.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class Layer:
     name = ""
     security = ""
     """What hides what from whom, in a line."""
+    patient = False
+    """Whether steps that take minutes are made as well."""
 
     def __init__(self, n: int, d: int, o: int) -> None:
         generator = np.random.default_rng(0)
@@ -60,12 +62,12 @@ class Layer:
         raise NotImplementedError
 
     def step(self) -> dict[str, float]:
-        """Seconds by phase."""
+        """Seconds of CPU time by phase."""
         seconds, result = {}, None
         for name, work in self.phases():
-            start = perf_counter()
+            start = process_time()
             result = work()
-            seconds[name] = perf_counter() - start
+            seconds[name] = process_time() - start
         self.worst = max(self.worst, float(np.abs(np.asarray(result) - self.exact).max()))
         return seconds
 
