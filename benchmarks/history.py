@@ -1,6 +1,6 @@
 """The asv suite over commits of the project: each is built beside the others, measured, and all results become one HTML.
 
-    python -m benchmarks.history 578de20 main~50 main [--bench '^bench_forward'] [--html .asv/html]
+    python -m benchmarks.history --machine epyc-zen4 578de20 main~50 main [--bench '^bench_forward'] [--html .asv/html]
 
 asv itself builds a commit in an environment with all that the package needs, PyTorch too. Here this interpreter, which has it all,
 is every commit's, and only the package is built, into build/history, where it stays for the next time. Benchmarks are those of the
@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BUILDS = ROOT / "build" / "history"
+RESULTS = ROOT / "benchmarks" / "results"
 # Minutes a commit: kernels, a layer's calls, messages. The rest of the suite trains.
 QUICK = r"^bench_kernels\.Kernels|^bench_(encrypt|forward|decrypt)\.|^bench_frozen\.|^bench_wire\.MessageBytes"
 
@@ -26,6 +27,8 @@ def resolve(names: Sequence[str], root: Path = ROOT) -> list[str]:
     """Full hashes of commits, oldest first, each once."""
     named = ["git", "-C", str(root), "rev-parse", "--verify", "--end-of-options"]
     hashes = {subprocess.check_output([*named, f"{name}^{{commit}}"], text=True).strip() for name in names}
+    if not hashes:
+        return []
     ordered = ["git", "-C", str(root), "rev-list", "--no-walk=sorted", "--reverse", *hashes]
     return subprocess.check_output(ordered, text=True).split()
 
@@ -55,9 +58,21 @@ def asv(*arguments: str, site: Path | None = None) -> int:
     return status
 
 
+def forget_path(results: Path) -> None:
+    """Take the interpreter's path, which asv makes a part of the environment's name, out of all results."""
+    path = sys.executable.replace(os.sep, "_")
+    for file in results.glob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        file.unlink()
+        file.with_name(file.name.replace(path, "")).write_text(text.replace(path, ""), encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("commits", nargs="*", help="what git calls them; none: publish what has been measured")
+    parser.add_argument(
+        "--machine", default="this", help="what the machine is called in the results, benchmarks/results/NAME"
+    )
     parser.add_argument("--bench", default=QUICK, help="a regular expression of benchmarks")
     parser.add_argument("--pip", default="", help="arguments of `pip install`, e.g. '--no-build-isolation'")
     parser.add_argument("--build-only", action="store_true", help="measure later, when the machine is idle")
@@ -68,16 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.build_only:
         return
     if commits:
-        asv("machine", "--yes")
+        asv("machine", "--yes", f"--machine={options.machine}")
     for commit, site in zip(commits, sites, strict=True):
-        asv(
+        run = [
             "run",
-            f"--python={sys.executable}",
+            "--python=same",
             f"--set-commit-hash={commit}",
-            "--quick",
+            f"--machine={options.machine}",
             f"--bench={options.bench}",
-            site=site,
-        )
+        ]
+        asv(*run, "--quick", site=site)
+        forget_path(RESULTS / options.machine)
     asv("publish", f"--html-dir={options.html}")
 
 

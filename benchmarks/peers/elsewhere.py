@@ -7,6 +7,7 @@ is what runs there: it answers every line on its standard input with a line of J
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -46,9 +47,10 @@ class Elsewhere:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            self.process.communicate()
             self.said.seek(0)
-            raise LeftOut(f"its process ended: {(self.said.read().strip() or 'without a word').splitlines()[-1]}")
+            lines = self.said.read().splitlines() or ["without a word"]
+            self.close()
+            raise LeftOut(f"its process ended: {lines[-1]}")
         answer: dict[str, Any] = json.loads(line)
         if "left out" in answer:
             self.close()
@@ -58,13 +60,15 @@ class Elsewhere:
 
     def step(self) -> dict[str, float]:
         assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
         seconds: dict[str, float] = self._answer()["seconds"]
         return seconds
 
     def close(self) -> None:
         self.process.communicate()  # the end of its input is the end of it
+        self.said.close()
 
 
 def elsewhere(kind: type[Layer], python: str) -> Callable[[int, int, int], Elsewhere]:
