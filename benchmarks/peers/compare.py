@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -29,7 +30,10 @@ from benchmarks.peers.layers import (  # noqa: E402
     LeftOut,
     Ours,
     OursFrozen,
+    OursFrozenOnAvx2,
     OursMerged,
+    OursMergedOnAvx2,
+    OursOnAvx2,
     SealPrimitives,
     Torch,
 )  # fmt: skip
@@ -40,7 +44,7 @@ from benchmarks.peers.tenseal import TensealHESplit, TensealSlots, TensealSplitW
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 PEERS: list[type[Layer]] = [
-    Ours, OursMerged, OursFrozen, Torch, SealPrimitives, OpenFHE, Spu, DesiloFHE,
+    Ours, OursOnAvx2, OursMerged, OursMergedOnAvx2, OursFrozen, OursFrozenOnAvx2, Torch, SealPrimitives, OpenFHE, Spu, DesiloFHE,
     TensealSlots, TensealVectors, TensealHESplit, TensealSplitWays, ConcreteML,
 ]  # fmt: skip
 
@@ -63,18 +67,15 @@ def measure(
     """Every peer's median seconds by phase, rounds interleaved; slow peers take part in fewer rounds."""
     layers: list[Layer | Elsewhere] = []
     for peer in PEERS:
-        python = pythons.get(peer.__module__.rpartition(".")[2])
+        python = pythons.get(peer.__module__.rpartition(".")[2]) or (sys.executable if peer.environment else "")
         try:
             layers.append(elsewhere(peer, python)(*shape) if python else peer(*shape))
         except (ImportError, LeftOut) as error:
             left_out[peer.name] = str(error)
     samples: dict[str, list[dict[str, float]]] = {layer.name: [] for layer in layers}
     spent = dict.fromkeys(samples, 0.0)
-    deadline = perf_counter() + seconds * len(layers)
-    while perf_counter() < deadline or not all(samples.values()):
-        for layer in list(layers):
-            if spent[layer.name] > seconds and samples[layer.name]:
-                continue
+    while waiting := [layer for layer in layers if spent[layer.name] < seconds]:
+        for layer in waiting:
             quick = samples[layer.name] and sum(samples[layer.name][-1].values()) < 0.01
             start = perf_counter()
             try:
@@ -85,8 +86,6 @@ def measure(
                 del samples[layer.name]
                 continue
             spent[layer.name] += perf_counter() - start
-        if all(spent[layer.name] > seconds for layer in layers):
-            break
     found = []
     for layer in layers:
         runs = samples[layer.name]

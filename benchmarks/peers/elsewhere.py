@@ -36,7 +36,9 @@ class Elsewhere:
             kind.__qualname__,
             *map(str, (n, d, o, int(kind.patient))),
         ]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment = os.environ | kind.environment
+        if python != sys.executable:
+            environment.pop("PYTHONPATH", None)
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open while the process is, and no pipe, which fills up
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True

@@ -8,7 +8,7 @@ first step, `worst` the largest error so far. Peers that are not installed are l
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from time import process_time
 from typing import Any
 
@@ -39,6 +39,8 @@ class Layer:
     name = ""
     security = ""
     """What hides what from whom, in a line."""
+    environment: Mapping[str, str] = {}
+    """Variables that must stand before libraries are loaded, so in a process of its own."""
     patient = False
     """Whether steps that take minutes are made as well."""
 
@@ -152,6 +154,30 @@ class OursFrozen(Layer):
     def _forward(self) -> None:
         self.reply = self.server.multiply(self.request)
         self.bytes = (len(self.request), len(self.reply))
+
+
+AVX2 = {"HESPLIT_CPU": "avx2"}
+
+
+class OursOnAvx2(Ours):
+    """As on a processor without AVX-512."""
+
+    name = "hesplit_native, AVX2"
+    environment = AVX2
+
+
+class OursMergedOnAvx2(OursMerged):
+    """As on a processor without AVX-512."""
+
+    name = "hesplit_native, merged, AVX2"
+    environment = AVX2
+
+
+class OursFrozenOnAvx2(OursFrozen):
+    """As on a processor without AVX-512."""
+
+    name = "hesplit_native, frozen weights, AVX2"
+    environment = AVX2
 
 
 class SealPrimitives(Layer):
