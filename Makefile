@@ -9,6 +9,7 @@
 #                     these do one thing, for ten (benchmarks/attacks.py)
 #   make soak         a server's memory over ten minutes of 64 clients; MINUTES=60 for an hour (benchmarks/soak.py)
 #   make docs         site/index.html: all of docs/, a course of examples, the reference of the API
+#   make asv-html     site/asv/index.html: benchmarks over the project's commits; COMMITS="..." are built and measured first
 #   make notebooks    runs docs/notebooks and stores what they print and draw
 #   make wheel        dist/*.whl, which installs where there is no compiler (Linux: a manylinux wheel)
 #   make kill         a run whose client and server are killed fifty times ends as if undisturbed
@@ -24,6 +25,7 @@ PYTEST_FLAGS ?=
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 DEMO_OUTPUT ?= demo-output
 MINUTES ?= 10
+MACHINE ?= this
 CLANG ?= clang
 FUZZ_SECONDS ?= 60
 
@@ -35,7 +37,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(shell find cmake cpp p
 	-type f -not -name '*.so' -not -name '*.pyc')
 CPP_FILES = $(shell find cpp -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-avx2 test-aarch64 lint format install docs notebooks fuzz load soak tsan kill wheel clean
+.PHONY: demo test test-avx2 test-aarch64 lint format install docs asv-html notebooks fuzz load soak tsan kill wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/hesplit-native train --dataset synthetic --protocol splitways \
@@ -91,6 +93,10 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/installed
 	$(BIN)/python -m pip install -c $(CONSTRAINTS) '.[docs]'
 	$(BIN)/mkdocs build
+
+# After `make docs`, which empties the folder.
+asv-html: $(VENV)/installed-test
+	$(BIN)/python -m benchmarks.history --machine $(MACHINE) --html site/asv $(COMMITS)
 
 notebooks: $(VENV)/installed-test
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False docs/notebooks/*.ipynb

@@ -22,7 +22,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"
     os.environ.setdefault(_variable, "1")
 
 from benchmarks.peers.concrete import ConcreteML  # noqa: E402
-from benchmarks.peers.desilofhe import DesiloFHE  # noqa: E402
+from benchmarks.peers.desilofhe import DesiloFHE, DesiloMatrices  # noqa: E402
 from benchmarks.peers.elsewhere import Elsewhere, elsewhere  # noqa: E402
 from benchmarks.peers.layers import (  # noqa: E402
     SHAPES,
@@ -44,7 +44,7 @@ from benchmarks.peers.tenseal import TensealHESplit, TensealSlots, TensealSplitW
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 PEERS: list[type[Layer]] = [
-    Ours, OursOnAvx2, OursMerged, OursMergedOnAvx2, OursFrozen, OursFrozenOnAvx2, Torch, SealPrimitives, OpenFHE, Spu, DesiloFHE,
+    Ours, OursOnAvx2, OursMerged, OursMergedOnAvx2, OursFrozen, OursFrozenOnAvx2, Torch, SealPrimitives, OpenFHE, Spu, DesiloFHE, DesiloMatrices,
     TensealSlots, TensealVectors, TensealHESplit, TensealSplitWays, ConcreteML,
 ]  # fmt: skip
 
