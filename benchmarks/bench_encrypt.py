@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 from benchmarks.common import PACKINGS, SHAPES, Layer
 from hesplit_native import _core
 
@@ -9,6 +11,7 @@ from hesplit_native import _core
 class Encrypt:
     params = [PACKINGS, SHAPES]
     param_names = ["packing", "(batch, in, out)"]
+    timer = process_time
 
     def setup(self, packing, shape):
         self.layer = Layer(packing, shape)

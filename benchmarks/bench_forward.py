@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 from benchmarks.common import PACKINGS, SHAPES, Layer
 
 
 class Forward:
     params = [PACKINGS, SHAPES]
     param_names = ["packing", "(batch, in, out)"]
+    timer = process_time
 
     def setup(self, packing, shape):
         self.layer = Layer(packing, shape)
@@ -28,6 +31,7 @@ class PrivateForward:
 
     params = [SHAPES]
     param_names = ["(batch, in, out)"]
+    timer = process_time
 
     def setup(self, shape):
         self.layer = Layer("blocks", shape, private=True)
@@ -44,6 +48,7 @@ class OneRow:
 
     params = [["blocks", "merged"], [(1, 128, 4096), (1, 768, 768)]]
     param_names = ["packing", "(batch, in, out)"]
+    timer = process_time
 
     def setup(self, packing, shape):
         self.layer = Layer(packing, shape)

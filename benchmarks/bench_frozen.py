@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 import torch
 
 import hesplit_native as hn
@@ -14,6 +16,7 @@ SHAPES = [(1, 768, 768), (16, 768, 768), (128, 768, 768)]
 class Frozen:
     params = [["float32", "bfloat16"], SHAPES]
     param_names = ["precision", "(rows, in, out)"]
+    timer = process_time
 
     def setup(self, precision, shape):
         torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 import hesplit_native as hn
 from hesplit_native import _core
@@ -19,16 +20,15 @@ class Layer:
         self, packing: str, shape: tuple[int, int, int], *, releases: int = 0, weight_gradients: bool = False,
         private: bool = False,
     ) -> None:  # fmt: skip
-        import torch
-
         torch.set_num_threads(1)
         hn.set_num_threads(1)
         _core.set_work_ahead(False)
         n, d, o = shape
         generator = np.random.default_rng(0)
+        asked = {"private_weights": True} if private else {}  # commits before it do not know the word
         self.params = hn.Parameters.recommend(
             in_features=d, out_features=o, batch_size=n, packing=packing, weight_norm=8.0, releases=releases,
-            activation_bound=32.0, private_weights=private,
+            activation_bound=32.0, **asked,
         )  # fmt: skip
         self.x = generator.normal(size=(n, d)).astype(np.float32)
         self.weight = generator.normal(size=(o, d)) * 4 / np.sqrt(d)

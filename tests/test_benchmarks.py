@@ -250,7 +250,7 @@ def test_the_table_of_peers(suite):
     assert "| 3 | 1× | 1.2 MB |" in lines[4]
     assert "| 1× |  | 0.1 kB |" not in lines[4]
     assert "Left out: SPU, Cheetah (No module named 'spu')." in lines
-    assert all(kind.security for kind in compare.PEERS)
+    assert all(kind.about for kind in compare.PEERS)
 
 
 def test_peers_that_fail_are_left_out(suite, monkeypatch):

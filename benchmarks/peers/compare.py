@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,8 +45,8 @@ from benchmarks.peers.tenseal import TensealHESplit, TensealSlots, TensealSplitW
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 PEERS: list[type[Layer]] = [
-    Ours, OursOnAvx2, OursMerged, OursMergedOnAvx2, OursFrozen, OursFrozenOnAvx2, Torch, SealPrimitives, OpenFHE, Spu, DesiloFHE, DesiloMatrices,
-    TensealSlots, TensealVectors, TensealHESplit, TensealSplitWays, ConcreteML,
+    Ours, OursOnAvx2, OursMerged, OursMergedOnAvx2, OursFrozen, OursFrozenOnAvx2, Torch, SealPrimitives, OpenFHE, Spu, DesiloFHE,
+    DesiloMatrices, TensealSlots, TensealVectors, TensealHESplit, TensealSplitWays, ConcreteML,
 ]  # fmt: skip
 
 Row = tuple["Layer | Elsewhere", dict[str, float], int]
@@ -95,8 +96,13 @@ def measure(
     return found
 
 
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1e3 * seconds:.3g}"
+    return "" if seconds is None else number(1e3 * seconds)
 
 
 def size(count: int) -> str:
@@ -116,23 +122,44 @@ def table(name: str, found: list[Row], left_out: dict[str, str]) -> list[str]:
         cells = [milliseconds(phases.get(phase)) for phase in ("encrypt", "weights", "forward", "decrypt")]
         sizes = ["" if layer.once == 0 else size(layer.once), *map(size, layer.bytes)]
         lines.append(
-            f"| {layer.name} | {' | '.join(cells)} | {milliseconds(total)} | {total / ours:,.3g}× | {' | '.join(sizes)} | "
+            f"| {layer.name} | {' | '.join(cells)} | {milliseconds(total)} | {number(total / ours)}× | {' | '.join(sizes)} | "
             f"{layer.worst:.1e} | {runs} |"
         )
-    reasons = "; ".join(f"{peer} ({reason})" for peer, reason in left_out.items())
+    peers = by_value({f"*{peer}*": reason for peer, reason in left_out.items()})
+    reasons = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in peers.items())
     return [*lines, "", *([f"Left out: {reasons}.", ""] if reasons else [])]
 
 
-def securities(peers: Sequence[type[Layer]]) -> list[str]:
-    """What every peer gives, a line each."""
-    return [*(f"- *{peer.name}*: {peer.security}." for peer in peers), ""]
+def by_value(values: dict[str, str]) -> dict[str, list[str]]:
+    """The keys of each value."""
+    return {value: [key for key in values if values[key] == value] for value in values.values()}
 
 
-def plot(results: dict[str, list[Row]], path: Path) -> None:
-    """Milliseconds of a step on a logarithmic axis."""
+def descriptions(peers: Sequence[type[Layer]]) -> list[str]:
+    """What every peer is and gives, a line for those that are alike."""
+    alike = by_value({f"*{peer.name}*": peer.about for peer in peers})
+    return [*(f"- {', '.join(names)}: {about}." for about, names in alike.items()), ""]
+
+
+def sections(text: str) -> dict[str, str]:
+    """The tables of a page by their shapes, each with its heading."""
+    parts = re.split(r"^(?=### )", text.split(BEGIN)[1].split(END)[0], flags=re.MULTILINE)[1:]
+    return {part.partition("\n")[0].removeprefix("### "): part.strip() for part in parts}
+
+
+def steps(section: str) -> dict[str, float]:
+    """Milliseconds of a step by peer, as a table says."""
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| ")]
+    return {cells[1].strip(): float(cells[6].replace(",", "")) for cells in rows if cells[1].strip()}
+
+
+def plot(results: dict[str, dict[str, float]], path: Path) -> None:
+    """Milliseconds of a step by shape and peer on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("Agg")
+    # Words stay words: as outlines they are most of the file.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "peers"})
     from matplotlib import pyplot as plt
 
     # Below one another, so that a phone shows them as large as a book would.
@@ -141,18 +168,18 @@ def plot(results: dict[str, list[Row]], path: Path) -> None:
         len(results), 1, figsize=(5.6, 0.3 * sum(bars) + 0.9 * len(bars)), height_ratios=bars, layout="constrained", squeeze=False
     )  # fmt: skip
     for axis, (name, found) in zip(axes[:, 0], results.items(), strict=True):
-        names = [layer.name for layer, _, _ in found][::-1]
-        values = [1e3 * sum(phases.values()) for _, phases, _ in found][::-1]
+        names, values = list(found)[::-1], list(found.values())[::-1]
         colours = ["#c2410c" if label.startswith(Ours.name) else "#64748b" for label in names]
         axis.barh(names, values, color=colours)
         axis.set_xscale("log")
+        axis.minorticks_off()
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("ms per step (log scale)", fontsize=8)
         axis.tick_params(labelsize=7)
         for index, value in enumerate(values):
-            axis.text(value, index, f" {value:,.0f}" if value >= 100 else f" {value:.3g}", va="center", fontsize=7)
+            axis.text(value, index, f" {number(value)}", va="center", fontsize=7)
         axis.set_xlim(min(values) / 5, max(values) * 8)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -160,33 +187,29 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="for every peer and shape")
     parser.add_argument("--shapes", default="", help="only shapes with one of these words, comma-separated")
     parser.add_argument("--patient", action="store_true", help="with products that take minutes to hours")
-    parser.add_argument("--write", action="store_true", help="put table and plot into docs/")
+    parser.add_argument("--write", action="store_true", help="put the tables of these shapes, and the plot, into docs/")
     parser.add_argument("--python", action="append", default=[], help="PEER=INTERPRETER: where a peer runs")
     options = parser.parse_args()
     pythons = interpreters(options.python)
     Layer.patient = options.patient
     import hesplit_native
 
-    results = {}
-    lines = [
-        f"{platform.machine()}, kernels `{hesplit_native._core.kernels()}`, one thread each; medians, rounds interleaved in one run.",
-        "",
-    ]
+    page = DOCS / "benchmarks.md"
+    text = page.read_text(encoding="utf-8")
+    tables = sections(text)
     for name, shape in SHAPES.items():
         if not any(word in name for word in options.shapes.split(",")):
             continue
         left_out: dict[str, str] = {}
-        results[name] = measure(shape, options.seconds, pythons, left_out)
-        rows = table(name, results[name], left_out)
-        print("\n".join(rows), flush=True)
-        lines += rows
-    lines += securities(PEERS)
+        tables[name] = "\n".join(table(name, measure(shape, options.seconds, pythons, left_out), left_out)).strip()
+        print(tables[name], flush=True)
     if options.write:
-        page = DOCS / "benchmarks.md"
-        text = page.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}", encoding="utf-8")
-        plot(results, DOCS / "peers.svg")
+        kernels = hesplit_native._core.kernels()
+        head = f"{platform.machine()}, kernels `{kernels}`, one thread each; medians, rounds interleaved in one run a table."
+        ordered = {name: tables[name] for name in SHAPES if name in tables}
+        parts = [BEGIN, "\n".join(descriptions(PEERS)).strip(), head, *ordered.values(), END]
+        page.write_text(text.split(BEGIN)[0] + "\n\n".join(parts) + text.split(END)[1], encoding="utf-8")
+        plot({name: steps(section) for name, section in ordered.items()}, DOCS / "peers.svg")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.diagonals import Diagonals
-from benchmarks.peers.layers import Layer, LeftOut, Phases
+from benchmarks.peers.layers import Layer, LeftOut, Phases, duration
 
 
 class DesiloFHE(Diagonals):
     """The smallest vector engine: one level, N = 8192; keys for the rotations that are needed."""
 
     name = "DESILO FHE"
-    security = "the engine's own set (N = 8192), which cannot be chosen; hides x from the server"
+    about = "2.0.0, CKKS, N = 8192, a level; the engine's own set, unstated in the wheel and not to be chosen; hides x from the server"
     slots = 4096
     costs = {"encrypt": 7.0, "encode": 0.3, "multiply": 1.4, "hoisted": 5.7, "rotate": 6.0, "decrypt": 7.0}
 
@@ -75,7 +75,7 @@ class DesiloMatrices(Layer):
     """
 
     name = "DESILO FHE, matrices"
-    security = "the engine's own set, which cannot be chosen; hides x from the server"
+    about = "2.0.0, 256 x 32 x 32 numbers; the engine's own set, unstated in the wheel and not to be chosen; hides x from the server"
 
     def setup(self) -> None:
         if self.n < 32 or self.o < 256:
@@ -87,7 +87,7 @@ class DesiloMatrices(Layer):
         self.shape = (self.x_blocks.shape[0], -(-self.o // self.side))
         self.pairs = self.shape[0] * self.shape[1]
         if self.pairs > self.places and not self.patient:
-            raise LeftOut("takes minutes")
+            raise LeftOut(duration(10 * self.pairs / 96))
         self.together = max(1, self.places // self.pairs)  # blocks of features in one ciphertext
         self.secret = self.engine.create_secret_key()
         self.key = self.engine.create_matrix_multiplication_key(self.secret, 1)

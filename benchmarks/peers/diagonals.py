@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.layers import Layer, LeftOut, Phases
+from benchmarks.peers.layers import Layer, LeftOut, Phases, duration
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Diagonals(Layer):
         self.ins, self.outs = -(-self.d // layout.inputs), -(-self.o // layout.outputs)
         products = self.ins * self.outs * layout.diagonals
         if products > (100_000 if self.patient else self.most_plaintexts):
-            raise LeftOut(f"takes minutes: {products:,} products of a ciphertext and a plaintext")
+            raise LeftOut(duration(products * (self.costs["encode"] + self.costs["multiply"]) / 1e3))
         giants = range(layout.babies, layout.diagonals, layout.babies)
         self.steps = [step * layout.rows for step in (*range(1, layout.babies), *giants)]
         self.keys(self.steps)

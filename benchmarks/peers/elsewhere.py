@@ -27,7 +27,7 @@ class Elsewhere:
     """A layer in a process of another interpreter; to those who measure, a layer."""
 
     def __init__(self, kind: type[Layer], python: str, n: int, d: int, o: int) -> None:
-        self.name, self.security = kind.name, kind.security
+        self.name, self.about = kind.name, kind.about
         command = [
             python,
             "-m",
@@ -50,9 +50,9 @@ class Elsewhere:
         line = self.process.stdout.readline()
         if not line:
             self.said.seek(0)
-            lines = self.said.read().splitlines() or ["without a word"]
+            lines = [line for line in self.said.read().splitlines() if line.strip()] or ["without a word"]
             self.close()
-            raise LeftOut(f"its process ended: {lines[-1]}")
+            raise LeftOut(f"its process ended, status {self.process.returncode}: {lines[-1]}")
         answer: dict[str, Any] = json.loads(line)
         if "left out" in answer:
             self.close()

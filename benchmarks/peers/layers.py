@@ -33,12 +33,20 @@ class LeftOut(Exception):
     """Why a peer has no row for a shape."""
 
 
+def duration(seconds: float) -> str:
+    """An extrapolated time, in words."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"about {seconds / length:.0f} {unit} a step, extrapolated"
+    return f"about {seconds:.0f} s a step, extrapolated"
+
+
 class Layer:
     """A batch and weights; what all peers share."""
 
     name = ""
-    security = ""
-    """What hides what from whom, in a line."""
+    about = ""
+    """Version, parameters, what security they give and what is hidden from whom, in a line."""
     environment: Mapping[str, str] = {}
     """Variables that must stand before libraries are loaded, so in a process of its own."""
     patient = False
@@ -81,7 +89,9 @@ class Ours(Layer):
     """
 
     name = "hesplit_native"
-    security = "128 bits (2024 guideline); hides x from the server, not W from the client"
+    about = (
+        "N = 2048, 47 to 53 bits of modulus; 128 bits (2024 guideline); hides x from the server, not W from the client"
+    )
     packing = "blocks"
 
     def setup(self) -> None:
@@ -118,6 +128,10 @@ class OursMerged(Ours):
     """The same with short replies, which take evaluation keys: for few rows and many outputs."""
 
     name = "hesplit_native, merged"
+    about = (
+        "N = 4096, 101 bits; 128 bits (2024 guideline; circular security); "
+        "hides x from the server, not W from the client"
+    )
     packing = "merged"
 
     def setup(self) -> None:
@@ -130,7 +144,10 @@ class OursFrozen(Layer):
     """A layer whose weights do not change, with its hint: float32's precision."""
 
     name = "hesplit_native, frozen weights"
-    security = "128 bits (LWE with a ternary secret); hides x from the server, not W from the client"
+    about = (
+        "N = 2048, 51 bits; 128 bits (2024 guideline; a secret for each request, one matrix for all); "
+        "hides x from the server, not W from the client"
+    )
 
     def setup(self) -> None:
         import hesplit_native as hn
@@ -184,7 +201,7 @@ class SealPrimitives(Layer):
     """The same packing from SEAL's own primitives (seal_peer.cpp), where the batch fits one ciphertext."""
 
     name = "SEAL primitives"
-    security = "128 bits (SEAL's table); as ours"
+    about = "4.1.2, N = 2048, 53 bits; 128 bits (SEAL's table); as ours"
 
     def setup(self) -> None:
         module = importlib.import_module("hesplit_native._seal_peer")
@@ -210,7 +227,7 @@ class Torch(Layer):
     """PyTorch in the clear, float32, one thread."""
 
     name = "torch, in the clear"
-    security = "none"
+    about = "float32; hides nothing"
 
     def setup(self) -> None:
         import torch

@@ -17,7 +17,10 @@ class OpenFHE(Diagonals):
     """One level at N = 8192, which leaves room for a special prime: 50 + 40 bits, and 60 for key switching in two digits."""
 
     name = "OpenFHE"
-    security = "128 bits (its own check, HEStd_128_classic); hides x from the server"
+    about = (
+        "1.6.1, CKKS, N = 8192, 50 + 40 bits and 60 for key switching; "
+        "128 bits (its own check, HEStd_128_classic); hides x from the server"
+    )
     slots = 4096
     costs = {"encrypt": 2.0, "encode": 1.6, "multiply": 0.11, "hoisted": 3.0, "rotate": 5.0, "decrypt": 1.2}
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.layers import Layer, LeftOut, Phases
+from benchmarks.peers.layers import Layer, LeftOut, Phases, duration
 
 LINK = re.compile(r"Link details: total send bytes (\d+), recv bytes (\d+)")
 
@@ -48,11 +48,14 @@ class Spu(Layer):
     """Each party's matrix is private to it, in numbers of 64 bits with 18 behind the point."""
 
     name = "SPU, Cheetah"
-    security = "128 bits (its sets), two parties who follow the protocol; hides x, and W from the client"
+    about = (
+        "0.9.5, BFV, N = 8192, shares of 64 bits; 128 bits (its sets), two parties who follow the protocol; "
+        "hides x, and W from the client"
+    )
 
     def setup(self) -> None:
         if self.n * self.d * self.o > 2**27 and not self.patient:
-            raise LeftOut("takes minutes")
+            raise LeftOut(duration(1.06e-7 * self.n * self.d * self.o))
         spu: Any = importlib.import_module("spu")
         frontend: Any = importlib.import_module("spu.utils.frontend")
         self.spu, lib = spu, spu.libspu
