@@ -24,8 +24,8 @@ BUILDS = ROOT / "build" / "history"
 RESULTS = ROOT / "benchmarks" / "results"
 # Medians of seven short samples, CPU time where a benchmark is of one thread: other work moves them little.
 SAMPLES = {"warmup_time": 0.05, "sample_time": 0.005, "repeat": 7, "rounds": 1}
-# Minutes a commit: kernels, a layer's calls, messages. The rest of the suite trains.
-QUICK = r"^bench_kernels\.Kernels|^bench_(encrypt|forward|decrypt)\.|^bench_frozen\.|^bench_wire\.MessageBytes"
+# Minutes a commit: kernels, a layer's calls and messages. The rest of the suite trains.
+QUICK = r"^bench_kernels\.Kernels|^bench_(encrypt|forward|decrypt)\.|^bench_frozen\."
 
 
 def resolve(names: Sequence[str], root: Path = ROOT) -> list[str]:

@@ -194,16 +194,17 @@ def main() -> None:
     Layer.patient = options.patient
     import hesplit_native
 
-    page = DOCS / "benchmarks.md"
-    text = page.read_text(encoding="utf-8")
-    tables = sections(text)
+    measured = {}
     for name, shape in SHAPES.items():
         if not any(word in name for word in options.shapes.split(",")):
             continue
         left_out: dict[str, str] = {}
-        tables[name] = "\n".join(table(name, measure(shape, options.seconds, pythons, left_out), left_out)).strip()
-        print(tables[name], flush=True)
+        measured[name] = "\n".join(table(name, measure(shape, options.seconds, pythons, left_out), left_out)).strip()
+        print(measured[name], flush=True)
     if options.write:
+        page = DOCS / "benchmarks.md"
+        text = page.read_text(encoding="utf-8")
+        tables = sections(text) | measured
         kernels = hesplit_native._core.kernels()
         head = f"{platform.machine()}, kernels `{kernels}`, one thread each; medians, rounds interleaved in one run a table."
         ordered = {name: tables[name] for name in SHAPES if name in tables}

@@ -78,6 +78,7 @@ class Spu(Layer):
     def _parties(self, config: Any) -> list[Any]:
         lib = self.spu.libspu
         description = lib.link.Desc()
+        description.recv_timeout_ms = 3_600_000  # a party waits while the other computes
         for rank in range(2):
             description.add_party(f"party {rank}", f"thread {rank}")
         made: list[Any] = [None, None]
