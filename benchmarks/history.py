@@ -56,7 +56,7 @@ import importlib, sys
 for name in sys.argv[1:]:
     try:
         importlib.import_module(f"benchmarks.{name}")
-    except ImportError:
+    except (ImportError, AttributeError):
         continue
     print(name)
 """

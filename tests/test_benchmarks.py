@@ -245,12 +245,44 @@ def test_the_table_of_peers(suite):
     compare = suite("benchmarks.peers.compare")
     found = [(kind(2, 12, 3), {"encrypt": 0.002, "forward": 0.001}, 7) for kind in (compare.Ours, compare.Torch)]
     found[0][0].once = 1_234_567
-    lines = compare.table("2 x 12 -> 3", found, {"SPU, Cheetah": "No module named 'spu'"})
+    lines = compare.table("2 x 12 -> 3", found, {"SPU, Cheetah": "no wheel", "OpenFHE": "too long", "A": "no wheel"})
     assert lines[4].startswith("| hesplit_native | 2 |")
     assert "| 3 | 1× | 1.2 MB |" in lines[4]
     assert "| 1× |  | 0.1 kB |" not in lines[4]
-    assert "Left out: SPU, Cheetah (No module named 'spu')." in lines
+    assert "Left out: *SPU, Cheetah*, *A* (no wheel); *OpenFHE* (too long)." in lines
     assert all(kind.about for kind in compare.PEERS)
+
+
+def test_tables_of_peers_are_written_one_by_one(suite, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    compare = suite("benchmarks.peers.compare")
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"before\n{compare.BEGIN}\n{compare.END}\nafter\n")
+    monkeypatch.setattr(compare, "DOCS", tmp_path)
+    monkeypatch.setattr(compare, "PEERS", [compare.Ours, compare.Torch])
+    monkeypatch.setattr(compare, "SHAPES", {"2 x 12 -> 3": (2, 12, 3), "3 x 5 -> 2": (3, 5, 2)})
+    tables = []
+    for shapes in ("", "3 x"):
+        monkeypatch.setattr(sys, "argv", ["compare", "--seconds", "0.01", "--shapes", shapes, "--write"])
+        compare.main()
+        tables.append(compare.sections(page.read_text()))
+    assert tables[0]["2 x 12 -> 3"] == tables[1]["2 x 12 -> 3"]
+    assert tables[0]["3 x 5 -> 2"] != tables[1]["3 x 5 -> 2"]
+    assert tables[1]["3 x 5 -> 2"] in capsys.readouterr().out
+    assert list(tables[1]) == list(compare.SHAPES)
+    assert all(value > 0 for value in compare.steps(tables[1]["3 x 5 -> 2"]).values())
+    text, drawn = page.read_text(), (tmp_path / "peers.svg").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    for kind in compare.PEERS:
+        assert f"*{kind.name}*: {kind.about}." in text
+        assert drawn.count(kind.name + "<") == 2
+
+
+def test_extrapolated_times_in_words(suite):
+    layers = suite("benchmarks.peers.layers")
+    words = [layers.duration(seconds).split(" a step")[0] for seconds in (7.4, 119, 300, 9000)]
+    assert words == ["about 7 s", "about 119 s", "about 5 min", "about 2 h"]
 
 
 def test_peers_that_fail_are_left_out(suite, monkeypatch):
@@ -298,6 +330,18 @@ def test_commits_of_the_history(suite, tmp_path):
     assert history.resolve([], tmp_path) == []
     with pytest.raises(subprocess.CalledProcessError):
         history.resolve(["--all"], tmp_path)
+
+
+def test_a_suite_has_what_a_commit_can_import(suite, tmp_path):
+    package = tmp_path / "site" / "hesplit_native"
+    package.mkdir(parents=True)
+    for name, text in (("__init__", ""), ("_core", "def usable_kernels():\n    return []\n"), ("_testing", "")):
+        (package / f"{name}.py").write_text(text)
+    configuration = json.loads(suite("benchmarks.history").suite(tmp_path / "site", tmp_path / "suite").read_text())
+    found = {path.stem for path in (tmp_path / "suite" / configuration["benchmark_dir"]).glob("*.py")}
+    assert {"__init__", "common", "bench_kernels", "bench_forward"} <= found
+    assert not {"bench_wire", "attacks"} & found  # hesplit_native.data and .layer are not there
+    assert Path(configuration["results_dir"]) == ROOT / "benchmarks" / "results"
 
 
 def test_results_do_not_say_where_the_interpreter_is(suite, tmp_path):
