@@ -97,12 +97,12 @@ def asv(*arguments: str, site: Path | None = None) -> int:
 
 
 def forget_path(results: Path) -> None:
-    """Take the interpreter's path, which asv makes a part of the environment's name, out of all results."""
+    """Put this interpreter's version where asv writes its path, which is a part of the environment's name, too."""
     path = sys.executable.replace(os.sep, "_")
     for file in results.glob("*.json"):
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8").replace(path, "").replace(sys.executable, platform.python_version())
         file.unlink()
-        file.with_name(file.name.replace(path, "")).write_text(text.replace(path, ""), encoding="utf-8")
+        file.with_name(file.name.replace(path, "")).write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -121,8 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.build_only:
         return
     if commits:
-        about = {"arch": platform.machine(), "os": platform.system(), "num_cpu": os.cpu_count()}
-        asv("machine", "--yes", f"--machine={options.machine}", *(f"--{name}={value}" for name, value in about.items()))
+        asv("machine", "--yes", f"--machine={options.machine}")
     for commit, site in zip(commits, sites, strict=True):
         run = [
             "run",

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -347,11 +348,12 @@ def test_a_suite_has_what_a_commit_can_import(suite, tmp_path):
 def test_results_do_not_say_where_the_interpreter_is(suite, tmp_path):
     history = suite("benchmarks.history")
     name = "existing-py" + sys.executable.replace(os.sep, "_")
-    (tmp_path / f"0123-{name}.json").write_text(f'{{"env_name": "{name}", "results": {{"a": [1.5]}}}}')
+    said = {"env_name": name, "python": sys.executable, "results": {"a": [1.5]}}
+    (tmp_path / f"0123-{name}.json").write_text(json.dumps(said))
     history.forget_path(tmp_path)
     (found,) = tmp_path.iterdir()
     assert found.name == "0123-existing-py.json"
-    assert json.loads(found.read_text()) == {"env_name": "existing-py", "results": {"a": [1.5]}}
+    assert json.loads(found.read_text()) == said | {"env_name": "existing-py", "python": platform.python_version()}
 
 
 def test_the_server_stands_up_to_every_attack(suite, capfd):
