@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "rlwe/decryption.h"
+#include "rlwe/encryption.h"
 
 namespace hesplit {
 
@@ -11,7 +13,41 @@ SlotRing::SlotRing(const Parameters& parameters)
     : embedding_(parameters.ring_degree()),
       data_(parameters.ring_degree(), parameters.data_primes()),
       key_(parameters.ring_degree(), parameters.primes()),
-      inverse_special_(inverse_special(switching())) {}
+      digits_(choose_digits()),
+      inverse_special_(inverse_special(switching())),
+      cofactors_(key_.prime_count() * data_.prime_count(), 1) {
+    for (std::size_t digit = 0; digit < digits_; ++digit) {
+        const std::size_t begin = switching().first_row(digit), end = switching().first_row(digit + 1);
+        for (std::size_t q = begin; q < end; ++q) {
+            for (std::size_t row = 0; row < key_.prime_count(); ++row) {
+                std::uint64_t& cofactor = cofactors_[row * data_.prime_count() + q];
+                for (std::size_t other = begin; other < end; ++other) {
+                    if (other != q) {
+                        const auto prime = static_cast<std::int64_t>(data_.prime(other));
+                        cofactor = key_.product(cofactor, key_.residue(prime, row), row);
+                    }
+                }
+            }
+            const std::uint64_t prime = data_.prime(q);
+            inverse_cofactors_.push_back(key_.power(cofactors_[q * data_.prime_count() + q], prime - 2, q));
+        }
+    }
+}
+
+std::size_t SlotRing::choose_digits() const {
+    constexpr double kQuiet = 8, kShare = 0.125;
+    const std::size_t most = data_.prime_count();
+    if (switching_deviation({key_, most}) <= kQuiet * std::sqrt(kNoiseVariance)) {
+        return most;
+    }
+    const double last_bit = std::ldexp(data_.modulus_value(), -kMaxReplyBits);
+    std::size_t digits = 1;
+    while (digits < most &&
+           switching_deviation({key_, digits}) > kShare * last_bit * reply_rounding_deviation(data_.degree())) {
+        ++digits;
+    }
+    return digits;
+}
 
 void SlotRing::encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const {
     const std::size_t n = data_.degree();
@@ -61,27 +97,41 @@ std::uint64_t SlotRing::galois_element(int step) const {
     return element;
 }
 
-Buffer<std::int64_t> SlotRing::centred_digits(const SlotCiphertext& in) const {
+Buffer<std::int64_t> SlotRing::centred_terms(const SlotCiphertext& in) const {
     const std::size_t n = data_.degree();
-    Buffer<std::int64_t> centred(data_.size());
+    Buffer<std::int64_t> terms(data_.size());
     Buffer<std::uint64_t> coefficients(n);
-    for (std::size_t digit = 0; digit < data_.prime_count(); ++digit) {
-        std::copy_n(in.c1.data() + digit * n, n, coefficients.data());
-        data_.to_coefficients_row(coefficients.data(), digit);
-        centre(coefficients.data(), data_.prime(digit), n, centred.data() + digit * n);
+    for (std::size_t q = 0; q < data_.prime_count(); ++q) {
+        std::copy_n(in.c1.data() + q * n, n, coefficients.data());
+        data_.to_coefficients_row(coefficients.data(), q);
+        if (inverse_cofactors_[q] != 1) {
+            data_.scale_row({coefficients.data(), n}, inverse_cofactors_[q], q);
+        }
+        centre(coefficients.data(), data_.prime(q), n, terms.data() + q * n);
     }
-    return centred;
+    return terms;
 }
 
-void SlotRing::digit_row(const SlotCiphertext& in, const Buffer<std::int64_t>& centred, std::size_t digit,
-                         std::size_t row, std::uint64_t* out) const {
+const std::uint64_t* SlotRing::digit_row(const SlotCiphertext& in, const Buffer<std::int64_t>& terms, std::size_t digit,
+                                         std::size_t row, std::uint64_t* out) const {
     const std::size_t n = data_.degree();
-    if (row == digit) {
-        std::copy_n(in.c1.data() + digit * n, n, out);
-    } else {
-        key_.lift_row({centred.data() + digit * n, n}, row, out);
-        key_.to_ntt_row(out, row);
+    const std::size_t begin = switching().first_row(digit), end = switching().first_row(digit + 1);
+    if (begin <= row && row < end) {
+        return in.c1.data() + row * n;
     }
+    if (end - begin == 1) {
+        key_.lift_row({terms.data() + begin * n, n}, row, out);
+    } else {
+        Buffer<std::uint64_t> lifted((end - begin) * n);
+        for (std::size_t q = begin; q < end; ++q) {
+            key_.lift_row({terms.data() + q * n, n}, row, lifted.data() + (q - begin) * n);
+        }
+        const auto from = pointers<std::uint64_t>(lifted.data(), end - begin, n);
+        key_.combine({from.data(), from.size()}, cofactors_.data() + row * data_.prime_count() + begin, {&out, 1}, n,
+                     row);
+    }
+    key_.to_ntt_row(out, row);
+    return out;
 }
 
 void SlotRing::switch_row(const SlotCiphertext& in, View<const std::uint64_t* const> digits, const GaloisKey& key,
@@ -89,7 +139,7 @@ void SlotRing::switch_row(const SlotCiphertext& in, View<const std::uint64_t* co
     const std::size_t n = key_.degree();
     Buffer<std::uint64_t> product(n);
     for (const auto& [part, to] : {std::pair{&key.c0, &out.k0}, std::pair{&key.c1, &out.k1}}) {
-        const auto rows = pointers(part->data() + row * n, data_.prime_count(), key_.size());
+        const auto rows = pointers(part->data() + row * n, digits_, key_.size());
         key_.dot_row(digits, {rows.data(), rows.size()}, row, product.data());
         permute(key.permutation, product.data(), to->data() + row * n);
     }
@@ -100,15 +150,15 @@ void SlotRing::switch_row(const SlotCiphertext& in, View<const std::uint64_t* co
 
 SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const GaloisKey& key) const {
     const std::size_t n = key_.degree();
-    const Buffer<std::int64_t> centred = centred_digits(in);
+    const Buffer<std::int64_t> terms = centred_terms(in);
     SwitchedCiphertext out{Buffer<std::uint64_t>(key_.size()), Buffer<std::uint64_t>(key_.size()),
                            Buffer<std::uint64_t>(data_.size())};
     // Row by row, so that the digits stay in the cache.
-    Buffer<std::uint64_t> digits(data_.size());
-    const auto rows = pointers<std::uint64_t>(digits.data(), data_.prime_count(), n);
+    Buffer<std::uint64_t> digits(digits_ * n);
+    std::vector<const std::uint64_t*> rows(digits_);
     for (std::size_t row = 0; row < key_.prime_count(); ++row) {
-        for (std::size_t digit = 0; digit < data_.prime_count(); ++digit) {
-            digit_row(in, centred, digit, row, digits.data() + digit * n);
+        for (std::size_t digit = 0; digit < digits_; ++digit) {
+            rows[digit] = digit_row(in, terms, digit, row, digits.data() + digit * n);
         }
         switch_row(in, {rows.data(), rows.size()}, key, row, out);
     }
@@ -116,11 +166,15 @@ SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const GaloisKey& k
 }
 
 Buffer<std::uint64_t> SlotRing::decompose(const SlotCiphertext& in) const {
-    const Buffer<std::int64_t> centred = centred_digits(in);
-    Buffer<std::uint64_t> digits(data_.prime_count() * key_.size());
-    for (std::size_t digit = 0; digit < data_.prime_count(); ++digit) {
+    const Buffer<std::int64_t> terms = centred_terms(in);
+    const std::size_t n = key_.degree();
+    Buffer<std::uint64_t> digits(digits_ * key_.size());
+    for (std::size_t digit = 0; digit < digits_; ++digit) {
         for (std::size_t row = 0; row < key_.prime_count(); ++row) {
-            digit_row(in, centred, digit, row, digits.data() + digit * key_.size() + row * key_.degree());
+            std::uint64_t* out = digits.data() + digit * key_.size() + row * n;
+            if (const std::uint64_t* found = digit_row(in, terms, digit, row, out); found != out) {
+                std::copy_n(found, n, out);
+            }
         }
     }
     return digits;
@@ -131,7 +185,7 @@ SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const Buffer<std::
     SwitchedCiphertext out{Buffer<std::uint64_t>(key_.size()), Buffer<std::uint64_t>(key_.size()),
                            Buffer<std::uint64_t>(data_.size())};
     for (std::size_t row = 0; row < key_.prime_count(); ++row) {
-        const auto rows = pointers(digits.data() + row * key_.degree(), data_.prime_count(), key_.size());
+        const auto rows = pointers(digits.data() + row * key_.degree(), digits_, key_.size());
         switch_row(in, {rows.data(), rows.size()}, key, row, out);
     }
     return out;

@@ -1,9 +1,14 @@
 // The CKKS machinery that slots need: encoding, and rotations with their keys.
 //
-// A rotation is a permutation of the NTT form and a key switch: c1 is decomposed into one digit per prime, the digits
-// meet the key over the key ring, and the result is divided by the special prime. Decompositions and divisions cost
-// almost everything, so both are steps of their own: several rotations of one ciphertext share the first, a sum of
-// rotations shares the second (Halevi and Shoup 2018, "hoisting").
+// A rotation is a permutation of the NTT form and a key switch: c1 is decomposed into digits, the digits meet the key
+// over the key ring, and the result is divided by the special prime. Decompositions and divisions cost almost
+// everything, so both are steps of their own: several rotations of one ciphertext share the first, a sum of rotations
+// shares the second (Halevi and Shoup 2018, "hoisting").
+//
+// With digits of more primes there are fewer of them, so that keys are shorter and decompositions cheaper, and the
+// noise of a rotation is larger. Products fill the modulus, and their replies are rounded to far fewer bits: there are
+// as few digits as keep the noise below that rounding. Where one for each prime keep it as low as that of an
+// encryption, there are as many: inputs may then be rotated before they are multiplied.
 #pragma once
 
 #include <cstddef>
@@ -37,12 +42,16 @@ class SlotRing {
     // Encoding is in double precision: of larger coefficients the bits below these are noise.
     static constexpr int kEncodedBits = 50;
 
+    // Of replies. Every coefficient of their product with the secret is needed, which must not wrap around in the
+    // client's auxiliary ring (rlwe/decryption.cpp).
+    static constexpr int kMaxReplyBits = 44;
+
     explicit SlotRing(const Parameters& parameters);
 
     std::size_t slots() const { return data_.degree() / 2; }
     const Ring& data() const { return data_; }  // what ciphertexts use
     const Ring& key() const { return key_; }    // with the key-switching prime
-    KeySwitching switching() const { return {key_, data_.prime_count()}; }
+    KeySwitching switching() const { return {key_, digits_}; }
 
     // round(scale * embedding^-1(values)), coefficients over the data ring, for any positive scale. Throws RangeError
     // where a coefficient does not fit the modulus.
@@ -57,8 +66,8 @@ class SlotRing {
 
     // Rotates slots to the left: slot i takes the value of slot i + step.
     SwitchedCiphertext rotate(const SlotCiphertext& in, const GaloisKey& key) const;
-    // The same for several rotations of one ciphertext, whose digits they share: c1's, one polynomial over the key ring
-    // for each data prime, each centred: [data().prime_count(), key().size()].
+    // The same for several rotations of one ciphertext, whose digits they share: c1's, polynomials over the key ring:
+    // [switching().digits, key().size()].
     Buffer<std::uint64_t> decompose(const SlotCiphertext& in) const;
     SwitchedCiphertext rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
                               const GaloisKey& key) const;
@@ -71,19 +80,25 @@ class SlotRing {
     double rotation_deviation() const { return switching_deviation(switching()); }
 
   private:
-    // c1's digits as integers, one of each data prime: [data().prime_count(), degree].
-    Buffer<std::int64_t> centred_digits(const SlotCiphertext& in) const;
-    // One of these digits in one row of the key ring, in NTT form.
-    void digit_row(const SlotCiphertext& in, const Buffer<std::int64_t>& centred, std::size_t digit, std::size_t row,
-                   std::uint64_t* out) const;
-    // One row of a rotation, from that row of the digits, one per data prime.
+    std::size_t choose_digits() const;
+    // What c1 is the sum of within each digit, as integers, one for each data prime: with D the product of the digit's
+    // primes and q one of them, D / q times the centred residue of c1 / (D / q) modulo q. [prime_count, degree].
+    Buffer<std::int64_t> centred_terms(const SlotCiphertext& in) const;
+    // One of the digits in one row of the key ring, in NTT form: c1's own, or the sum of its terms in `out`.
+    const std::uint64_t* digit_row(const SlotCiphertext& in, const Buffer<std::int64_t>& terms, std::size_t digit,
+                                   std::size_t row, std::uint64_t* out) const;
+    // One row of a rotation, from that row of the digits.
     void switch_row(const SlotCiphertext& in, View<const std::uint64_t* const> digits, const GaloisKey& key,
                     std::size_t row, SwitchedCiphertext& out) const;
 
     Embedding embedding_;
     Ring data_;
     Ring key_;
-    std::vector<std::uint64_t> inverse_special_;  // of the special prime modulo each data prime
+    std::size_t digits_;
+    std::vector<std::uint64_t> inverse_special_;    // of the special prime modulo each data prime
+    std::vector<std::uint64_t> inverse_cofactors_;  // of each data prime's D / q modulo q
+    // D / q of each data prime modulo each prime of the key ring: [key prime, data prime].
+    std::vector<std::uint64_t> cofactors_;
 };
 
 }  // namespace hesplit

@@ -181,11 +181,12 @@ ServingCost block_gradient(Served served, const Ring& ring, const BlockLayout& l
 // Of slots: what rotations take (ckks/slot_ring.h).
 struct Rotation {
     explicit Rotation(const SlotRing& ring) {
-        const double digits = real(ring.data().prime_count()), rows = real(ring.key().prime_count());
+        const double primes = real(ring.data().prime_count()), rows = real(ring.key().prime_count());
+        const double digits = real(ring.switching().digits);
         const double row = real(ring.data().degree()), transform = row / 2 * std::log2(row);
-        decompose = (digits + digits * rows) * transform;
+        decompose = (primes + digits * rows) * transform + rows * primes * row;
         apply = 2 * digits * rows * row;
-        divide = 2 * (1 + digits) * transform + 2 * digits * row;
+        divide = 2 * (1 + primes) * transform + 2 * primes * row;
     }
     double decompose, apply, divide;
 };
@@ -204,7 +205,7 @@ ServingCost slot_forward(Served served, const SlotRing& slots, std::size_t ciphe
     cost.held_bytes = served == Served::training ? groups * (2 * inputs * poly.bytes + kEntry) : 0;
     cost.layer_bytes = diagonals * (poly.bytes + kEntry) + products * poly.bytes;
     cost.working_bytes = cost.reply_bytes + groups * products * kEntry + 2 * inputs * poly.bytes +
-                         inputs * (babies * 2 * poly.bytes + ring.prime_count() * key.bytes) +
+                         inputs * (babies * 2 * poly.bytes + slots.switching().digits * key.bytes) +
                          giants * (2 * key.bytes + poly.bytes) + products * 2 * poly.bytes;
     const double rotated = real(inputs) * (babies > 1 ? rotation.decompose : 0) +
                            real(inputs) * real(babies - 1) * (rotation.apply + rotation.divide);
@@ -222,7 +223,7 @@ ServingCost slot_gradient(Served served, const SlotRing& slots, const SlotLayout
     const Polynomial poly(ring), key(slots.key());
     const Rotation rotation(slots);
     const std::size_t runs = gradient_products(layout) * layout.inputs(), groups = shape.groups();
-    const std::size_t shifts = std::min<std::size_t>(layout.group_size(), shape.samples) + gradient_outputs(layout) - 1;
+    const std::size_t shifts = std::min<std::size_t>(layout.group_size(), shape.samples) + gradient_rows(layout) - 1;
     ServingCost cost;
     if (served == Served::opened_gradient) {
         cost.request_bytes = kFrame + runs * packed_bytes(ring.degree(), bits);
@@ -370,12 +371,12 @@ ServingCost of_slots(Served served, const Parameters& parameters, const ServedLa
         plan_slots(slots.slots(), layer.features, layer.outputs, planned, allow_babies(slots), layer.weight_gradients);
     if (served == Served::public_material) {
         const std::vector<int> steps = server_rotations(layout, planned, layer.weight_gradients);
-        const std::size_t key = 2 * slots.data().prime_count() * slots.key().size() * kResidue;
+        const std::size_t digits = slots.switching().digits, key = 2 * digits * slots.key().size() * kResidue;
         ServingCost cost = public_material_cost(parameters, slots.key());
         cost.request_bytes += rotation_key_bytes(slots, steps);
         cost.held_bytes = 2 * cost.held_bytes + steps.size() * (key + slots.data().degree() * 4 + kEntry);
         cost.working_bytes = key;
-        cost.multiplications = real(steps.size() * slots.data().prime_count()) * kReceive * real(slots.key().size());
+        cost.multiplications = real(steps.size() * digits) * kReceive * real(slots.key().size());
         return cost;
     }
     const PolynomialCodec codec(slots.data(), dropped_bits(slots.data()));

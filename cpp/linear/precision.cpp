@@ -297,13 +297,13 @@ Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const W
     const double encoded_scale = std::min(budget.weight_scale, std::ldexp(1.0, SlotRing::kEncodedBits - 1));
     const double weights = embedding * std::sqrt(1.0 / 12) * choice.activation_norm * kRangeSlack / encoded_scale;
     // An output is the sum of several slots.
-    const auto parts = static_cast<double>(layout.parts());
-    const double sums = static_cast<double>(layout.giants()) * parts;
+    const auto terms = static_cast<double>(layout.terms());
+    const double sums = static_cast<double>(layout.giants()) * terms;
     const double rotations = embedding * rotation * std::sqrt(sums) / product_scale;
     budget.fixed_error = kTail * std::sqrt(inputs * inputs + weights * weights) +
                          kProductTail * std::sqrt(babies * babies + rotations * rotations) + embedding / product_scale;
     budget.reply_deviation =
-        kProductTail / kTail * embedding * std::sqrt(parts) * reply_rounding_deviation(ring.data().degree());
+        kProductTail / kTail * embedding * std::sqrt(terms) * reply_rounding_deviation(ring.data().degree());
     budget.max_reply_bits = kMaxSlotReplyBits;
     return finish(choice, norms, budget);
 }

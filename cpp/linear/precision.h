@@ -26,9 +26,8 @@ inline constexpr double kProductTail = 19.2;
 // edge that the client takes for a wrap-around (0.999 of the range).
 inline constexpr double kRangeSlack = 1.002;
 
-// The longest replies. With slots every coefficient of a product with c1 is needed, which must not wrap around in the
-// client's auxiliary ring (rlwe/decryption.cpp).
-inline constexpr int kMaxSlotReplyBits = 44;
+// The longest replies.
+inline constexpr int kMaxSlotReplyBits = SlotRing::kMaxReplyBits;
 inline constexpr int kMaxBlockReplyBits = 62;
 
 // What is dropped from the bottom of a request's c0 when q is small: its rounding hides below the noise.

@@ -15,10 +15,14 @@ namespace {
 
 // Relative costs of a rotation, a multiplication by a plaintext, an input and a product (encryption, transport,
 // decryption), and of encoding a plaintext.
-constexpr double kRotate = 10, kMultiply = 0.5, kInput = 6, kProduct = 6, kEncode = 1;
+constexpr double kRotate = 10, kMultiply = 0.5, kInput = 40, kProduct = 40, kEncode = 1;
+
+std::size_t groups_of(const SlotLayout& layout, std::size_t samples) {
+    return (samples + layout.group_size() - 1) / layout.group_size();
+}
 
 double cost(const SlotLayout& layout, std::size_t samples, bool weight_gradients) {
-    const auto groups = static_cast<double>((samples + layout.group_size() - 1) / layout.group_size());
+    const auto groups = static_cast<double>(groups_of(layout, samples));
     const auto j = static_cast<double>(layout.inputs());
     const auto p = static_cast<double>(layout.products());
     const auto giants = static_cast<double>(layout.giants());
@@ -30,10 +34,9 @@ double cost(const SlotLayout& layout, std::size_t samples, bool weight_gradients
     if (!weight_gradients) {
         return forward;
     }
-    const auto group = static_cast<double>(std::min(layout.group_size(), samples));
-    const auto blocks = static_cast<double>(std::min(layout.outputs, layout.group_size()));
-    const double products = j * std::ceil(static_cast<double>(layout.outputs) / blocks);
-    return forward + products * ((group + blocks - 1) * (kRotate + groups * (kMultiply + kEncode)) + kProduct);
+    const auto shifts = static_cast<double>(std::min(layout.group_size(), samples) + gradient_rows(layout) - 1);
+    const double products = j * static_cast<double>(gradient_products(layout));
+    return forward + products * (shifts * (kRotate + groups * (kMultiply + kEncode)) + kProduct);
 }
 
 std::int64_t modulo(std::int64_t value, std::size_t size) {
@@ -47,6 +50,43 @@ std::vector<int> distinct(std::vector<int> steps) {
     steps.erase(std::unique(steps.begin(), steps.end()), steps.end());
     steps.erase(std::remove(steps.begin(), steps.end(), 0), steps.end());
     return steps;
+}
+
+// Into how many parts a block may be divided: powers of two, and as many as leave the period at the outputs.
+std::vector<std::size_t> part_counts(const SlotLayout& layout) {
+    const std::size_t outputs = layout.outputs_per_product();
+    std::vector<std::size_t> counts{(layout.width + outputs - 1) / outputs};
+    for (std::size_t parts = 1; parts <= layout.width; parts *= 2) {
+        counts.push_back(parts);
+    }
+    return counts;
+}
+
+struct Blocks {
+    bool repeated;
+    std::size_t copies;
+};
+
+// The kinds of blocks that fit the slots, each with every number of copies that has no empty ones. Copies fill what the
+// samples leave of the slots, and take no more groups than one would.
+std::vector<Blocks> block_counts(SlotLayout layout, std::size_t samples) {
+    constexpr std::size_t kMostCopies = 64;
+    std::vector<Blocks> found;
+    layout.repeated = true, layout.copies = 1;
+    if (layout.span() <= layout.slots) {
+        found.push_back({true, 1});
+        const std::size_t groups = groups_of(layout, samples), most = std::min(layout.period, kMostCopies);
+        while (++layout.copies <= most && layout.copies * layout.block() <= layout.slots) {
+            const std::size_t needed = (layout.period + layout.offsets() - 1) / layout.offsets();
+            if (needed == layout.copies && layout.span() <= layout.slots && groups_of(layout, samples) == groups) {
+                found.push_back({true, layout.copies});
+            }
+        }
+    }
+    if (layout.block() <= layout.slots) {
+        found.push_back({false, 1});
+    }
+    return found;
 }
 
 }  // namespace
@@ -67,14 +107,11 @@ SlotLayout plan_slots(std::size_t slots, std::size_t features, std::size_t outpu
     candidate.slots = slots, candidate.features = features, candidate.outputs = outputs;
     for (std::size_t inputs = 1; inputs <= features; inputs = next_division(features, inputs)) {
         candidate.width = (features + inputs - 1) / inputs;
-        for (candidate.halvings = 0; candidate.parts() <= candidate.width; ++candidate.halvings) {
-            candidate.period = std::max(candidate.outputs_per_product(),
-                                        (candidate.width + candidate.parts() - 1) / candidate.parts());
-            for (const bool repeated : {true, false}) {
-                candidate.repeated = repeated;
-                if (candidate.stride() > slots) {
-                    continue;
-                }
+        for (const std::size_t parts : part_counts(candidate)) {
+            candidate.parts = parts;
+            candidate.period = std::max(candidate.outputs_per_product(), (candidate.width + parts - 1) / parts);
+            for (const auto& [repeated, copies] : block_counts(candidate, samples)) {
+                candidate.repeated = repeated, candidate.copies = copies;
                 const std::size_t most_babies = allow_babies ? std::min<std::size_t>(candidate.offsets(), 64) : 1;
                 for (candidate.babies = 1; candidate.babies <= most_babies; ++candidate.babies) {
                     const double found = cost(candidate, samples, weight_gradients);
@@ -114,11 +151,13 @@ std::vector<double> place_slot_input(const SlotLayout& layout, const T* x, std::
     const std::size_t first = j * layout.width;
     const std::size_t used = layout.features_of(j);
     for (std::size_t s = 0; s < count; ++s) {
-        double* block = values.data() + s * layout.stride();
         const T* row = x + s * layout.features + first;
-        std::copy(row, row + used, block);
-        for (std::size_t i = layout.block(); i < layout.stride(); ++i) {
-            block[i] = block[i - layout.block()];
+        for (std::size_t c = 0; c < layout.copies; ++c) {
+            double* block = values.data() + s * layout.span() + c * layout.stride();
+            for (std::size_t i = 0, feature = c * layout.offsets() % layout.block(); i < layout.stride(); ++i) {
+                block[i] = feature < used ? static_cast<double>(row[feature]) : 0.0;
+                feature = feature + 1 < layout.block() ? feature + 1 : 0;
+            }
         }
     }
     return values;
@@ -141,10 +180,15 @@ std::vector<double> place_slot_weight(const SlotLayout& layout, const double* we
 
     std::vector<double> values(layout.slots, 0.0);
     bool zero = true;
-    for (std::int64_t r = 0; r < block; ++r) {
+    for (std::int64_t at = 0; at < static_cast<std::int64_t>(layout.copies) * block; ++at) {
+        const std::int64_t copy = at / block, r = at % block;
         const std::int64_t output = r % period;
-        std::int64_t column = r + offset;
+        const std::int64_t own = offset + copy * static_cast<std::int64_t>(layout.offsets());
+        std::int64_t column = r + own;
         if (layout.repeated) {
+            if (own >= period) {
+                break;  // the last copy may have fewer offsets
+            }
             column %= block;
         } else if (column < r - output || column >= r - output + period) {
             continue;  // outside the aligned group of r
@@ -156,7 +200,9 @@ std::vector<double> place_slot_weight(const SlotLayout& layout, const double* we
         const double value = weight[row * layout.features + first + static_cast<std::size_t>(column)];
         zero = zero && value == 0;
         for (std::size_t s = 0; s < layout.group_size(); ++s) {
-            const std::int64_t slot = static_cast<std::int64_t>(s * layout.stride()) + r + layout.giant_step(g);
+            const auto first_slot =
+                static_cast<std::int64_t>(s * layout.span()) + copy * static_cast<std::int64_t>(layout.stride());
+            const std::int64_t slot = first_slot + r + layout.giant_step(g);
             values[static_cast<std::size_t>(modulo(slot, layout.slots))] = value;
         }
     }
@@ -168,14 +214,18 @@ std::vector<std::uint32_t> output_slots(const SlotLayout& layout, std::size_t p,
     positions.reserve(layout.outputs_of(p) * count);
     for (std::size_t t = 0; t < layout.outputs_of(p); ++t) {
         for (std::size_t s = 0; s < count; ++s) {
-            positions.push_back(static_cast<std::uint32_t>(s * layout.stride() + t));
+            positions.push_back(static_cast<std::uint32_t>(s * layout.span() + t));
         }
     }
     return positions;
 }
 
 std::size_t gradient_outputs(const SlotLayout& layout) {
-    return std::min(layout.outputs, layout.group_size());
+    return std::min(layout.outputs, layout.group_size() * layout.copies);
+}
+
+std::size_t gradient_rows(const SlotLayout& layout) {
+    return (gradient_outputs(layout) + layout.copies - 1) / layout.copies;
 }
 
 std::size_t gradient_products(const SlotLayout& layout) {
@@ -185,14 +235,14 @@ std::size_t gradient_products(const SlotLayout& layout) {
 std::vector<std::int64_t> gradient_shifts(const SlotLayout& layout, std::size_t samples) {
     const auto group = static_cast<std::int64_t>(std::min(layout.group_size(), samples));
     std::vector<std::int64_t> shifts;
-    for (std::int64_t shift = 1 - static_cast<std::int64_t>(gradient_outputs(layout)); shift < group; ++shift) {
+    for (std::int64_t shift = 1 - static_cast<std::int64_t>(gradient_rows(layout)); shift < group; ++shift) {
         shifts.push_back(shift);
     }
     return shifts;
 }
 
 int gradient_step(const SlotLayout& layout, std::int64_t shift) {
-    return static_cast<int>(modulo(shift * static_cast<std::int64_t>(layout.stride()), layout.slots));
+    return static_cast<int>(modulo(shift * static_cast<std::int64_t>(layout.span()), layout.slots));
 }
 
 std::vector<int> gradient_steps(const SlotLayout& layout, std::size_t samples) {
@@ -217,15 +267,20 @@ std::vector<double> place_slot_gradient(const SlotLayout& layout, const double* 
     std::vector<double> values;
     const std::size_t per_product = gradient_outputs(layout);
     const std::size_t here = std::min(per_product, layout.outputs - p * per_product);
+    const std::size_t rows = gradient_rows(layout);
     for (std::size_t s = 0; s < count; ++s) {
-        const std::int64_t output = static_cast<std::int64_t>(s) - shift;
-        if (output < 0 || output >= static_cast<std::int64_t>(here)) {
+        const std::int64_t row = static_cast<std::int64_t>(s) - shift;
+        if (row < 0 || row >= static_cast<std::int64_t>(rows)) {
             continue;
         }
-        const double value = gradient[s * layout.outputs + p * per_product + static_cast<std::size_t>(output)];
-        if (value != 0) {
-            values.resize(layout.slots, 0.0);
-            std::fill_n(values.begin() + static_cast<std::ptrdiff_t>(s * layout.stride()), layout.width, value);
+        for (std::size_t c = 0; c < layout.copies; ++c) {
+            const std::size_t output = c * rows + static_cast<std::size_t>(row);
+            const double value = output < here ? gradient[s * layout.outputs + p * per_product + output] : 0.0;
+            if (value != 0) {
+                values.resize(layout.slots, 0.0);
+                const std::size_t block = s * layout.span() + c * layout.stride();
+                std::fill_n(values.begin() + static_cast<std::ptrdiff_t>(block), layout.block(), value);
+            }
         }
     }
     return values;
@@ -235,9 +290,12 @@ std::vector<std::uint32_t> weight_gradient_slots(const SlotLayout& layout, std::
     std::vector<std::uint32_t> positions;
     const std::size_t per_product = gradient_outputs(layout);
     const std::size_t here = std::min(per_product, layout.outputs - p * per_product);
+    const std::size_t rows = gradient_rows(layout), block = layout.block();
     for (std::size_t t = 0; t < here; ++t) {
+        const std::size_t copy = t / rows, first = t % rows * layout.span() + copy * layout.stride();
+        const std::size_t shift = layout.repeated ? copy * layout.offsets() % block : 0;
         for (std::size_t i = 0; i < layout.features_of(j); ++i) {
-            positions.push_back(static_cast<std::uint32_t>(t * layout.stride() + i));
+            positions.push_back(static_cast<std::uint32_t>(first + (i + block - shift) % block));
         }
     }
     return positions;

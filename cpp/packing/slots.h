@@ -1,13 +1,15 @@
 // SIMD slots: where activations, weights and outputs sit among the N/2 slots of CKKS ciphertexts (docs/packing.md).
 //
-// Each sample owns `stride` consecutive slots. With period o' >= outputs and f halvings, D = o' * 2^f >= width features
-// of a sample lie in its first D slots. Slot r of a block collects, over all offsets, terms of row r mod o' of W;
-// output t is the sum of slots t, t + o', t + 2 o', ..., which is the client's to take: it costs it nothing, and the
-// server f rotations. Offsets are
-//   repeated      0 .. o'-1, with the first o'-1 features repeated behind the block (stride D + o' - 1), or
-//   two-sided     -(o'-1) .. o'-1 within aligned groups of o' slots (stride D),
-// so no term ever comes from the neighbouring sample. Offsets are split baby-step giant-step: babies rotate the inputs,
-// giants the sums of products.
+// Each sample owns `copies` blocks of `stride` consecutive slots. With period o' >= outputs, D = o' * parts >= width
+// features of a sample lie in the first D slots of a block. Slot r of a block collects, over all offsets, terms of row
+// r mod o' of W; output t is the sum of slots t, t + o', t + 2 o', ... of all copies, which is the client's to take: it
+// costs it nothing, and the server rotations. Terms come from the slots at offsets
+//   repeated      0 .. A-1, A = ceil(o' / copies), with the first A-1 features repeated behind the block (stride
+//                 D + A-1); copy c begins with feature c * A, so that all copies together have the offsets 0 .. o'-1,
+//                 or
+//   two-sided     -(o'-1) .. o'-1 within aligned groups of o' slots (stride D, one copy),
+// so no term ever comes from the neighbouring block. A copy costs the client nothing either, and saves the server
+// rotations. Offsets are split baby-step giant-step: babies rotate the inputs, giants the sums of products.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +26,8 @@ struct SlotLayout {
     std::size_t outputs = 0;   // o
     std::size_t width = 0;     // features of a sample in one input ciphertext
     std::size_t period = 0;    // o'
-    std::size_t halvings = 0;  // f
+    std::size_t parts = 1;     // slots of a block that an output is the sum of
+    std::size_t copies = 1;    // blocks of a sample
     bool repeated = false;
     std::size_t babies = 1;
 
@@ -33,11 +36,12 @@ struct SlotLayout {
     std::size_t products() const { return (outputs + outputs_per_product() - 1) / outputs_per_product(); }
     std::size_t outputs_of(std::size_t p) const;
     std::size_t features_of(std::size_t j) const;
-    std::size_t block() const { return period << halvings; }  // D
-    std::size_t parts() const { return std::size_t{1} << halvings; }
-    std::size_t stride() const { return block() + (repeated ? period - 1 : 0); }
-    std::size_t group_size() const { return slots / stride(); }  // samples of one group
-    std::size_t offsets() const { return repeated ? period : 2 * period - 1; }
+    std::size_t block() const { return period * parts; }  // D
+    std::size_t stride() const { return block() + (repeated ? offsets() - 1 : 0); }
+    std::size_t span() const { return copies * stride(); }     // of a sample
+    std::size_t group_size() const { return slots / span(); }  // samples of one group
+    std::size_t offsets() const { return repeated ? (period + copies - 1) / copies : 2 * period - 1; }
+    std::size_t terms() const { return parts * copies; }  // slots that an output is the sum of
     std::int64_t first_offset() const { return repeated ? 0 : 1 - static_cast<std::int64_t>(period); }
     std::size_t giants() const { return (offsets() + babies - 1) / babies; }
     // The rotation of giant step g: first_offset() + g * babies.
@@ -62,11 +66,13 @@ std::vector<double> place_slot_input(const SlotLayout& layout, const T* x, std::
 std::vector<double> place_slot_weight(const SlotLayout& layout, const double* weight, std::size_t p, std::size_t j,
                                       std::size_t g, std::size_t b);
 
-// The gradient of W from the same input ciphertexts: with G[s, t] in the slots of sample s, rotated by (s - t) strides,
-// row t of dW gathers in block t. Blocks of one ciphertext hold up to gradient_outputs() rows of it.
+// The gradient of W from the same input ciphertexts: with G[s, t] in a block of sample s, rotated by (s - k) spans, row
+// t of dW gathers in that block of span k. Blocks of one ciphertext hold up to gradient_outputs() rows of it, those of
+// one copy gradient_rows().
 std::size_t gradient_outputs(const SlotLayout& layout);
+std::size_t gradient_rows(const SlotLayout& layout);
 std::size_t gradient_products(const SlotLayout& layout);
-// The shifts r = s - t that batches of `samples` need, and their rotations (each once, none 0).
+// The shifts r = s - k that batches of `samples` need, and their rotations (each once, none 0).
 std::vector<std::int64_t> gradient_shifts(const SlotLayout& layout, std::size_t samples);
 int gradient_step(const SlotLayout& layout, std::int64_t shift);
 std::vector<int> gradient_steps(const SlotLayout& layout, std::size_t samples);
@@ -80,7 +86,7 @@ std::vector<double> place_slot_gradient(const SlotLayout& layout, const double* 
 std::vector<std::uint32_t> weight_gradient_slots(const SlotLayout& layout, std::size_t p, std::size_t j);
 
 // The first slots of the outputs of product p for the first `count` samples, ordered by output, then sample; an output
-// is the sum over parts() slots, one every `period`.
+// is the sum over `parts` slots, one every `period`, in `copies` blocks, one every stride().
 std::vector<std::uint32_t> output_slots(const SlotLayout& layout, std::size_t p, std::size_t count);
 
 }  // namespace hesplit

@@ -35,13 +35,12 @@ void make_galois_key(const KeySwitching& switching, std::uint64_t element, const
     key.to_ntt(rotated_ntt.data());
 
     const KeyBuffer<std::uint64_t> secret_ntt = secret_in_ring(secret, key);
-    const std::size_t rows = switching.data_primes() / switching.digits;
     for (std::size_t digit = 0; digit < switching.digits; ++digit) {
         std::uint64_t* out = c0 + digit * key.size();
         encrypt_zero(key, secret_ntt, randomness, index + static_cast<std::uint32_t>(digit), out);
         key.to_ntt(out);
         // An encryption of special * s(x^element) in the rows of this digit, of zero in the others.
-        for (std::size_t row = digit * rows; row < (digit + 1) * rows; ++row) {
+        for (std::size_t row = switching.first_row(digit); row < switching.first_row(digit + 1); ++row) {
             const seal::Modulus q(key.prime(row));
             const std::uint64_t factor = switching.special() % q.value();
             for (std::size_t i = row * n; i < (row + 1) * n; ++i) {
@@ -155,14 +154,14 @@ void permute(const std::vector<std::uint32_t>& permutation, const std::uint64_t*
 
 double switching_deviation(const KeySwitching& switching) {
     const auto n = static_cast<double>(switching.key.degree());
-    const std::size_t rows = switching.data_primes() / switching.digits;
     double variance = 0;
     for (std::size_t digit = 0; digit < switching.digits; ++digit) {
         double ratio = 1 / static_cast<double>(switching.special());
-        for (std::size_t row = digit * rows; row < (digit + 1) * rows; ++row) {
+        const std::size_t begin = switching.first_row(digit), end = switching.first_row(digit + 1);
+        for (std::size_t row = begin; row < end; ++row) {
             ratio *= static_cast<double>(switching.key.prime(row));
         }
-        variance += n / 12 * kNoiseVariance * ratio * ratio;
+        variance += static_cast<double>(end - begin) * n / 12 * kNoiseVariance * ratio * ratio;
     }
     const double rounding = reply_rounding_deviation(switching.key.degree());
     return std::sqrt(variance + rounding * rounding);

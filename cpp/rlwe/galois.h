@@ -1,8 +1,8 @@
 // Automorphisms x -> x^element of ciphertexts: the keys that switch back to the secret, and how keys travel.
 //
-// c1 is decomposed into digits, one for each data prime or one in all; the digits meet the key over the key ring, whose
-// last prime is the special one, and the result is divided by that (Bajard, Eynard, Hasan and Zucca 2016; Cheon, Han,
-// Kim, Kim and Song 2018).
+// c1 is decomposed into digits, each of one or more data primes; the digits meet the key over the key ring, whose last
+// prime is the special one, and the result is divided by that (Bajard, Eynard, Hasan and Zucca 2016; Cheon, Han, Kim,
+// Kim and Song 2018; digits of several primes: Han and Ki 2020).
 #pragma once
 
 #include <cstddef>
@@ -22,13 +22,16 @@ struct GaloisKey {
     Buffer<std::uint64_t> c0, c1;
 };
 
-// A key ring, whose last prime is the special one, and into how many digits c1 is decomposed: as many as there are data
-// primes, or 1.
+// A key ring, whose last prime is the special one, and into how many digits c1 is decomposed: from 1 to as many as
+// there are data primes.
 struct KeySwitching {
     const Ring& key;
     std::size_t digits;
 
     std::size_t data_primes() const { return key.prime_count() - 1; }
+    // Digit d is made of the data primes from first_row(d) up to first_row(d + 1): the first ones have one more where
+    // they cannot all have as many.
+    std::size_t first_row(std::size_t digit) const { return (digit * data_primes() + digits - 1) / digits; }
     std::uint64_t special() const { return key.prime(data_primes()); }
 };
 
@@ -48,7 +51,8 @@ void centre(const std::uint64_t* residues, std::uint64_t q, std::size_t n, std::
 // out[i] = in[permutation[i]].
 void permute(const std::vector<std::uint32_t>& permutation, const std::uint64_t* in, std::uint64_t* out);
 
-// The standard deviation per coefficient of the noise that one switch adds.
+// The standard deviation per coefficient of the noise that one switch adds. A digit of several primes may be the sum of
+// as many terms of its size, each below one half (ckks/slot_ring.h).
 double switching_deviation(const KeySwitching& switching);
 
 }  // namespace hesplit

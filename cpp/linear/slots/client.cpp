@@ -59,8 +59,10 @@ void SlotClientPacking::decode(const BatchShape&, std::size_t product, std::size
     const std::size_t first = product * layout_.outputs_per_product();
     for (std::size_t i = 0; i < slots.size(); ++i) {
         double sum = 0;
-        for (std::size_t part = 0; part < layout_.parts(); ++part) {
-            sum += decoded[slots[i] + part * layout_.period];
+        for (std::size_t copy = 0; copy < layout_.copies; ++copy) {
+            for (std::size_t part = 0; part < layout_.parts; ++part) {
+                sum += decoded[slots[i] + copy * layout_.stride() + part * layout_.period];
+            }
         }
         y[(i % samples) * layout_.outputs + first + i / samples] = sum;
     }
