@@ -50,6 +50,11 @@ std::size_t SlotRing::choose_digits() const {
 }
 
 void SlotRing::encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const {
+    encode(values, scale, data_, coefficients);
+}
+
+void SlotRing::encode(const std::vector<double>& values, double scale, const Ring& ring,
+                      std::uint64_t* coefficients) const {
     const std::size_t n = data_.degree();
     Buffer<double> real(n);
     embedding_.to_coefficients(values.data(), real.data());
@@ -67,15 +72,16 @@ void SlotRing::encode(const std::vector<double>& values, double scale, std::uint
     for (std::size_t i = 0; i < n; ++i) {
         integers[i] = std::llrint(real[i] * factor);
     }
-    data_.lift(View<const std::int64_t>{integers.data(), n}, coefficients);
+    ring.lift(View<const std::int64_t>{integers.data(), n}, coefficients);
     if (shift > 0) {
-        data_.multiply_power_of_two(coefficients, shift);
+        ring.multiply_power_of_two(coefficients, shift);
     }
 }
 
-void SlotRing::encode_ntt(const std::vector<double>& values, double scale, std::uint64_t* poly) const {
-    encode(values, scale, poly);
-    data_.to_ntt(poly);
+void SlotRing::encode_ntt(const std::vector<double>& values, double scale, const Ring& ring,
+                          std::uint64_t* poly) const {
+    encode(values, scale, ring, poly);
+    ring.to_ntt(poly);
 }
 
 std::vector<double> SlotRing::decode(View<const std::int64_t> coefficients, double scale) const {
@@ -189,6 +195,12 @@ SwitchedCiphertext SlotRing::rotate(const SlotCiphertext& in, const Buffer<std::
         switch_row(in, {rows.data(), rows.size()}, key, row, out);
     }
     return out;
+}
+
+void SlotRing::multiply(SwitchedCiphertext& in, const std::uint64_t* plaintext) const {
+    key_.multiply(in.k0.data(), plaintext, in.k0.data());
+    key_.multiply(in.k1.data(), plaintext, in.k1.data());
+    data_.multiply(in.c0.data(), plaintext, in.c0.data());
 }
 
 void SlotRing::add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const {

@@ -56,8 +56,8 @@ class SlotRing {
     // round(scale * embedding^-1(values)), coefficients over the data ring, for any positive scale. Throws RangeError
     // where a coefficient does not fit the modulus.
     void encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const;
-    // The same in NTT form.
-    void encode_ntt(const std::vector<double>& values, double scale, std::uint64_t* poly) const;
+    // The same in NTT form, over the data ring or the key ring.
+    void encode_ntt(const std::vector<double>& values, double scale, const Ring& ring, std::uint64_t* poly) const;
     // The real parts of the slots, divided by the scale.
     std::vector<double> decode(View<const std::int64_t> coefficients, double scale) const;
 
@@ -71,6 +71,10 @@ class SlotRing {
     Buffer<std::uint64_t> decompose(const SlotCiphertext& in) const;
     SwitchedCiphertext rotate(const SlotCiphertext& in, const Buffer<std::uint64_t>& digits,
                               const GaloisKey& key) const;
+    // Times a plaintext over the key ring, in NTT form. The noise of its rotation meets the plaintext then.
+    void multiply(SwitchedCiphertext& in, const std::uint64_t* plaintext) const;
+    // Whether that noise is less than the noise of an encryption, which meets it anyway.
+    bool switches_quietly() const { return switching_variance(switching()) <= kNoiseVariance; }
     // out += in / special prime.
     void add_divided(SwitchedCiphertext& in, SlotCiphertext& out) const;
     // The same for a sum, divided once; empty terms are passed over.
@@ -80,6 +84,7 @@ class SlotRing {
     double rotation_deviation() const { return switching_deviation(switching()); }
 
   private:
+    void encode(const std::vector<double>& values, double scale, const Ring& ring, std::uint64_t* coefficients) const;
     std::size_t choose_digits() const;
     // What c1 is the sum of within each digit, as integers, one for each data prime: with D the product of the digit's
     // primes and q one of them, D / q times the centred residue of c1 / (D / q) modulo q. [prime_count, degree].

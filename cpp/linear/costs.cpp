@@ -222,8 +222,10 @@ ServingCost slot_gradient(Served served, const SlotRing& slots, const SlotLayout
     const Ring& ring = slots.data();
     const Polynomial poly(ring), key(slots.key());
     const Rotation rotation(slots);
-    const std::size_t runs = gradient_products(layout) * layout.inputs(), groups = shape.groups();
-    const std::size_t shifts = std::min<std::size_t>(layout.group_size(), shape.samples) + gradient_rows(layout) - 1;
+    const SlotGradientPlan plan(slots, layout, shape.samples);
+    const Polynomial plain(plan.ring);
+    const std::size_t products = gradient_products(layout), runs = products * layout.inputs(), groups = plan.groups;
+    const std::size_t shifts = plan.shifts.size();
     ServingCost cost;
     if (served == Served::opened_gradient) {
         cost.request_bytes = kFrame + runs * packed_bytes(ring.degree(), bits);
@@ -233,11 +235,17 @@ ServingCost slot_gradient(Served served, const SlotRing& slots, const SlotLayout
     }
     cost.reply_bytes = kFrame + kReplyPrefix + runs * 2 * packed_bytes(ring.degree(), bits);
     cost.held_bytes = runs * (ring.degree() * kResidue + kEntry);
-    cost.working_bytes =
-        cost.reply_bytes + shifts * (2 * key.bytes + poly.bytes) + groups * (poly.bytes + 4 * kEntry) + 8 * poly.bytes;
-    const double shift = real(groups) * (2 * poly.transform + 2 * poly.residues) + rotation.decompose + rotation.apply;
-    cost.multiplications =
-        real(runs) * (real(shifts) * shift + rotation.divide + 2 * poly.transform + 2 * kFinish * poly.residues);
+    const std::size_t encoded = plan.shared ? plan.polynomials() : groups;
+    cost.working_bytes = cost.reply_bytes + shifts * (2 * key.bytes + poly.bytes) +
+                         encoded * (plain.bytes + 4 * kEntry) + 8 * poly.bytes +
+                         (plan.rotates_inputs ? slots.switching().digits * key.bytes : 0);
+    const double encodings = real(plan.shared ? products : runs) * real(plan.polynomials());
+    const double multiply = 2 * plain.residues + (plan.rotates_inputs ? poly.residues : 0);
+    const double decompositions = plan.rotates_inputs ? 1 : real(shifts);
+    const double run = real(plan.polynomials()) * multiply + decompositions * rotation.decompose +
+                       real(shifts) * rotation.apply + rotation.divide + 2 * poly.transform +
+                       2 * kFinish * poly.residues;
+    cost.multiplications = encodings * (poly.transform + plain.transform) + real(runs) * run;
     return cost;
 }
 

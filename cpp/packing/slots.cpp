@@ -15,7 +15,7 @@ namespace {
 
 // Relative costs of a rotation, a multiplication by a plaintext, an input and a product (encryption, transport,
 // decryption), and of encoding a plaintext.
-constexpr double kRotate = 10, kMultiply = 0.5, kInput = 40, kProduct = 40, kEncode = 1;
+constexpr double kRotate = 10, kMultiply = 0.5, kInput = 40, kProduct = 40, kEncode = 4;
 
 std::size_t groups_of(const SlotLayout& layout, std::size_t samples) {
     return (samples + layout.group_size() - 1) / layout.group_size();
@@ -35,8 +35,9 @@ double cost(const SlotLayout& layout, std::size_t samples, bool weight_gradients
         return forward;
     }
     const auto shifts = static_cast<double>(std::min(layout.group_size(), samples) + gradient_rows(layout) - 1);
-    const double products = j * static_cast<double>(gradient_products(layout));
-    return forward + products * (shifts * (kRotate + groups * (kMultiply + kEncode)) + kProduct);
+    const auto products = static_cast<double>(gradient_products(layout));
+    // G is encoded once for all inputs.
+    return forward + products * (shifts * (j * (kRotate + groups * kMultiply) + groups * kEncode) + j * kProduct);
 }
 
 std::int64_t modulo(std::int64_t value, std::size_t size) {
@@ -263,7 +264,7 @@ std::vector<int> server_rotations(const SlotLayout& layout, std::size_t samples,
 }
 
 std::vector<double> place_slot_gradient(const SlotLayout& layout, const double* gradient, std::size_t count,
-                                        std::size_t p, std::int64_t shift) {
+                                        std::size_t p, std::int64_t shift, bool rotated) {
     std::vector<double> values;
     const std::size_t per_product = gradient_outputs(layout);
     const std::size_t here = std::min(per_product, layout.outputs - p * per_product);
@@ -278,7 +279,8 @@ std::vector<double> place_slot_gradient(const SlotLayout& layout, const double* 
             const double value = output < here ? gradient[s * layout.outputs + p * per_product + output] : 0.0;
             if (value != 0) {
                 values.resize(layout.slots, 0.0);
-                const std::size_t block = s * layout.span() + c * layout.stride();
+                const std::size_t span = rotated ? static_cast<std::size_t>(row) : s;
+                const std::size_t block = span * layout.span() + c * layout.stride();
                 std::fill_n(values.begin() + static_cast<std::ptrdiff_t>(block), layout.block(), value);
             }
         }

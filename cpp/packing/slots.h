@@ -78,10 +78,10 @@ int gradient_step(const SlotLayout& layout, std::int64_t shift);
 std::vector<int> gradient_steps(const SlotLayout& layout, std::size_t samples);
 // All rotations of a server: rotation_steps and, if it computes weight gradients, theirs.
 std::vector<int> server_rotations(const SlotLayout& layout, std::size_t samples, bool weight_gradients);
-// What a group's inputs are multiplied by before the rotation of that shift; empty when all zero. `gradient` is
-// row-major [count, outputs].
+// What a group's inputs are multiplied by before the rotation of that shift, or after it (`rotated`); empty when all
+// zero. `gradient` is row-major [count, outputs].
 std::vector<double> place_slot_gradient(const SlotLayout& layout, const double* gradient, std::size_t count,
-                                        std::size_t p, std::int64_t shift);
+                                        std::size_t p, std::int64_t shift, bool rotated);
 // The slots that hold dW of product p and input j, ordered by output, then feature.
 std::vector<std::uint32_t> weight_gradient_slots(const SlotLayout& layout, std::size_t p, std::size_t j);
 

@@ -152,7 +152,7 @@ void permute(const std::vector<std::uint32_t>& permutation, const std::uint64_t*
     }
 }
 
-double switching_deviation(const KeySwitching& switching) {
+double switching_variance(const KeySwitching& switching) {
     const auto n = static_cast<double>(switching.key.degree());
     double variance = 0;
     for (std::size_t digit = 0; digit < switching.digits; ++digit) {
@@ -163,8 +163,12 @@ double switching_deviation(const KeySwitching& switching) {
         }
         variance += static_cast<double>(end - begin) * n / 12 * kNoiseVariance * ratio * ratio;
     }
+    return variance;
+}
+
+double switching_deviation(const KeySwitching& switching) {
     const double rounding = reply_rounding_deviation(switching.key.degree());
-    return std::sqrt(variance + rounding * rounding);
+    return std::sqrt(switching_variance(switching) + rounding * rounding);
 }
 
 }  // namespace hesplit

@@ -51,8 +51,10 @@ void centre(const std::uint64_t* residues, std::uint64_t q, std::size_t n, std::
 // out[i] = in[permutation[i]].
 void permute(const std::vector<std::uint32_t>& permutation, const std::uint64_t* in, std::uint64_t* out);
 
-// The standard deviation per coefficient of the noise that one switch adds. A digit of several primes may be the sum of
-// as many terms of its size, each below one half (ckks/slot_ring.h).
+// The variance per coefficient of the noise that the keys of one switch add, of what is divided by the special prime. A
+// digit of several primes may be the sum of as many terms of its size, each below one half (ckks/slot_ring.h).
+double switching_variance(const KeySwitching& switching);
+// The standard deviation of all that one switch adds, the rounding of the division included.
 double switching_deviation(const KeySwitching& switching);
 
 }  // namespace hesplit

@@ -30,7 +30,7 @@ class SlotServerPacking final : public ServerPacking {
     ServingCost cost(Served served, const BatchShape& shape, int bits) const override;
 
     void check_gradient(const BatchShape& shape) const override;
-    std::size_t gradient_products_at_once(const BatchShape&) const override { return gradient_products(layout_); }
+    std::size_t gradient_products_at_once(const BatchShape&) const override { return 1; }
 
     double gradient_scale(View<const double> gradient) const override;
     int gradient_bits(const BatchShape& shape, View<const double> gradient, double scale) const override;
