@@ -111,7 +111,8 @@ class Side:
 
     def ask(self, line: str) -> dict[str, Any]:
         """The answer to one line."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         return dict(json.loads(self.process.stdout.readline()))
@@ -153,7 +154,8 @@ def main() -> None:
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.work:
-        return work(chosen.threads)
+        work(chosen.threads)
+        return
     trees = [Path(__file__).resolve().parents[1], *([chosen.beside] if chosen.beside else [])]
     sides = [Side(tree, chosen.threads) for tree in trees]
     print(

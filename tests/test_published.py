@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import hesplit_native as hn
 from hesplit_native.layer.published import PARAMETER_SETS
@@ -30,6 +32,32 @@ def test_a_published_set_keeps_the_error_bound_that_it_states(name):
     x, _ = client.clip(x)
     y = client.decrypt(server.forward(client.encrypt(x)))
     assert np.abs(y - (x @ weight.T + bias)).max() <= params.error_bound
+
+
+@settings(max_examples=20)
+@given(
+    n=st.integers(1, 24),
+    d=st.integers(1, 300),
+    o=st.integers(1, 9),
+    name=st.sampled_from(sorted(set(PARAMETER_SETS) - {"2048-18"})),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(n=4, d=256, o=5, name="S2", seed=0)  # copies of every sample, and no rotation of a product
+@example(n=24, d=300, o=9, name="8192-60", seed=0)  # several inputs, which share the encodings of a gradient
+def test_published_sets_compute_layers_and_their_weight_gradients(n, d, o, name, seed):
+    rng = np.random.default_rng(seed)
+    params = hn.Parameters.published(name, in_features=d, out_features=o, batch_size=n)
+    client = hn.LinearClient(hn.SecretKey.generate(params), d, o, weight_gradients=True)
+    weight = rng.normal(size=(o, d)) / np.sqrt(d)
+    server = hn.LinearServer(client.public_material(), weight, np.zeros(o))
+    x, gradient = rng.normal(size=(n, d)), rng.normal(size=(n, o)) / n
+    reply, _, kept = server.forward_training(client.encrypt(x), keep=True)
+    y = client.decrypt(reply, weight_gradient_follows=True)
+    assert np.abs(y - x @ weight.T).max() <= params.error_bound
+    message, masked = server.weight_gradient(kept, gradient)
+    found = server.unmask(masked, client.open_weight_gradient(message, gradient))
+    reach = params.activation_bound * np.abs(gradient).sum(0).max()
+    assert np.abs(found - gradient.T @ x).max() <= 1e-4 * reach + 1e-9
 
 
 def test_published_scales_are_kept_where_they_can_be():

@@ -32,10 +32,9 @@ SlotGradient::SlotGradient(const SlotRing& ring, const SlotLayout& layout, const
 
 Buffer<std::uint64_t> SlotGradient::encode(std::size_t shift, std::size_t group) const {
     const std::size_t samples = gradient_.size / layout_.outputs, first = group * layout_.group_size();
-    const std::vector<double> values =
-        place_slot_gradient(layout_, gradient_.data + first * layout_.outputs,
-                            std::min(layout_.group_size(), samples - first), p_, plan_.shifts[shift],
-                            plan_.rotates_inputs);
+    const std::vector<double> values = place_slot_gradient(layout_, gradient_.data + first * layout_.outputs,
+                                                           std::min(layout_.group_size(), samples - first), p_,
+                                                           plan_.shifts[shift], plan_.rotates_inputs);
     Buffer<std::uint64_t> poly;
     if (!values.empty()) {
         poly.resize(plan_.ring.size());

@@ -73,7 +73,7 @@ void SlotServerPacking::check_gradient(const BatchShape& shape) const {
 
 std::unique_ptr<const LayerGradient> SlotServerPacking::make_gradient(const BatchShape&, View<const double> gradient,
                                                                       double scale, std::size_t first,
-                                                                  std::size_t) const {
+                                                                      std::size_t) const {
     return std::make_unique<const SlotGradient>(ring_, layout_, keys_, gradient, scale, first);
 }
 
