@@ -25,8 +25,17 @@ ModularKernels modulo_scalar(int) {
 
 #ifdef HESPLIT_X86_KERNELS
 ModularKernels modulo_avx2(int prime_bits) {
-    return {prime_bits <= kVectorPrimeBits ? kAvx2Transforms : kScalarTransforms,
-            prime_bits <= kAvx2ProductBits ? kAvx2Products : kScalarProducts, kAvx2Sums, kScalarConversions};
+    ModularKernels kernels = modulo_scalar(prime_bits);
+    static_cast<Sums&>(kernels) = kAvx2Sums;
+    if (prime_bits <= kVectorPrimeBits) {
+        static_cast<Transforms&>(kernels) = kAvx2Transforms;
+        kernels.lift = kAvx2Lift;
+    }
+    if (prime_bits <= kAvx2ProductBits) {
+        static_cast<Products&>(kernels) = kAvx2Products;
+        kernels.add_fraction = kAvx2AddFraction;
+    }
+    return kernels;
 }
 
 ModularKernels modulo_avx512ifma(int prime_bits) {
@@ -75,7 +84,7 @@ View<const Variant> variants() {
         {{kAvx512IfmaWordProducts, kAvx512IfmaShortProducts, kAvx512IfmaStreams, kAvx512IfmaBitPacking,
           kAvx512IfmaMatrices, "avx512ifma", modulo_avx512ifma},
          has_avx512ifma()},
-        {{kAvx2WordProducts, kAvx2ShortProducts, kAvx2Streams, kScalarBitPacking, kAvx2Matrices, "avx2", modulo_avx2},
+        {{kAvx2WordProducts, kAvx2ShortProducts, kAvx2Streams, kAvx2BitPacking, kAvx2Matrices, "avx2", modulo_avx2},
          has_avx2()},
 #endif
 #ifdef HESPLIT_NEON_KERNELS

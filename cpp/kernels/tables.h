@@ -18,9 +18,12 @@ extern const Matrices kScalarMatrices;
 extern const Transforms kAvx2Transforms;  // primes of up to kVectorPrimeBits bits
 extern const Products kAvx2Products;      // primes of up to kAvx2ProductBits bits: a word holds two products
 extern const Sums kAvx2Sums;
+extern decltype(Conversions::lift) const kAvx2Lift;                 // primes of up to kVectorPrimeBits bits
+extern decltype(Conversions::add_fraction) const kAvx2AddFraction;  // primes of up to kAvx2ProductBits bits
 extern const WordProducts kAvx2WordProducts;
 extern const ShortProducts kAvx2ShortProducts;
 extern const Streams kAvx2Streams;
+extern const BitPacking kAvx2BitPacking;
 extern const Matrices kAvx2Matrices;
 inline constexpr int kAvx2ProductBits = 31;
 

@@ -1,6 +1,7 @@
 // Conversions between integers, residues and bits.
 #include "kernels/neon/lanes.h"
 #include "kernels/shared/doubles.h"
+#include "kernels/shared/pairs.h"
 #include "kernels/tables.h"
 
 namespace hesplit {
@@ -22,55 +23,30 @@ void lift(const Prime& prime, const std::int64_t* values, std::uint64_t* out, st
     }
 }
 
-// Values are packed two at a time: up to 56 bits each, they lie in sixteen bytes wherever they begin.
-constexpr int kPairBits = 56;
-constexpr std::size_t kPairs = 4, kBytes = sizeof(uint8x16_t);  // eight values fill whole bytes
-constexpr std::uint8_t kNone = 255;                             // table look-ups give 0 for it
+using vectorised::kPairs, vectorised::PairPlace;
 
-// Where a pair lies in the bytes of eight packed values.
-struct Place {
-    Place(std::size_t pair, std::size_t bits)
-        : byte(2 * pair * bits / 8),
-          bit(2 * pair * bits % 8),
-          second_byte((bit + bits) / 8),
-          shifts{static_cast<std::int64_t>(bit), static_cast<std::int64_t>((bit + bits) % 8)} {}
-
-    std::size_t byte, bit;    // in which the first value begins
-    std::size_t second_byte;  // in which the second one begins, from there
-    int64x2_t shifts;         // the bits at which they begin
-};
-
-template <class Source>
-uint8x16_t look_up_table(Source source) {
-    std::uint8_t places[kBytes];
-    for (std::size_t i = 0; i < kBytes; ++i) {
-        places[i] = static_cast<std::uint8_t>(source(i));
-    }
-    return load_as<uint8x16_t>(places);
+uint8x16_t look_up_table(const vectorised::PairSources& sources) {
+    return load_as<uint8x16_t>(sources.bytes);
 }
 
-// Whole registers are read and written, beyond a group's end: the last groups are left to the portable code.
-bool fits(const Place& last, std::size_t values, int bits) {
-    return values / 8 * static_cast<std::size_t>(bits) >= last.byte + kBytes;
+int64x2_t shifts_of(const PairPlace& place) {
+    return {static_cast<std::int64_t>(place.bit), static_cast<std::int64_t>(place.second_bit)};
 }
 
 void pack(const std::uint64_t* values, int bits, std::uint8_t* out, std::size_t n) {
     const auto size = static_cast<std::size_t>(bits);
-    const Place places[kPairs] = {{0, size}, {1, size}, {2, size}, {3, size}};
-    // Bytes of the second value; and of the pair before, of which the last byte may be this one's first.
+    const PairPlace places[kPairs] = {{0, size}, {1, size}, {2, size}, {3, size}};
     uint8x16_t seconds[kPairs], joints[kPairs];
+    int64x2_t shifts[kPairs];
     for (std::size_t pair = 0; pair < kPairs; ++pair) {
-        const Place& place = places[pair];
-        seconds[pair] = look_up_table([&](std::size_t i) {
-            return i >= place.second_byte && i < place.second_byte + 8 ? 8 + i - place.second_byte : kNone;
-        });
-        joints[pair] = look_up_table(
-            [&](std::size_t i) { return i == 0 && place.bit > 0 ? place.byte - places[pair - 1].byte : kNone; });
+        seconds[pair] = look_up_table(vectorised::second_of(places[pair]));
+        joints[pair] = look_up_table(vectorised::joint_of(places[pair], places[pair > 0 ? pair - 1 : 0]));
+        shifts[pair] = shifts_of(places[pair]);
     }
-    for (; bits <= kPairBits && fits(places[kPairs - 1], n, bits); n -= 8, values += 8, out += size) {
+    for (; vectorised::pairs_fit(places[kPairs - 1], n, bits); n -= 8, values += 8, out += size) {
         uint8x16_t packed = vdupq_n_u8(0);
         for (std::size_t pair = 0; pair < kPairs; ++pair) {
-            const auto both = vshlq_u64(load_as<uint64x2_t>(values + 2 * pair), places[pair].shifts);
+            const auto both = vshlq_u64(load_as<uint64x2_t>(values + 2 * pair), shifts[pair]);
             const auto bytes = vreinterpretq_u8_u64(both);
             const auto first = vreinterpretq_u8_u64(vcombine_u64(vget_low_u64(both), vdup_n_u64(0)));
             packed = vorrq_u8(vorrq_u8(first, vqtbl1q_u8(bytes, seconds[pair])), vqtbl1q_u8(packed, joints[pair]));
@@ -82,17 +58,19 @@ void pack(const std::uint64_t* values, int bits, std::uint8_t* out, std::size_t 
 
 std::uint64_t unpack(const std::uint8_t* in, int bits, std::uint64_t* values, std::size_t n) {
     const auto size = static_cast<std::size_t>(bits);
-    const Place places[kPairs] = {{0, size}, {1, size}, {2, size}, {3, size}};
+    const PairPlace places[kPairs] = {{0, size}, {1, size}, {2, size}, {3, size}};
     uint8x16_t sources[kPairs];
+    int64x2_t shifts[kPairs];
     for (std::size_t pair = 0; pair < kPairs; ++pair) {
-        sources[pair] = look_up_table([&](std::size_t i) { return i < 8 ? i : i - 8 + places[pair].second_byte; });
+        sources[pair] = look_up_table(vectorised::values_of(places[pair]));
+        shifts[pair] = vnegq_s64(shifts_of(places[pair]));
     }
     const uint64x2_t mask = vdupq_n_u64((std::uint64_t{1} << bits) - 1);
     uint64x2_t largest = vdupq_n_u64(0);
-    for (; bits <= kPairBits && fits(places[kPairs - 1], n, bits); n -= 8, values += 8, in += size) {
+    for (; vectorised::pairs_fit(places[kPairs - 1], n, bits); n -= 8, values += 8, in += size) {
         for (std::size_t pair = 0; pair < kPairs; ++pair) {
             const auto bytes = vqtbl1q_u8(load_as<uint8x16_t>(in + places[pair].byte), sources[pair]);
-            const auto both = vandq_u64(vshlq_u64(vreinterpretq_u64_u8(bytes), vnegq_s64(places[pair].shifts)), mask);
+            const auto both = vandq_u64(vshlq_u64(vreinterpretq_u64_u8(bytes), shifts[pair]), mask);
             store_as(values + 2 * pair, both);
             largest = vbslq_u64(vcgtq_u64(both, largest), both, largest);
         }
