@@ -62,6 +62,22 @@ def test_transforms_are_those_of_the_portable_code(name, degree, bits):
 
 
 @pytest.mark.parametrize("name", ["scalar", *VARIANTS])
+@pytest.mark.parametrize("bits", [26, 27, 28, 46, 47, 50, 55])
+@settings(max_examples=15, deadline=None)
+@given(degree=st.sampled_from([1024, 2048, 4096]), most=st.integers(0, 4), used=st.integers(5, 12), seed=seeds)
+def test_transforms_of_polynomials_that_are_mostly_zeros(name, bits, degree, most, used, seed):
+    prime, rng = prime_of(bits, 32768), np.random.default_rng(seed)
+    period = degree >> most
+    used = min(2**used, period)
+    a = residues(rng, prime, degree)
+    zeros = np.arange(degree) % period >= used
+    whole = np.where(zeros, 0, a).astype(np.uint64)
+    a[zeros] = 2**64 - 1  # is not looked at
+    found = _testing.Kernels(name).transform(prime, a, False, period, used)
+    np.testing.assert_array_equal(found, SCALAR.transform(prime, whole, False))
+
+
+@pytest.mark.parametrize("name", ["scalar", *VARIANTS])
 def test_transform_evaluates_at_odd_powers_of_a_root(name):
     degree, prime = 1024, prime_of(26, 1024)
     kernels = _testing.Kernels(name)

@@ -37,8 +37,31 @@ Bytes transform(const Kernels& kernels, const Setting& s) {
     const ModularKernels modular = kernels.modulo(s.bits);
     const Roots roots(modular, s.prime, s.n);
     auto a = Inputs(s).residues(s.prime, s.n);
-    (Inverse ? modular.inverse : modular.forward)(roots.table, a.data());
+    if (Inverse) {
+        modular.inverse(roots.table, a.data());
+    } else {
+        modular.forward(roots.table, a.data(), {s.n, s.n});
+    }
     return bytes_of(a);
+}
+
+// Of polynomials with every support that there is; what lies beside it is no residue.
+Bytes forward_sparse(const Kernels& kernels, const Setting& s) {
+    const ModularKernels modular = kernels.modulo(s.bits);
+    const Roots roots(modular, s.prime, s.n);
+    Bytes all;
+    for (std::size_t period = s.n; 16 * period >= s.n; period /= 2) {
+        for (std::size_t used = 32; used <= period; used *= 2) {
+            auto a = Inputs(s).residues(s.prime, s.n);
+            for (std::size_t i = 0; i < s.n; ++i) {
+                a.data()[i] = i % period < used ? a.data()[i] : ~std::uint64_t{0};
+            }
+            modular.forward(roots.table, a.data(), {period, used});
+            const Bytes one = bytes_of(a);
+            all.insert(all.end(), one.begin(), one.end());
+        }
+    }
+    return all;
 }
 
 // For kernels modulo any prime: the inputs, the prime's kernels, two runs and one for the result.
@@ -246,6 +269,7 @@ struct Kernel {
 constexpr std::size_t kMany = 2500;  // more than any variant sums up without a reduction
 const Kernel kAll[] = {
     {"forward", transform<false>, 14, kMaxPrimeBits, true, 1},
+    {"forward_sparse", forward_sparse, 14, kMaxPrimeBits, true, 1},
     {"inverse", transform<true>, 14, kMaxPrimeBits, true, 1},
     {"multiply", multiply, 14, kMaxPrimeBits, false, 1},
     {"dot", dot, 14, kMaxPrimeBits, false, kMany},

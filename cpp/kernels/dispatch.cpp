@@ -28,7 +28,7 @@ ModularKernels modulo_avx2(int prime_bits) {
     ModularKernels kernels = modulo_scalar(prime_bits);
     static_cast<Sums&>(kernels) = kAvx2Sums;
     if (prime_bits <= kVectorPrimeBits) {
-        static_cast<Transforms&>(kernels) = kAvx2Transforms;
+        static_cast<Transforms&>(kernels) = prime_bits <= kX86ShortBits ? kAvx2ShortTransforms : kAvx2Transforms;
         kernels.lift = kAvx2Lift;
     }
     if (prime_bits <= kAvx2ProductBits) {

@@ -62,11 +62,18 @@ struct Rows {
     [[gnu::always_inline]] const std::uint64_t* operator[](std::size_t j) const { return polys[j] + offset; }
 };
 
+// Which coefficients of a polynomial may differ from 0: those at i with i % period < used. Both are powers of two,
+// 32 <= used <= period <= degree and degree <= 16 * period.
+struct Support {
+    std::size_t period, used;
+};
+
 struct Transforms {
     // Turns roots (plain residues) into what this variant's transforms read.
     void (*prepare)(NttTable& table);
-    // Negacyclic number-theoretic transform, in place; output in bit-reversed order. The degree is at least 32.
-    void (*forward)(const NttTable& table, std::uint64_t* residues);
+    // Negacyclic number-theoretic transform, in place; output in bit-reversed order. The degree is at least 32. Of a
+    // polynomial's residues only those on its support are read; levels that have nothing to add there are copies.
+    void (*forward)(const NttTable& table, std::uint64_t* residues, Support support);
     void (*inverse)(const NttTable& table, std::uint64_t* residues);
     // out[i] = a[i] * b[i]; out may be a or b. n is a multiple of 16 here and, where nothing else is said, below.
     void (*multiply)(const Prime& q, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n);

@@ -15,8 +15,9 @@ extern const Streams kScalarStreams;
 extern const BitPacking kScalarBitPacking;
 extern const Matrices kScalarMatrices;
 
-extern const Transforms kAvx2Transforms;  // primes of up to kVectorPrimeBits bits
-extern const Products kAvx2Products;      // primes of up to kAvx2ProductBits bits: a word holds two products
+extern const Transforms kAvx2Transforms;       // primes of up to kVectorPrimeBits bits
+extern const Transforms kAvx2ShortTransforms;  // primes of up to kX86ShortBits bits: 32-bit lanes
+extern const Products kAvx2Products;           // primes of up to kAvx2ProductBits bits: a word holds two products
 extern const Sums kAvx2Sums;
 extern decltype(Conversions::lift) const kAvx2Lift;                 // primes of up to kVectorPrimeBits bits
 extern decltype(Conversions::add_fraction) const kAvx2AddFraction;  // primes of up to kAvx2ProductBits bits
@@ -25,7 +26,7 @@ extern const ShortProducts kAvx2ShortProducts;
 extern const Streams kAvx2Streams;
 extern const BitPacking kAvx2BitPacking;
 extern const Matrices kAvx2Matrices;
-inline constexpr int kAvx2ProductBits = 31;
+inline constexpr int kX86ShortBits = 27, kAvx2ProductBits = 31;
 
 extern const Transforms kAvx512IfmaTransforms;  // primes of up to kVectorPrimeBits bits, as the next two
 extern const Products kAvx512IfmaProducts;

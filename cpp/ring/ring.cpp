@@ -79,8 +79,8 @@ Ring::Ring(std::size_t degree, const std::vector<std::uint64_t>& primes, const K
     }
 }
 
-void Ring::to_ntt_row(std::uint64_t* residues, std::size_t row) const {
-    modular_[row].forward(tables_[row], residues);
+void Ring::to_ntt_row(std::uint64_t* residues, std::size_t row, Support support) const {
+    modular_[row].forward(tables_[row], residues, support);
 }
 
 void Ring::to_coefficients_row(std::uint64_t* residues, std::size_t row) const {

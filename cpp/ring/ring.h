@@ -31,7 +31,8 @@ class Ring {
     void to_ntt(std::uint64_t* poly) const;
     void to_coefficients(std::uint64_t* poly) const;
     // One row alone, here and below.
-    void to_ntt_row(std::uint64_t* residues, std::size_t row) const;
+    void to_ntt_row(std::uint64_t* residues, std::size_t row) const { to_ntt_row(residues, row, {degree_, degree_}); }
+    void to_ntt_row(std::uint64_t* residues, std::size_t row, Support support) const;
     void to_coefficients_row(std::uint64_t* residues, std::size_t row) const;
 
     // out = a * b in NTT form; out may be a or b.

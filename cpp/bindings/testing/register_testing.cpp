@@ -176,11 +176,15 @@ class VariantKernels {
   public:
     explicit VariantKernels(const std::string& name) : kernels_(kernels(name.c_str())) {}
 
-    Residues transform(std::uint64_t prime, const Residues& a, bool inverse) const {
+    // Forward of polynomials with that support, where one is given.
+    Residues transform(std::uint64_t prime, const Residues& a, bool inverse, std::size_t period,
+                       std::size_t used) const {
         const Ring ring(static_cast<std::size_t>(a.size()), {prime}, kernels_);
         Residues out = copy(a);
         if (inverse) {
             ring.to_coefficients(out.mutable_data());
+        } else if (period != 0) {
+            ring.to_ntt_row(out.mutable_data(), 0, {period, used});
         } else {
             ring.to_ntt(out.mutable_data());
         }
@@ -384,7 +388,8 @@ void register_testing(py::module_& module) {
     module.def("unpack_bits", &unpack, py::arg("data"), py::arg("count"), py::arg("bits"), py::arg("limit"));
     py::class_<VariantKernels>(module, "Kernels")
         .def(py::init<const std::string&>(), py::arg("name"))
-        .def("transform", &VariantKernels::transform, py::arg("prime"), py::arg("a"), py::arg("inverse"))
+        .def("transform", &VariantKernels::transform, py::arg("prime"), py::arg("a"), py::arg("inverse"),
+             py::arg("period") = 0, py::arg("used") = 0)
         .def("multiply", &VariantKernels::multiply, py::arg("prime"), py::arg("a"), py::arg("b"))
         .def("dot", &VariantKernels::dot, py::arg("prime"), py::arg("a"), py::arg("b"))
         .def("inner", &VariantKernels::inner, py::arg("prime"), py::arg("a"), py::arg("b"))

@@ -73,7 +73,7 @@ template <bool Lazy>
 struct Forward : Butterfly {
     using Butterfly::Butterfly;
 
-    static void enter(std::uint64_t*, std::size_t) {}
+    static void enter(std::uint64_t*, std::size_t, std::size_t, std::size_t) {}
     static void begin(Vector&, Vector&, Vector&, Vector&) {}
     static void next() {}
     void operator()(Vector& x, Vector& y, Root root) const {
@@ -153,9 +153,9 @@ void prepare(NttTable& table) {
     }
 }
 
-void forward(const NttTable& table, std::uint64_t* residues) {
-    return table.prime.bits <= 46 ? vectorised::forward<Forward<true>>(table, residues)
-                                  : vectorised::forward<Forward<false>>(table, residues);
+void forward(const NttTable& table, std::uint64_t* residues, Support support) {
+    return table.prime.bits <= 46 ? vectorised::forward<Forward<true>>(table, residues, support)
+                                  : vectorised::forward<Forward<false>>(table, residues, support);
 }
 
 void inverse(const NttTable& table, std::uint64_t* residues) {

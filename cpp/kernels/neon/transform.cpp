@@ -76,7 +76,7 @@ struct ShortModulus {
 struct ShortForward : ShortModulus {
     using ShortModulus::ShortModulus;
 
-    static void enter(std::uint32_t*, std::size_t) {}
+    static void enter(std::uint32_t*, std::size_t, std::size_t, std::size_t) {}
     void operator()(int32x4_t& x, int32x4_t& y, Root root) const {
         const int32x4_t v = multiply(y, root);
         y = vsubq_s32(x, v);
@@ -169,8 +169,8 @@ void from_halves(std::uint64_t* residues, std::size_t n) {
     }
 }
 
-void forward_short(const NttTable& table, std::uint64_t* residues) {
-    vectorised::forward<ShortForward>(table, to_halves(residues, table.degree));
+void forward_short(const NttTable& table, std::uint64_t* residues, Support support) {
+    vectorised::forward<ShortForward>(table, to_halves(residues, table.degree), support);
     from_halves(residues, table.degree);
 }
 

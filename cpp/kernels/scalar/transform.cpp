@@ -1,4 +1,6 @@
 // Portable transforms: the reference that every other variant is tested against, as is all of this directory.
+#include <algorithm>
+
 #include "kernels/scalar/arithmetic.h"
 #include "kernels/tables.h"
 
@@ -16,8 +18,11 @@ void prepare(NttTable& table) {
 }
 
 // Cooley-Tukey butterflies on values below 4q (Harvey 2014, algorithm 4); q < 2^62.
-void forward(const NttTable& table, std::uint64_t* a) {
+void forward(const NttTable& table, std::uint64_t* a, Support support) {
     const std::uint64_t q = table.prime.value, twice = 2 * q;
+    for (std::size_t at = 0; at < table.degree; at += support.period) {
+        std::fill(a + at + support.used, a + at + support.period, std::uint64_t{0});
+    }
     for (std::size_t groups = 1, gap = table.degree / 2; gap > 0; groups *= 2, gap /= 2) {
         for (std::size_t g = 0; g < groups; ++g) {
             const std::uint64_t root = table.roots[groups + g], quotient = table.quotients[groups + g];

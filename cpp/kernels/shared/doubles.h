@@ -108,8 +108,8 @@ struct DoubleForward : DoubleModulus<Doubles> {
 
     using Modulus::Modulus;
 
-    static void enter(std::uint64_t* a, std::size_t n) {
-        for (std::size_t i = 0; i < n; i += kLanes) {
+    static void enter(std::uint64_t* a, std::size_t, std::size_t at, std::size_t count) {
+        for (std::size_t i = at; i < at + count; i += kLanes) {
             store(a + i, Doubles::to_double(Lanes::load(a + i)));
         }
     }
@@ -202,9 +202,9 @@ inline void prepare_doubles(NttTable& table) {
 }
 
 template <class Doubles>
-void forward_in_doubles(const NttTable& table, std::uint64_t* residues) {
-    return table.prime.bits <= 46 ? forward<DoubleForward<Doubles, true>>(table, residues)
-                                  : forward<DoubleForward<Doubles, false>>(table, residues);
+void forward_in_doubles(const NttTable& table, std::uint64_t* residues, Support support) {
+    return table.prime.bits <= 46 ? forward<DoubleForward<Doubles, true>>(table, residues, support)
+                                  : forward<DoubleForward<Doubles, false>>(table, residues, support);
 }
 
 template <class Doubles>

@@ -18,13 +18,14 @@ namespace vectorised {
 
 // Cooley-Tukey. Forward has
 //
-//   enter(a, n)          turns residues into values as they are between levels
+//   enter(a, n, at, count)   turns `count` residues from `at` on into values as they are between levels; called from
+//                        the end of the polynomial to its beginning
 //   (x, y, root)         x, y = x + root * y, x - root * y
 //   begin(v0 .. v3)      before two levels;  next() after them
 //   finish(roots, quotients, n, k, a)   the last levels, on values 2k * kLanes to 2(k + 1) * kLanes - 1 at a; leaves
 //                        residues
 template <class Forward, class Word>
-void forward(const NttTable& table, Word* a) {
+void forward(const NttTable& table, Word* a, Support support) {
     using Vector = typename Forward::Vector;
     using Root = typename Forward::Root;
     constexpr std::size_t kLanes = Forward::kLanes;
@@ -32,21 +33,45 @@ void forward(const NttTable& table, Word* a) {
     const std::uint64_t* quotients = table.quotients;
     const std::size_t n = table.degree;
     Forward butterfly(table.prime);
-    butterfly.enter(a, n);
+    for (std::size_t at = n; at > 0;) {
+        at -= support.period;
+        butterfly.enter(a, n, at, support.used);
+    }
+    std::size_t groups = 1, gap = n / 2;
+    const auto level = [&](std::size_t used) {
+        for (std::size_t g = 0; g < groups; ++g) {
+            const Root root = Root::broadcast(roots, quotients, groups + g);
+            for (std::size_t at = 2 * g * gap; at < (2 * g + 1) * gap; at += used < gap ? support.period : gap) {
+                for (std::size_t i = at; i < at + used; i += kLanes) {
+                    Vector x = Forward::load(a + i), y = Forward::load(a + gap + i);
+                    butterfly(x, y, root);
+                    Forward::store(a + i, x);
+                    Forward::store(a + gap + i, y);
+                }
+            }
+        }
+        groups *= 2, gap /= 2;
+    };
+    while (gap >= support.period) {
+        level(support.used);
+        butterfly.next();
+    }
+    // Levels that add multiples of 0.
+    for (std::size_t at = 0; at < n; at += support.period) {
+        for (std::size_t copy = support.used; copy < support.period; copy += support.used) {
+            for (std::size_t i = 0; i < support.used; i += kLanes) {
+                Forward::store(a + at + copy + i, Forward::load(a + at + i));
+            }
+        }
+    }
+    groups = n / support.used, gap = support.used / 2;
     // The levels with gaps of kLanes and more, two at a time; one alone first if their number is odd.
-    std::size_t groups = 1, gap = n / 2, levels = 0;
+    std::size_t levels = 0;
     for (std::size_t g = gap; g >= kLanes; g /= 2) {
         ++levels;
     }
     if (levels % 2 == 1) {
-        const Root root = Root::broadcast(roots, quotients, 1);
-        for (std::size_t i = 0; i < gap; i += kLanes) {
-            Vector x = Forward::load(a + i), y = Forward::load(a + gap + i);
-            butterfly(x, y, root);
-            Forward::store(a + i, x);
-            Forward::store(a + gap + i, y);
-        }
-        groups *= 2, gap /= 2;
+        level(gap);
     }
     for (; gap >= 2 * kLanes; groups *= 4, gap /= 4) {
         const std::size_t half = gap / 2;
