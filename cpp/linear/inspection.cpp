@@ -179,7 +179,8 @@ InspectedMessage inspect_products(const LinearServer& server, View<const std::ui
     OpenRequest opened = open_request(server, ring, request);
     Inputs inputs = read_inputs(ring, opened);
     const BlockLayout& layout = opened.layout;
-    const BlockWeights weights(server.parameters(), ring, layout, weight, bias);
+    InversePowers powers(ring);
+    const BlockWeights weights(server.parameters(), ring, powers, layout, weight, bias);
     const Scaling& scaling = weights.scaling();
     const std::size_t samples = opened.head.shape.samples, padded = weights.padded_outputs();
     const Buffer<std::uint64_t> prepared = weights.prepare_c1(inputs.c1);

@@ -54,10 +54,10 @@ std::shared_ptr<const BlockWeights> BlockLayerWeights::encoded(const BatchShape&
             return weights;
         }
     }
-    encoded_.emplace_back(shape,
-                          std::make_shared<const BlockWeights>(serving_.parameters, serving_.ring, layout,
-                                                               View<const double>{weight_.data(), weight_.size()},
-                                                               View<const double>{bias_.data(), bias_.size()}));
+    encoded_.emplace_back(
+        shape, std::make_shared<const BlockWeights>(serving_.parameters, serving_.ring, serving_.powers, layout,
+                                                    View<const double>{weight_.data(), weight_.size()},
+                                                    View<const double>{bias_.data(), bias_.size()}));
     // Layouts are the client's choice: all that are kept together take no more than one may.
     std::size_t bytes = 0;
     for (const auto& [known, weights] : encoded_) {

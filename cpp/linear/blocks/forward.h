@@ -58,6 +58,7 @@ struct BlockServing {
     const Ring& ring;
     const PolynomialCodec& codec;
     NextReplyC1& next;
+    InversePowers& powers;
     std::size_t features;
     std::size_t outputs;
 };

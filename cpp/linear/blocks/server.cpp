@@ -14,7 +14,8 @@ BlockServerPacking::BlockServerPacking(const Parameters& parameters, std::size_t
       features_(features),
       outputs_(outputs),
       ring_(parameters.ring_degree(), parameters.data_primes()),
-      codec_(ring_, dropped_bits(ring_)) {}
+      codec_(ring_, dropped_bits(ring_)),
+      powers_(ring_) {}
 
 BlockLayout BlockServerPacking::layout(const BatchShape& shape) const {
     return block_layout(ring_, features_, outputs_, shape);
@@ -23,7 +24,8 @@ BlockLayout BlockServerPacking::layout(const BatchShape& shape) const {
 std::shared_ptr<const LayerWeights> BlockServerPacking::make_weights(std::vector<double> weight,
                                                                      std::vector<double> bias) const {
     return std::make_shared<const BlockLayerWeights>(
-        BlockServing{parameters_, ring_, codec_, next_, features_, outputs_}, std::move(weight), std::move(bias));
+        BlockServing{parameters_, ring_, codec_, next_, powers_, features_, outputs_}, std::move(weight),
+        std::move(bias));
 }
 
 void BlockServerPacking::check_shape(const BatchShape& shape) const {

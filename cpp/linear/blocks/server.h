@@ -49,6 +49,7 @@ class BlockServerPacking : public ServerPacking {
   private:
     BlockLayout layout(const BatchShape& shape) const;
 
+    mutable InversePowers powers_;
     mutable NextReplyC1 next_;  // last, so that its job ends before the rest
 };
 

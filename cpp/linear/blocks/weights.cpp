@@ -7,13 +7,29 @@
 
 namespace hesplit {
 
-BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const BlockLayout& layout,
-                           View<const double> weight, View<const double> bias)
+namespace {
+
+// Of weights times x^(width - 1); that of all polynomials where they have none.
+Support support_of(const BlockLayout& layout) {
+    const std::size_t n = layout.degree, period = layout.per_product() == 1 ? n : layout.block();
+    std::size_t used = 32;
+    while (used < layout.width) {
+        used *= 2;
+    }
+    const bool possible = (period & (period - 1)) == 0 && used < period && n <= 16 * period;
+    return possible ? Support{period, used} : Support{n, n};
+}
+
+}  // namespace
+
+BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, InversePowers& powers,
+                           const BlockLayout& layout, View<const double> weight, View<const double> bias)
     : ring_(ring),
       layout_(layout),
       scaling_(scale_blocks(parameters.choice(), ring,
                             weight_norms(parameters.choice(), weight, bias, layout.features, layout.per_product()),
                             layout.features, layout.per_product(), weight)),
+      support_(support_of(layout)),
       weight_(weight),
       bias_(bias) {
     const std::size_t products = layout_.products();
@@ -23,6 +39,7 @@ BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, const
         strands_ = std::make_unique<const StrandWeights>(ring, layout_, weight_residues(1, layout_.features, padded));
         return;
     }
+    shift_ = powers.of(layout.width - 1);
     if (direct()) {
         residues_ = weight_residues(inputs, layout_.width, padded_width());
     }
@@ -63,48 +80,41 @@ Buffer<std::uint64_t> BlockWeights::weight_residues(std::size_t inputs, std::siz
 }
 
 void BlockWeights::encode(std::size_t p, std::uint64_t* polys) const {
-    if (!residues_.empty()) {
-        return encode_residues(p, polys);
-    }
-    Buffer<std::int64_t> coefficients(ring_.degree());
-    const View<std::int64_t> out{coefficients.data(), coefficients.size()};
-    for (std::size_t j = 0; j < layout_.inputs(); ++j) {
-        std::uint64_t* poly = polys + j * ring_.size();
-        place_weight(layout_, weight_.data, p, j, scaling_.weight_scale, out);
-        ring_.lift(View<const std::int64_t>{out.data, out.size}, poly);
-        if (scaling_.weight_shift > 0) {
-            ring_.multiply_power_of_two(poly, scaling_.weight_shift);
+    const std::size_t n = ring_.degree(), width = layout_.width;
+    for (std::size_t index = 0; index < layout_.inputs() * ring_.prime_count(); ++index) {
+        const std::size_t j = index / ring_.prime_count(), row = index % ring_.prime_count(),
+                          used = layout_.features_of(j);
+        std::uint64_t* out = polys + index * n;
+        for (std::size_t at = 0; at < n; at += support_.period) {
+            std::fill_n(out + at, support_.used, std::uint64_t{0});
         }
-        ring_.to_ntt(poly);
+        for (std::size_t u = 0; u < layout_.outputs_of(p); ++u) {
+            place_residues(p * layout_.per_product() + u, j, row, out + u * layout_.block() + width - used);
+        }
+        ring_.to_ntt_row(out, row, support_);
     }
 }
 
-// As place_weight, with the residues that weight_residues made: rounded and reduced once instead of twice.
-void BlockWeights::encode_residues(std::size_t p, std::uint64_t* polys) const {
-    const std::size_t n = ring_.degree(), inputs = layout_.inputs(), padded = padded_width();
-    for (std::size_t index = 0; index < inputs * ring_.prime_count(); ++index) {
-        const std::size_t j = index / ring_.prime_count(), row = index % ring_.prime_count(),
-                          used = layout_.features_of(j);
-        const std::uint64_t q = ring_.prime(row);
-        std::uint64_t* out = polys + index * n;
-        std::fill_n(out, n, std::uint64_t{0});
-        for (std::size_t u = 0; u < layout_.outputs_of(p); ++u) {
-            const std::uint64_t* values =
-                residues_.data() + ((row * layout_.outputs + p * layout_.per_product() + u) * inputs + j) * padded;
-            const std::size_t origin = u * layout_.block();
-            if (u == 0) {  // x^-i is -x^(N - i)
-                out[0] = values[0];
-                for (std::size_t i = 1; i < used; ++i) {
-                    out[n - i] = std::min(std::uint64_t{0} - values[i], q - values[i]);  // 0 for 0
-                }
-            } else {
-                for (std::size_t i = 0; i < used; ++i) {
-                    out[origin - i] = values[i];
-                }
-            }
-        }
-        ring_.to_ntt_row(out, row);
+void BlockWeights::place_residues(std::size_t output, std::size_t j, std::size_t row, std::uint64_t* out) const {
+    const std::size_t used = layout_.features_of(j);
+    if (!residues_.empty()) {
+        const std::uint64_t* values =
+            residues_.data() + ((row * layout_.outputs + output) * layout_.inputs() + j) * padded_width();
+        std::reverse_copy(values, values + used, out);
+        return;
     }
+    Buffer<std::int64_t> integers((used + 15) / 16 * 16, 0);
+    Buffer<std::uint64_t> residues(integers.size());
+    const double* weight = weight_.data + output * layout_.features + j * layout_.width;
+    for (std::size_t i = 0; i < used; ++i) {
+        integers[used - 1 - i] = std::llrint(weight[i] * scaling_.weight_scale);
+    }
+    ring_.lift_row({integers.data(), integers.size()}, row, residues.data());
+    if (scaling_.weight_shift > 0) {
+        ring_.scale_row({residues.data(), residues.size()}, ring_.residue(std::ldexp(1.0, scaling_.weight_shift), row),
+                        row);
+    }
+    std::copy_n(residues.data(), used, out);
 }
 
 void BlockWeights::add_bias(std::size_t p, std::size_t samples, std::uint64_t* outputs) const {
@@ -126,7 +136,17 @@ void BlockWeights::add_bias(std::size_t p, std::size_t samples, std::uint64_t* o
 }
 
 Buffer<std::uint64_t> BlockWeights::prepare_c1(const Buffer<std::uint64_t>& c1) const {
-    return strands_ ? strands_->prepare_c1(c1) : Buffer<std::uint64_t>();
+    if (strands_) {
+        return strands_->prepare_c1(c1);
+    }
+    if (!shift_) {
+        return {};
+    }
+    Buffer<std::uint64_t> shifted(c1.size());
+    parallel_for(layout_.inputs(), [&](std::size_t j) {
+        ring_.multiply(c1.data() + j * ring_.size(), shift_->data(), shifted.data() + j * ring_.size());
+    });
+    return shifted;
 }
 
 Buffer<std::uint64_t> BlockWeights::prepare_c0(Buffer<std::uint64_t> c0) const {
@@ -135,7 +155,13 @@ Buffer<std::uint64_t> BlockWeights::prepare_c0(Buffer<std::uint64_t> c0) const {
         return strands_->prepare_c0(std::move(c0));
     }
     if (!direct()) {
-        parallel_for(count, [&](std::size_t j) { ring_.to_ntt(c0.data() + j * ring_.size()); });
+        parallel_for(count, [&](std::size_t j) {
+            std::uint64_t* poly = c0.data() + j * ring_.size();
+            ring_.to_ntt(poly);
+            if (shift_) {
+                ring_.multiply(poly, shift_->data(), poly);
+            }
+        });
         return c0;
     }
     // (-c0, c0), so that multiplying by x^-i is reading further along; and zeros, so that runs may end late.

@@ -15,6 +15,7 @@
 #include "linear/blocks/strands.h"
 #include "linear/precision.h"
 #include "packing/blocks.h"
+#include "ring/inverse_powers.h"
 #include "ring/ring.h"
 
 namespace hesplit {
@@ -26,8 +27,8 @@ inline constexpr std::size_t kMaxDirectOutputs = 20;
 class BlockWeights {
   public:
     // `weight` and `bias` must outlive this object when the encoded weights are too large to keep.
-    BlockWeights(const Parameters& parameters, const Ring& ring, const BlockLayout& layout, View<const double> weight,
-                 View<const double> bias);
+    BlockWeights(const Parameters& parameters, const Ring& ring, InversePowers& powers, const BlockLayout& layout,
+                 View<const double> weight, View<const double> bias);
 
     const BlockLayout& layout() const { return layout_; }
     const Scaling& scaling() const { return scaling_; }
@@ -54,7 +55,8 @@ class BlockWeights {
     std::size_t window() const { return 2 * layout_.degree + 8; }
 
     void encode(std::size_t p, std::uint64_t* polys) const;  // inputs() polynomials in NTT form
-    void encode_residues(std::size_t p, std::uint64_t* polys) const;
+    // The residues of the weights of one output and input, the last feature first.
+    void place_residues(std::size_t output, std::size_t j, std::size_t row, std::uint64_t* out) const;
     // Residues of the rounded weights, [row of the ring, output, input, padded]: `width` to an input, then zeros.
     Buffer<std::uint64_t> weight_residues(std::size_t inputs, std::size_t width, std::size_t padded) const;
     void multiply(const Buffer<std::uint64_t>& inputs, std::size_t p, std::uint64_t* out) const;  // in NTT form
@@ -65,6 +67,11 @@ class BlockWeights {
     const Ring& ring_;
     BlockLayout layout_;
     Scaling scaling_;
+    // Weights have exponents u * block - i for i < width. They are encoded times x^(width - 1): none is negative then,
+    // and mostly they leave parts of the polynomial out, which makes their transforms shorter. Inputs in NTT form are
+    // multiplied by `shift_`, x^-(width - 1) where that is not 1.
+    Support support_;
+    std::shared_ptr<const Buffer<std::uint64_t>> shift_;
     View<const double> weight_;
     View<const double> bias_;
     std::vector<Buffer<std::uint64_t>> encoded_;    // by product; empty when not kept
