@@ -182,6 +182,18 @@ def test_work_is_bounded_where_replies_are_short():
         server.forward(request)
 
 
+def test_a_layout_of_single_features_after_another():
+    # Weights are multiplied with a power of x that follows from the width, and is kept: that of width 1 is 1.
+    params = hn.Parameters(ring_degree=2048, modulus_bits=[53], scale=2.0**16, error_bound=0.5)
+    client, _, material = layer(params, 8, 3)
+    first = client.encrypt(np.ones((4, 8)))
+    second = laid_out(first, 3, 3, 1, 8, ciphertext_bytes(params))
+    weight, bias = np.ones((3, 8)), np.zeros(3)
+    servers = [hn.LinearServer(material, weight, bias) for _ in range(2)]
+    servers[0].forward(first)
+    assert servers[0].forward(second) == servers[1].forward(second)
+
+
 def test_limits_of_a_sealed_server():
     params = hn.Parameters(
         ring_degree=4096, modulus_bits=[50, 50], scale=2.0**45, error_bound=1.0, batch_size=2, updates=10

@@ -77,7 +77,7 @@ void add_block_weights(const Ring& ring, const BlockLayout& layout, std::size_t 
         cost.layer_bytes +=
             ring.prime_count() * layout.outputs * layout.inputs() * ((layout.width + 7) / 8 * 8) * kResidue;
     }
-    cost.layer_bytes += kept;
+    cost.layer_bytes += kept + poly.bytes;  // and a power of x
     // Weights that are too many to keep are made anew for every group, for c1 and for c0.
     const double times = kept != 0 ? 1 : real(groups) * (direct ? 1 : 2);
     cost.working_bytes += kept != 0 ? 0 : layout.inputs() * poly.bytes;

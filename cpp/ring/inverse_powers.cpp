@@ -3,6 +3,9 @@
 namespace hesplit {
 
 std::shared_ptr<const Buffer<std::uint64_t>> InversePowers::of(std::size_t exponent) {
+    if (exponent == 0) {
+        return nullptr;
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     if (exponent != exponent_) {
         auto power = std::make_shared<Buffer<std::uint64_t>>(ring_.size(), 0);
