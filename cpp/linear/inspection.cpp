@@ -180,8 +180,11 @@ InspectedMessage inspect_products(const LinearServer& server, View<const std::ui
     Inputs inputs = read_inputs(ring, opened);
     const BlockLayout& layout = opened.layout;
     InversePowers powers(ring);
-    const BlockWeights weights(server.parameters(), ring, powers, layout, weight, bias);
-    const Scaling& scaling = weights.scaling();
+    const ParameterChoice& choice = server.parameters().choice();
+    const Scaling scaling =
+        scale_blocks(choice, ring, weight_norms(choice, weight, bias, layout.features, layout.per_product()),
+                     layout.features, layout.per_product(), weight);
+    const BlockWeights weights(ring, powers, layout, scaling, weight, bias);
     const std::size_t samples = opened.head.shape.samples, padded = weights.padded_outputs();
     const Buffer<std::uint64_t> prepared = weights.prepare_c1(inputs.c1);
     const Buffer<std::uint64_t>& c1 = prepared.empty() ? inputs.c1 : prepared;

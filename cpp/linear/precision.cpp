@@ -61,6 +61,26 @@ Scaling finish(const ParameterChoice& choice, const WeightNorms& norms, const Bu
         ". Choose parameters with a larger weight_norm (Parameters.recommend) or modulus, or a larger error_bound");
 }
 
+// Several sums take turns: additions to one would wait for one another.
+constexpr std::size_t kSums = 4;
+
+template <class Add>
+void take_turns(std::size_t count, const Add& add) {
+    std::size_t i = 0;
+    for (; i + kSums <= count; i += kSums) {
+        for (std::size_t sum = 0; sum < kSums; ++sum) {
+            add(i + sum, sum);
+        }
+    }
+    for (; i < count; ++i) {
+        add(i, 0);
+    }
+}
+
+double sum_of(const double (&sums)[kSums]) {
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 }  // namespace
 
 int dropped_bits(const Ring& ring) {
@@ -78,13 +98,15 @@ WeightNorms weight_norms(const ParameterChoice& choice, View<const double> weigh
     double group = 0;
     const std::size_t outputs = weight.size / features;
     for (std::size_t o = 0; o < outputs; ++o) {
-        double l1 = 0, square = 0;
-        for (std::size_t i = o * features; i < (o + 1) * features; ++i) {
-            const double magnitude = std::abs(weight[i]);
-            l1 += magnitude;
-            square += magnitude * magnitude;
-            norms.largest = std::max(norms.largest, magnitude);
-        }
+        double l1s[kSums] = {}, squares[kSums] = {}, largest[kSums] = {};
+        take_turns(features, [&](std::size_t i, std::size_t sum) {
+            const double magnitude = std::abs(weight[o * features + i]);
+            l1s[sum] += magnitude;
+            squares[sum] += magnitude * magnitude;
+            largest[sum] = std::max(largest[sum], magnitude);
+        });
+        const double l1 = sum_of(l1s), square = sum_of(squares);
+        norms.largest = std::max(norms.largest, *std::max_element(largest, largest + kSums));
         group = o % per_product == 0 ? square : group + square;
         norms.group_l2 = std::max(norms.group_l2, std::sqrt(group));
         norms.l2 = std::max(norms.l2, std::sqrt(square));
@@ -125,13 +147,13 @@ double rounding_norm(View<const double> weight, std::size_t features, double sca
     }
     double largest = 0;
     for (std::size_t row = 0; row < weight.size; row += features) {
-        double square = 0;
-        for (std::size_t i = row; i < row + features; ++i) {
-            const double scaled = weight[i] * scale;  // below 2^62, as what is encoded
+        double squares[kSums] = {};
+        take_turns(features, [&](std::size_t i, std::size_t sum) {
+            const double scaled = weight[row + i] * scale;  // below 2^62, as what is encoded
             const double error = scaled - static_cast<double>(std::llrint(scaled));
-            square += error * error;
-        }
-        largest = std::max(largest, square);
+            squares[sum] += error * error;
+        });
+        largest = std::max(largest, sum_of(squares));
     }
     return std::sqrt(largest);
 }

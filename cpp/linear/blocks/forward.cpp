@@ -45,6 +45,17 @@ BlockLayerWeights::BlockLayerWeights(const BlockServing& serving, std::vector<do
     scale_blocks(choice, serving_.ring, weight_norms(choice, w, b, serving_.features, 1), serving_.features, 1, w);
 }
 
+const Scaling& BlockLayerWeights::scaling(std::size_t per_product) const {
+    if (!scaling_ || scaling_->first != per_product) {
+        const ParameterChoice& choice = serving_.parameters.choice();
+        const View<const double> w{weight_.data(), weight_.size()}, b{bias_.data(), bias_.size()};
+        scaling_.emplace(per_product,
+                         scale_blocks(choice, serving_.ring, weight_norms(choice, w, b, serving_.features, per_product),
+                                      serving_.features, per_product, w));
+    }
+    return scaling_->second;
+}
+
 std::shared_ptr<const BlockWeights> BlockLayerWeights::encoded(const BatchShape& shape) const {
     constexpr std::size_t kMaxLayouts = 4;
     const BlockLayout layout = block_layout(serving_.ring, serving_.features, serving_.outputs, shape);
@@ -55,9 +66,9 @@ std::shared_ptr<const BlockWeights> BlockLayerWeights::encoded(const BatchShape&
         }
     }
     encoded_.emplace_back(
-        shape, std::make_shared<const BlockWeights>(serving_.parameters, serving_.ring, serving_.powers, layout,
-                                                    View<const double>{weight_.data(), weight_.size()},
-                                                    View<const double>{bias_.data(), bias_.size()}));
+        shape, std::make_shared<const BlockWeights>(
+                   serving_.ring, serving_.powers, layout, scaling(layout.per_product()),
+                   View<const double>{weight_.data(), weight_.size()}, View<const double>{bias_.data(), bias_.size()}));
     // Layouts are the client's choice: all that are kept together take no more than one may.
     std::size_t bytes = 0;
     for (const auto& [known, weights] : encoded_) {
@@ -71,21 +82,9 @@ std::shared_ptr<const BlockWeights> BlockLayerWeights::encoded(const BatchShape&
 }
 
 int BlockLayerWeights::reply_bits(const BatchShape& shape) const {
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        for (const auto& [known, weights] : encoded_) {
-            if (known.group_size == shape.group_size && known.width == shape.width) {
-                return weights->scaling().reply_bits;
-            }
-        }
-    }
-    const std::size_t features = serving_.features,
-                      per_product = block_layout(serving_.ring, features, serving_.outputs, shape).per_product();
-    const ParameterChoice& choice = serving_.parameters.choice();
-    const View<const double> w{weight_.data(), weight_.size()}, b{bias_.data(), bias_.size()};
-    return scale_blocks(choice, serving_.ring, weight_norms(choice, w, b, features, per_product), features, per_product,
-                        w)
-        .reply_bits;
+    const BlockLayout layout = block_layout(serving_.ring, serving_.features, serving_.outputs, shape);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return scaling(layout.per_product()).reply_bits;
 }
 
 bool BlockLayerWeights::worth_keeping(const BatchShape& shape) const {

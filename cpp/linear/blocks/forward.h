@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -82,6 +83,8 @@ class BlockLayerWeights final : public LayerWeights, public std::enable_shared_f
     std::shared_ptr<const BlockWeights> encoded(const BatchShape& shape) const;
 
   private:
+    // Call it with mutex_ held.
+    const Scaling& scaling(std::size_t per_product) const;
     void reply_to_group(const ForwardRequest& request, std::size_t group, const ReplyC1& c1, Buffer<std::uint64_t> c0,
                         const CiphertextRuns& runs, const LogitMasks* masks, std::uint8_t* out) const;
 
@@ -92,6 +95,9 @@ class BlockLayerWeights final : public LayerWeights, public std::enable_shared_f
     mutable std::mutex mutex_;
     // A training loop uses one or two layouts. Oldest first.
     mutable std::vector<std::pair<BatchShape, std::shared_ptr<const BlockWeights>>> encoded_;
+    // The last one asked for, with its outputs per product: a request's cost and the weights' encoding ask for the
+    // same.
+    mutable std::optional<std::pair<std::size_t, Scaling>> scaling_;
 };
 
 }  // namespace hesplit

@@ -22,16 +22,9 @@ Support support_of(const BlockLayout& layout) {
 
 }  // namespace
 
-BlockWeights::BlockWeights(const Parameters& parameters, const Ring& ring, InversePowers& powers,
-                           const BlockLayout& layout, View<const double> weight, View<const double> bias)
-    : ring_(ring),
-      layout_(layout),
-      scaling_(scale_blocks(parameters.choice(), ring,
-                            weight_norms(parameters.choice(), weight, bias, layout.features, layout.per_product()),
-                            layout.features, layout.per_product(), weight)),
-      support_(support_of(layout)),
-      weight_(weight),
-      bias_(bias) {
+BlockWeights::BlockWeights(const Ring& ring, InversePowers& powers, const BlockLayout& layout, const Scaling& scaling,
+                           View<const double> weight, View<const double> bias)
+    : ring_(ring), layout_(layout), scaling_(scaling), support_(support_of(layout)), weight_(weight), bias_(bias) {
     const std::size_t products = layout_.products();
     const std::size_t inputs = layout_.inputs();
     if (prefers_strands(layout_, ring.prime_count())) {
@@ -64,8 +57,11 @@ Buffer<std::uint64_t> BlockWeights::weight_residues(std::size_t inputs, std::siz
         const std::size_t size = inputs * padded;
         Buffer<std::int64_t> integers((size + 15) / 16 * 16, 0);
         Buffer<std::uint64_t> residues(integers.size());
-        for (std::size_t i = 0; i < features; ++i) {
-            integers[i / width * padded + i % width] = std::llrint(weight_[o * features + i] * scaling_.weight_scale);
+        const double* row_weights = weight_.data + o * features;
+        for (std::size_t j = 0; j < inputs; ++j) {
+            for (std::size_t i = j * width; i < std::min((j + 1) * width, features); ++i) {
+                integers[j * padded + i - j * width] = std::llrint(row_weights[i] * scaling_.weight_scale);
+            }
         }
         for (std::size_t row = 0; row < ring_.prime_count(); ++row) {
             ring_.lift_row({integers.data(), integers.size()}, row, residues.data());

@@ -27,7 +27,7 @@ inline constexpr std::size_t kMaxDirectOutputs = 20;
 class BlockWeights {
   public:
     // `weight` and `bias` must outlive this object when the encoded weights are too large to keep.
-    BlockWeights(const Parameters& parameters, const Ring& ring, InversePowers& powers, const BlockLayout& layout,
+    BlockWeights(const Ring& ring, InversePowers& powers, const BlockLayout& layout, const Scaling& scaling,
                  View<const double> weight, View<const double> bias);
 
     const BlockLayout& layout() const { return layout_; }
