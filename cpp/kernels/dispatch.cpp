@@ -42,9 +42,13 @@ ModularKernels modulo_avx512ifma(int prime_bits) {
     if (prime_bits > kVectorPrimeBits) {
         return {kScalarTransforms, kScalarProducts, kAvx512IfmaSums, kScalarConversions};
     }
-    return {kAvx512IfmaTransforms,
-            prime_bits <= kAvx512IfmaNarrowBits ? kAvx512IfmaNarrowProducts : kAvx512IfmaProducts, kAvx512IfmaSums,
-            kAvx512IfmaConversions};
+    ModularKernels kernels = {kAvx512IfmaTransforms,
+                              prime_bits <= kAvx512IfmaNarrowBits ? kAvx512IfmaNarrowProducts : kAvx512IfmaProducts,
+                              kAvx512IfmaSums, kAvx512IfmaConversions};
+    if (prime_bits <= kX86ShortBits) {
+        kernels.multiply = kAvx2ShortTransforms.multiply;  // a quarter of the instructions, for half the lanes
+    }
+    return kernels;
 }
 
 bool has_avx2() {

@@ -75,6 +75,31 @@ struct Words {
     }
 };
 
+// a[i] * b[i] by Barrett's reduction, for primes of b <= 27 bits: products P < 2^2b have quotients P / q that are
+// found, by P >> (b - 1) < 2^28 and floor(2^(b+31) / q) < 2^32, at most 2 + 2^-4 too small, so that what is left is
+// below 3q.
+struct ShortProduct {
+    static constexpr std::size_t kLanes = Lanes::kLanes;
+
+    explicit ShortProduct(const Prime& prime)
+        : q(Lanes::all(prime.value)),
+          twice(Lanes::all(2 * prime.value)),
+          ratio(Lanes::all((std::uint64_t{1} << (prime.bits + 31)) / prime.value)),
+          shift(_mm_cvtsi32_si128(prime.bits - 1)) {}
+
+    void multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out) const {
+        const __m256i product = _mm256_mul_epu32(Lanes::load(a), Lanes::load(b));
+        const __m256i top = _mm256_srl_epi64(product, shift);
+        const __m256i quotient = Lanes::shift_right<32>(_mm256_mul_epu32(top, ratio));
+        const __m256i rest = Lanes::subtract(product, _mm256_mul_epu32(quotient, q));
+        const __m256i less = _mm256_min_epu32(rest, _mm256_sub_epi32(rest, twice));
+        Lanes::store(out, _mm256_min_epu32(less, _mm256_sub_epi32(less, q)));
+    }
+
+    __m256i q, twice, ratio;
+    __m128i shift;
+};
+
 }  // namespace avx2
 
 }  // namespace
@@ -84,6 +109,6 @@ const Transforms kAvx2Transforms = {vectorised::prepare_doubles, vectorised::for
                                     vectorised::multiply<vectorised::DoubleModulus<avx2::Doubles>>};
 const Transforms kAvx2ShortTransforms = {vectorised::prepare_short, vectorised::forward_short<avx2::Words>,
                                          vectorised::inverse_short<avx2::Words>,
-                                         vectorised::multiply<vectorised::DoubleModulus<avx2::Doubles>>};
+                                         vectorised::multiply<avx2::ShortProduct>};
 
 }  // namespace hesplit
