@@ -4,8 +4,10 @@
 #include <seal/util/ntt.h>
 
 #include <chrono>
+#include <cstring>
 #include <functional>
 #include <map>
+#include <vector>
 
 #include "bindings/testing/testing.h"
 #include "ring/ring.h"
@@ -60,10 +62,19 @@ double measure(const std::string& variant, const std::string& kernel, std::size_
     const std::uint64_t mask = (std::uint64_t{1} << prime_bits) - 1;
     const bool narrow = prime_bits <= 32;
     const std::size_t word = narrow ? 4 : 8;
+    const std::vector<const std::uint64_t*> two = {b.data(), b.data()};
+    const Rows rows{two.data()};
+    const ModularKernels modular = ours.modulo(prime_bits);
+    const Buffer<std::uint64_t> signs(degree, ~std::uint64_t{0});
+    std::uint64_t sum = 0;
     const std::map<std::string, std::function<void()>> calls = {
         {"forward", [&] { ring.to_ntt(a.data()); }},
         {"inverse", [&] { ring.to_coefficients(a.data()); }},
         {"multiply", [&] { ring.multiply(a.data(), b.data(), a.data()); }},
+        {"dot", [&] { modular.dot(prime, rows, rows, two.size(), a.data(), degree); }},
+        {"inner", [&] { sum += modular.inner(prime, two.data(), two.data(), 1, degree); }},
+        {"ternary dot", [&] { ours.ternary_dot(signs.data(), signs.data(), two.data(), 1, &sum, degree); }},
+        {"add", [&] { modular.add(prime.value, a.data(), b.data(), degree); }},
         {"lift", [&] { ring.lift(View<const std::int64_t>{integers.data(), degree}, a.data()); }},
         {"switch to bits", [&] { ring.switch_to_bits(b.data(), kPackedBits, a.data()); }},
         {"pack", [&] { ours.pack(b.data(), kPackedBits, bytes.data(), degree); }},
@@ -75,11 +86,37 @@ double measure(const std::string& variant, const std::string& kernel, std::size_
     return best_of(rounds, kCalls, calls.at(kernel));
 }
 
+// Cycles in a second: additions that wait for one another.
+double clock_rate() {
+    constexpr std::size_t kRounds = 2000;
+    return 4 * kRounds / best_of(100, 10, [] {
+               std::size_t sum = 0;
+               const auto add = [&sum] {
+                   sum += 1;
+                   __asm__ volatile("" : "+r"(sum));
+               };
+               for (std::size_t i = 0; i < kRounds; ++i) {
+                   add(), add(), add(), add();
+               }
+           });
+}
+
+// Bytes in a second, read and written again, from one run of `bytes` to another.
+double copy_rate(std::size_t bytes) {
+    Buffer<std::uint8_t> from(bytes, 1), to(bytes);
+    return static_cast<double>(bytes) / best_of(100, 10, [&] {
+               std::memcpy(to.data(), from.data(), bytes);
+               __asm__ volatile("" : : "r"(to.data()) : "memory");
+           });
+}
+
 }  // namespace
 
 void register_measuring(py::module_& module) {
     module.def("kernel_seconds", &measure, py::arg("variant"), py::arg("kernel"), py::arg("degree"),
                py::arg("prime_bits"), py::arg("rounds"), py::call_guard<py::gil_scoped_release>());
+    module.def("clock_rate", &clock_rate, py::call_guard<py::gil_scoped_release>());
+    module.def("copy_rate", &copy_rate, py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace hesplit
