@@ -2,9 +2,10 @@
 
     python -m benchmarks.step_share [--rounds 300] [--beside ANOTHER/CHECKOUT/python]
 
-Batch 4, 256 -> 5, new weights in every step, one thread, nothing worked ahead. Each instruction set has a process of its own, torch held
-to the same one; in it steps of `plain` on M1 and the calls of the core that a step of `splitways` makes take turns, so that the calls
-find the caches as a training step leaves them. Medians of process time. With --beside, another build's processes take turns with ours.
+Batch 4, 256 -> 5, new weights in every step, one thread, nothing worked ahead. Each instruction set has a process of
+its own, torch held to the same one; in it steps of `plain` on M1 and the calls of the core that a step of `splitways`
+makes take turns, so that the calls find the caches as a training step leaves them; then the calls alone are repeated
+("hot"). Medians of process time. With --beside, another build's processes take turns with ours.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from time import process_time_ns
 
 import numpy as np
 
-RUNS = 5
+RUNS = 3
 LIKE_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 TORCH = {"avx512ifma": {}, "avx2": LIKE_AVX2, "scalar": {"ATEN_CPU_CAPABILITY": "default"}}
 PARTS = ["encrypt", "weights", "cost", "forward", "decrypt"]
@@ -57,20 +58,27 @@ def measure(rounds: int) -> dict[str, float]:
     client = hn.LinearClient(hn.SecretKey.generate(params), d, o)
     server = hn.LinearServer(client.public_material(), weight, bias)
     samples: dict[str, list[int]] = {}
+    prefix = ""
 
     def timed(name: str, call: Callable[[], object]) -> object:
         start = process_time_ns()
         result = call()
-        samples.setdefault(name, []).append(process_time_ns() - start)
+        samples.setdefault(prefix + name, []).append(process_time_ns() - start)
         return result
 
-    for _ in range(rounds):
-        timed("plain", lambda: plain.learn(batch, labels))
+    def cryptography() -> None:
         request = timed("encrypt", lambda: client.encrypt(x))
         timed("weights", lambda: server.set_weight(weight, bias))
         timed("cost", lambda: server.cost(request))
         reply = timed("forward", lambda: server.forward(request))
         timed("decrypt", lambda: client.decrypt(reply))
+
+    for _ in range(rounds):
+        timed("plain", lambda: plain.learn(batch, labels))
+        cryptography()
+    prefix = "hot "
+    for _ in range(rounds):
+        cryptography()
     return {name: median(values) / 1000 for name, values in samples.items()}
 
 
@@ -100,14 +108,15 @@ def main() -> None:
         for variant in _core.usable_kernels():
             for side, package in sides.items():
                 found.setdefault(variant + side, []).append(run(variant, args.rounds, package))
-    print("| kernels | " + " | ".join(PARTS) + " | cryptography | plaintext step | share |")
-    print("|---|" + "---:|" * (len(PARTS) + 3))
+    print("| kernels | " + " | ".join(PARTS) + " | cryptography | plaintext step | share | hot | share |")
+    print("|---|" + "---:|" * (len(PARTS) + 5))
     for name, runs in found.items():
         parts = [median(one[part] for one in runs) for part in PARTS]
         whole = [sum(one[part] for part in PARTS) for one in runs]
-        share = median(mine / one["plain"] for mine, one in zip(whole, runs, strict=True))
-        times = [*parts, median(whole), median(one["plain"] for one in runs)]
-        print(f"| {name} | " + " | ".join(f"{time:.1f}" for time in times) + f" | {share:.3f} |")
+        hot = [sum(one["hot " + part] for part in PARTS) for one in runs]
+        shares = [median(mine / one["plain"] for mine, one in zip(times, runs, strict=True)) for times in (whole, hot)]
+        cells = [f"{time:.0f}" for time in (*parts, median(whole), median(one["plain"] for one in runs))]
+        print(f"| {name} | {' | '.join(cells)} | {shares[0]:.3f} | {median(hot):.0f} | {shares[1]:.3f} |")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hesplit_native import _core
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -47,6 +49,22 @@ def first(bench):
     params = bench.params if isinstance(bench.params[0], list) else [bench.params]
     assert len(bench.param_names) == len(params)
     return [values[0] for values in params]
+
+
+def test_floors_of_every_kernel_and_instruction_set(suite):
+    floors = suite("benchmarks.floors")
+    found = floors.measure(1)
+    assert found.keys() == floors.WORK.keys() == floors.BYTES.keys()
+    for by_variant in found.values():
+        assert list(by_variant) == _core.usable_kernels()
+    assert len(floors.table(found)) == 4 + len(found)
+
+
+def test_share_of_a_step(suite):
+    share = suite("benchmarks.step_share")
+    found = share.measure(2)
+    assert found.keys() == {"plain", *share.PARTS, *(f"hot {part}" for part in share.PARTS)}
+    assert all(time >= 0 for time in found.values())
 
 
 @pytest.mark.filterwarnings(

@@ -226,11 +226,10 @@ unsigned check_private(const std::vector<int>& modulus_bits, std::size_t feature
         const WeightNorms found = weight_norms(choice, view(weight), view(bias), features, per_product);
         scale_blocks(choice, ring, found, features, per_product, view(weight));
     };
-    // Once when they are set; then for the length of the reply and when they are encoded for the layout.
+    // Once when they are set, and once for the layout.
     const unsigned agreed = uses([&] {
         check_weights(view(weight), view(bias), features, outputs);
         norms(1);
-        norms(layout.per_product());
         norms(layout.per_product());
     });
     server.set_weight(view(weight), view(bias));

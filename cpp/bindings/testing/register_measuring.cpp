@@ -62,18 +62,17 @@ double measure(const std::string& variant, const std::string& kernel, std::size_
     const std::uint64_t mask = (std::uint64_t{1} << prime_bits) - 1;
     const bool narrow = prime_bits <= 32;
     const std::size_t word = narrow ? 4 : 8;
-    const std::vector<const std::uint64_t*> two = {b.data(), b.data()};
-    const Rows rows{two.data()};
+    const std::vector<const std::uint64_t*> two = {a.data(), b.data()}, other = {b.data(), a.data()};
     const ModularKernels modular = ours.modulo(prime_bits);
-    const Buffer<std::uint64_t> signs(degree, ~std::uint64_t{0});
+    const Buffer<std::uint64_t> sign(degree, ~std::uint64_t{0}), nonzero = sign;
     std::uint64_t sum = 0;
     const std::map<std::string, std::function<void()>> calls = {
         {"forward", [&] { ring.to_ntt(a.data()); }},
         {"inverse", [&] { ring.to_coefficients(a.data()); }},
         {"multiply", [&] { ring.multiply(a.data(), b.data(), a.data()); }},
-        {"dot", [&] { modular.dot(prime, rows, rows, two.size(), a.data(), degree); }},
-        {"inner", [&] { sum += modular.inner(prime, two.data(), two.data(), 1, degree); }},
-        {"ternary dot", [&] { ours.ternary_dot(signs.data(), signs.data(), two.data(), 1, &sum, degree); }},
+        {"dot", [&] { modular.dot(prime, {two.data()}, {other.data()}, two.size(), a.data(), degree); }},
+        {"inner", [&] { sum += modular.inner(prime, two.data(), other.data(), 1, degree); }},
+        {"ternary dot", [&] { ours.ternary_dot(sign.data(), nonzero.data(), two.data(), 1, &sum, degree); }},
         {"add", [&] { modular.add(prime.value, a.data(), b.data(), degree); }},
         {"lift", [&] { ring.lift(View<const std::int64_t>{integers.data(), degree}, a.data()); }},
         {"switch to bits", [&] { ring.switch_to_bits(b.data(), kPackedBits, a.data()); }},
