@@ -182,7 +182,8 @@ def plot(found: dict[str, dict[str, tuple[float, float]]], path: Path) -> None:
     axis.set_xscale("log")
     axis.set_xlabel(f"µs, N = {N}, {BITS} bits (log scale)", fontsize=8)
     axis.tick_params(labelsize=7)
-    axis.legend(fontsize=7, loc="lower right")
+    axis.margins(y=0.01)
+    figure.legend(fontsize=7, loc="outside upper center", ncols=len(variants) + 1)
     figure.savefig(path)
 
 
