@@ -1,6 +1,6 @@
 """How much of a plaintext training step a `splitways` step's cryptography takes, with every usable instruction set.
 
-    python -m benchmarks.step_share [--rounds 300] [--beside ANOTHER/CHECKOUT/python]
+    python -m benchmarks.step_share [--rounds 300] [--runs 3] [--beside ANOTHER/CHECKOUT/python]
 
 Batch 4, 256 -> 5, new weights in every step, one thread, nothing worked ahead. Each instruction set has a process of
 its own, torch held to the same one; in it steps of `plain` on M1 and the calls of the core that a step of `splitways`
@@ -22,7 +22,6 @@ from time import process_time_ns
 
 import numpy as np
 
-RUNS = 3
 LIKE_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 TORCH = {"avx512ifma": {}, "avx2": LIKE_AVX2, "scalar": {"ATEN_CPU_CAPABILITY": "default"}}
 PARTS = ["encrypt", "weights", "cost", "forward", "decrypt"]
@@ -94,6 +93,7 @@ def run(variant: str, rounds: int, package: Path | None) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--runs", type=int, default=3, help="processes of each kind")
     parser.add_argument("--beside", type=Path, help="the python folder of another checkout, built")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -104,7 +104,7 @@ def main() -> None:
 
     sides = {"": None, **({" (beside)": args.beside} if args.beside else {})}
     found: dict[str, list[dict[str, float]]] = {}
-    for _ in range(RUNS):
+    for _ in range(args.runs):
         for variant in _core.usable_kernels():
             for side, package in sides.items():
                 found.setdefault(variant + side, []).append(run(variant, args.rounds, package))

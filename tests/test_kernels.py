@@ -184,8 +184,8 @@ def test_integer_matrices_whose_sums_are_not_exact_are_refused():
 def test_lifting_and_fractions(name, prime, seed):
     kernels = _testing.Kernels(name)
     rng = np.random.default_rng(seed)
-    values = rng.integers(-(2**62) + 1, 2**62, 64)
-    values[:8] = [0, -1, 1, 2**62 - 1, 1 - 2**62, prime, -prime, 2**52]
+    values = rng.integers(-(2**63) + 1, 2**63, 64)
+    values[:8] = [0, -1, 1, 2**63 - 1, 1 - 2**63, prime, -prime, 2**52]
     a, fractions = residues(rng, prime, 64), rng.integers(0, 2**64, 64, dtype=np.uint64)
     factor = int(rng.integers(1, prime))
     for one in (SCALAR, kernels):

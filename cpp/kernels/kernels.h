@@ -100,7 +100,7 @@ struct Sums {
 };
 
 struct Conversions {
-    // The residues of signed integers below 2^62.
+    // The residues of signed integers.
     void (*lift)(const Prime& q, const std::int64_t* values, std::uint64_t* out, std::size_t n);
     // Adds t / q modulo 1 as a fraction of 2^64 to fractions[i], for t = a[i] * factor mod q; cut off, by less than
     // 2^-63.

@@ -10,13 +10,13 @@ namespace {
 
 namespace avx2 {
 
-// Halves of words as doubles, high * 2^31 + low, as of sums of products. There is no shift of signed words: 2^62 is
-// added before it and 2^31 taken off the double, together with what makes it one.
+// Halves of words as doubles, high * 2^31 + low, as of sums of products. There is no shift of signed words: 2^63 is
+// added before it and 2^32 taken off the double, together with what makes it one.
 void lift(const Prime& prime, const std::int64_t* values, std::uint64_t* out, std::size_t n) {
     const vectorised::HalfSum<Doubles, 1>::Modulus modulus(prime);
-    const __m256i half = Lanes::all((std::uint64_t{1} << 31) - 1), offset = Lanes::all(std::uint64_t{1} << 62);
+    const __m256i half = Lanes::all((std::uint64_t{1} << 31) - 1), offset = Lanes::all(std::uint64_t{1} << 63);
     const __m256i magic = _mm256_castpd_si256(Doubles::magic());
-    const __m256d magic_offset = Doubles::all(0x1p52 + 0x1p31);
+    const __m256d magic_offset = Doubles::all(0x1p52 + 0x1p32);
     for (std::size_t i = 0; i < n; i += Lanes::kLanes) {
         const __m256i value = Lanes::load(values + i);
         const __m256i high = Lanes::shift_right<31>(Lanes::add(value, offset));

@@ -30,7 +30,8 @@ uint8x16_t look_up_table(const vectorised::PairSources& sources) {
 }
 
 int64x2_t shifts_of(const PairPlace& place) {
-    return {static_cast<std::int64_t>(place.bit), static_cast<std::int64_t>(place.second_bit)};
+    const int64x2_t shifts = {static_cast<std::int64_t>(place.bit), static_cast<std::int64_t>(place.second_bit)};
+    return shifts;
 }
 
 void pack(const std::uint64_t* values, int bits, std::uint8_t* out, std::size_t n) {
