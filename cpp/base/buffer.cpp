@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <mutex>
 
 namespace hesplit {
@@ -17,65 +18,63 @@ namespace hesplit {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20, kLarge = 2 * kHugePage;
-constexpr std::size_t kKept = std::size_t{256} << 10;
+constexpr std::size_t kKept = std::size_t{64} << 10;
 
-// Freed blocks that are kept for the next one of the same size. Never waits for its lock, which a fork may have caught.
+// Freed blocks that are kept for the next one of the same size; the oldest make room. Never waits for its lock, which a
+// fork may have caught.
 class Recycled {
   public:
-    explicit Recycled(std::size_t most_bytes) : most_bytes_(most_bytes) { blocks_.reserve(64); }
+    using Release = void (*)(void* memory, std::size_t bytes) noexcept;
+
+    Recycled(std::size_t most_bytes, Release release) : most_bytes_(most_bytes), release_(release) {
+        blocks_.reserve(kMostBlocks);
+    }
 
     void* take(std::size_t bytes) {
         const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
         if (!lock) {
             return nullptr;
         }
-        const auto found =
-            std::find_if(blocks_.begin(), blocks_.end(), [bytes](const Block& block) { return block.bytes == bytes; });
-        if (found == blocks_.end()) {
+        const auto found = std::find_if(blocks_.rbegin(), blocks_.rend(),
+                                        [bytes](const Block& block) { return block.bytes == bytes; });
+        if (found == blocks_.rend()) {
             return nullptr;
         }
         void* memory = found->memory;
         total_ -= bytes;
-        blocks_.erase(found);
+        blocks_.erase(std::next(found).base());
         return memory;
     }
 
-    bool keep(void* memory, std::size_t bytes) noexcept {
+    void keep(void* memory, std::size_t bytes) noexcept {
         const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-        if (!lock || total_ + bytes > most_bytes_ || blocks_.size() == blocks_.capacity()) {
-            return false;
+        if (!lock || bytes > most_bytes_) {
+            return release_(memory, bytes);
         }
+        std::size_t oldest = 0;
+        for (; total_ + bytes > most_bytes_ || blocks_.size() - oldest == kMostBlocks; ++oldest) {
+            total_ -= blocks_[oldest].bytes;
+            release_(blocks_[oldest].memory, blocks_[oldest].bytes);
+        }
+        blocks_.erase(blocks_.begin(), blocks_.begin() + static_cast<std::ptrdiff_t>(oldest));
         blocks_.push_back({memory, bytes});
         total_ += bytes;
-        return true;
     }
 
   private:
+    static constexpr std::size_t kMostBlocks = 64;
+
     struct Block {
         void* memory;
         std::size_t bytes;
     };
 
     std::size_t most_bytes_;
+    Release release_;
     std::mutex mutex_;
-    std::vector<Block> blocks_;
+    std::vector<Block> blocks_;  // the oldest first
     std::size_t total_ = 0;
 };
-
-// Buffers may be freed until the process ends, so neither of these is.
-
-// Blocks of at least kKept bytes: batches of one shape ask for the same ones again and again, and the system would have
-// to zero their pages anew each time.
-Recycled& recycled_blocks() {
-    static Recycled* const recycled = new Recycled(std::size_t{64} << 20);
-    return *recycled;
-}
-
-// Pages of keys: a client may take a fresh one for every request.
-Recycled& recycled_pages() {
-    static Recycled* const recycled = new Recycled(std::size_t{1} << 20);
-    return *recycled;
-}
 
 std::size_t page_size() {
 #if defined(_WIN32)
@@ -98,6 +97,36 @@ std::align_val_t alignment(std::size_t bytes) {
     return std::align_val_t{bytes < kLarge ? kAlignment : kHugePage};
 }
 
+void release_block(void* memory, std::size_t bytes) noexcept {
+    ::operator delete(memory, alignment(bytes));
+}
+
+// Unmapping unlocks.
+void release_pages(void* memory, [[maybe_unused]] std::size_t bytes) noexcept {
+#if defined(_WIN32)
+    VirtualFree(memory, 0, MEM_RELEASE);
+#elif defined(__unix__) || defined(__APPLE__)
+    munmap(memory, bytes);
+#else
+    release_block(memory, bytes);
+#endif
+}
+
+// Buffers may be freed until the process ends, so neither of these is.
+
+// Blocks of at least kKept bytes: batches of one shape ask for the same ones again and again, and the system would have
+// to zero their pages anew each time.
+Recycled& recycled_blocks() {
+    static Recycled* const recycled = new Recycled(std::size_t{64} << 20, release_block);
+    return *recycled;
+}
+
+// Pages of keys: a client may take a fresh one for every request.
+Recycled& recycled_pages() {
+    static Recycled* const recycled = new Recycled(std::size_t{1} << 20, release_pages);
+    return *recycled;
+}
+
 }  // namespace
 
 void* allocate_aligned(std::size_t bytes) {
@@ -116,8 +145,10 @@ void* allocate_aligned(std::size_t bytes) {
 }
 
 void free_aligned(void* memory, std::size_t bytes) noexcept {
-    if (bytes < kKept || !recycled_blocks().keep(memory, bytes)) {
-        ::operator delete(memory, alignment(bytes));
+    if (bytes < kKept) {
+        release_block(memory, bytes);
+    } else {
+        recycled_blocks().keep(memory, bytes);
     }
 }
 
@@ -147,23 +178,12 @@ void* allocate_pages(std::size_t bytes) {
 #endif
     return memory;
 #else
-    return allocate_aligned(bytes);
+    return ::operator new(bytes, alignment(bytes));
 #endif
 }
 
 void free_pages(void* memory, std::size_t bytes) noexcept {
-    bytes = whole_pages(bytes);
-    if (recycled_pages().keep(memory, bytes)) {
-        return;
-    }
-    // Unmapping unlocks.
-#if defined(_WIN32)
-    VirtualFree(memory, 0, MEM_RELEASE);
-#elif defined(__unix__) || defined(__APPLE__)
-    munmap(memory, bytes);
-#else
-    free_aligned(memory, bytes);
-#endif
+    recycled_pages().keep(memory, whole_pages(bytes));
 }
 
 void secure_zero(void* memory, std::size_t size) noexcept {
