@@ -25,6 +25,11 @@ constexpr std::uint32_t kMaxUpdates = std::uint32_t{1} << 15;
 constexpr std::uint8_t kUsualVersion = 2, kStatisticalVersion = 3, kPrivateVersion = 4;
 constexpr std::uint32_t kLeastStatisticalBits = 20, kMostStatisticalBits = 60;
 
+// Where slots lie and how keys are switched follow from the parameters by rules (packing/slots.h, ckks/slot_ring.h)
+// that are no part of them. Builds with other rules have other hashes, and refuse each other instead of computing
+// nonsense.
+constexpr std::uint64_t kSlotLayouts = 2;
+
 std::uint8_t version_of(const ParameterChoice& choice) {
     if (choice.private_bits != 0) {
         return kPrivateVersion;
@@ -223,6 +228,9 @@ Parameters::Parameters(ParameterChoice choice) : choice_(std::move(choice)) {
     CanonicalBytes writer{bytes()};
     for (const std::uint64_t prime : primes_) {
         writer.u64(prime);
+    }
+    if (choice_.packing == Packing::slots && !traced()) {
+        writer.u64(kSlotLayouts);
     }
     while (writer.bytes.size() % 8 != 0) {
         writer.u8(0);
