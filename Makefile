@@ -18,7 +18,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
-# Passed to `pip install`, e.g. PIP_FLAGS="-C cmake.define.HESPLIT_SEAL_SOURCE_DIR=/path/to/SEAL"
+# Passed to `pip install`, e.g. PIP_FLAGS="--config-settings=cmake.define.HESPLIT_SEAL_SOURCE_DIR=/path/to/SEAL"
 PIP_FLAGS ?=
 # After these, so that they can be overruled: PYTEST_FLAGS="-n 0 tests/test_wire.py"
 PYTEST_FLAGS ?=
@@ -82,7 +82,7 @@ $(VENV)/installed: $(SOURCES) | $(BIN)/python
 	touch $@
 
 $(VENV)/installed-test: $(SOURCES) | $(BIN)/python
-	$(BIN)/python -m pip install -c $(CONSTRAINTS) -C cmake.define.HESPLIT_TESTING=ON $(PIP_FLAGS) '.[test]'
+	$(BIN)/python -m pip install -c $(CONSTRAINTS) --config-settings=cmake.define.HESPLIT_TESTING=ON $(PIP_FLAGS) '.[test]'
 	touch $@ $(VENV)/installed
 
 $(BIN)/python:

@@ -30,7 +30,7 @@ function(hesplit_seal_fail problem)
     "${problem}\n"
     "What to do, one of:\n"
     "  - name a SEAL source tree (>= 4.1.2):\n"
-    "      pip install . -C cmake.define.HESPLIT_SEAL_SOURCE_DIR=/path/to/SEAL\n"
+    "      pip install . --config-settings=cmake.define.HESPLIT_SEAL_SOURCE_DIR=/path/to/SEAL\n"
     "  - on a machine with a network: pip download --no-deps --no-binary Pyfhel Pyfhel==3.5.0\n"
     "    and put ${HESPLIT_SEAL_ARCHIVE} into ${cache}\n"
     "    (another folder: environment variable HESPLIT_CACHE_DIR)\n"
