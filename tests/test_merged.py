@@ -165,7 +165,7 @@ def test_keys_beyond_the_modulus_are_refused():
     [
         ({"modulus_bits": [50]}, "2 or 3 primes"),
         ({"modulus_bits": [20, 20, 20, 40]}, "2 or 3 primes"),
-        ({"modulus_bits": [31, 31, 44]}, "at most 60 bits together"),
+        ({"modulus_bits": [31, 31, 44]}, "at most 61 bits together"),
         ({"modulus_bits": [56, 51]}, "106"),
         ({"releases": 1}, 'packing="blocks"'),
         ({"updates": 1}, 'packing="blocks"'),

@@ -266,12 +266,12 @@ ServingCost merged_forward(Served served, const Ring& ring, std::size_t cipherte
     cost.layer_bytes = kept ? pairs * poly.bytes + replies * kEntry : 0;
     // Inputs rotated by babies; of each level a pair that is being merged, above that the subtrees; weights on the
     // way.
-    const std::size_t ciphertext = 3 * poly.bytes, sets = std::size_t{1} << best_babies(layout);
+    const std::size_t ciphertext = 3 * poly.bytes, sets = std::size_t{1} << best_babies(layout, layout.levels);
     const std::size_t placed = layout.most_merged() * (ring.degree() * kResidue + (kept ? 0 : inputs * poly.bytes));
     cost.working_bytes = 2 * cost.reply_bytes + groups * replies * kEntry + (sets + 1) * 2 * inputs * poly.bytes +
                          (2 * layout.levels + 11) * ciphertext + 8 * poly.bytes + placed;
     // As many rotations as there can be, with weights that leave no room for babies.
-    const double merge = 4 * poly.transform + 12 * poly.residues;
+    const double merge = 5 * poly.transform + 16 * poly.residues;
     const double group = real(inputs) * (kReceive * poly.residues + poly.transform) + 2 * real(pairs) * poly.residues +
                          real(merging_rotations(layout, 0)) * merge +
                          real(replies) * (4 * poly.transform + 2 * kFinish * poly.residues);
@@ -340,14 +340,15 @@ ServingCost of_merged(Served served, const Parameters& parameters, const ServedL
     const std::size_t degree = data.degree(), planned = parameters.choice().batch_size;
     if (served == Served::public_material) {
         const Ring key(degree, parameters.primes());
-        const std::size_t keys = merging_elements(degree, layer.features, layer.outputs, planned).size();
+        const std::size_t levels = merging_elements(degree, layer.features, layer.outputs, planned).size();
+        const MergingKeys keys(key, levels);
         ServingCost cost = public_material_cost(parameters, key);
-        cost.request_bytes += galois_key_bytes(one_digit(key), keys);
+        cost.request_bytes += keys.bytes();
         // With the ring that keys are read with.
-        cost.held_bytes =
-            2 * cost.held_bytes + 4 * Polynomial(data).bytes + keys * (2 * Polynomial(key).bytes + degree * 4 + kEntry);
-        cost.working_bytes = 2 * Polynomial(key).bytes + cost.held_bytes / 2;
-        cost.multiplications = real(keys) * kReceive * real(key.size());
+        cost.held_bytes = 2 * cost.held_bytes + 4 * Polynomial(data).bytes +
+                          keys.digits() * 2 * Polynomial(key).bytes + levels * (degree * 4 + kEntry);
+        cost.working_bytes = 3 * Polynomial(key).bytes + cost.held_bytes / 2;
+        cost.multiplications = real(keys.digits()) * kReceive * real(key.size());
         return cost;
     }
     const PolynomialCodec codec(data, dropped_bits(data));

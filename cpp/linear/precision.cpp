@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "ckks/precise_embedding.h"
+#include "linear/merged/merging.h"
 #include "rlwe/decryption.h"
 #include "rlwe/galois.h"
 #include "rlwe/public_key.h"
@@ -282,18 +283,26 @@ Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring
     const std::size_t per_product = merged_layout(data.degree(), features, outputs, 1).blocks.per_product();
     norms.group_l2 = norms.l2 * std::sqrt(static_cast<double>(per_product));
     const auto levels = static_cast<int>(merging_elements(data.degree(), features, outputs, choice.batch_size).size());
-    const double switching = std::pow(switching_deviation({key, 1}), 2);
+    const MergingKeys keys(key, static_cast<std::size_t>(levels));
     const auto taken = static_cast<int>(babies);
     // Every level of babies joins fresh noise, which meets the weights as that of the request does: sums over the sets
     // of levels are orthogonal (docs/precision.md). Giants join theirs once each. Divisions round c0.
+    const double joined = taken * (std::pow(switching_deviation(keys.of_babies()), 2) + 1.0 / 12);
     const double giants = std::ldexp(1.0, levels - taken) - 1;
-    return scale_products(choice, data, norms, features, per_product, weight,
-                          {true, levels, taken, taken * (switching + 1.0 / 12), giants * switching + 1.0 / 12});
+    return scale_products(
+        choice, data, norms, features, per_product, weight,
+        {true, levels, taken, joined, giants * std::pow(switching_deviation(keys.of_giants()), 2) + 1.0 / 12});
+}
+
+std::size_t most_useful_babies(const ParameterChoice& choice, const Ring& data, const Ring& key, std::size_t features,
+                               std::size_t outputs) {
+    const std::size_t levels = merging_elements(data.degree(), features, outputs, choice.batch_size).size();
+    return best_babies(merged_layout(data.degree(), features, outputs, 1), MergingKeys(key, levels).most_babies());
 }
 
 Scaling scale_merged_fast(const ParameterChoice& choice, const Ring& data, const Ring& key, const WeightNorms& norms,
                           std::size_t features, std::size_t outputs, View<const double> weight) {
-    for (std::size_t babies = best_babies(merged_layout(data.degree(), features, outputs, 1)); babies > 0; --babies) {
+    for (std::size_t babies = most_useful_babies(choice, data, key, features, outputs); babies > 0; --babies) {
         try {
             return scale_merged(choice, data, key, norms, features, outputs, weight, babies);
         } catch (const RangeError&) {

@@ -79,6 +79,9 @@ Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring
                      std::size_t features, std::size_t outputs, View<const double> weight, std::size_t babies);
 Scaling scale_merged_fast(const ParameterChoice& choice, const Ring& data, const Ring& key, const WeightNorms& norms,
                           std::size_t features, std::size_t outputs, View<const double> weight);
+// How many that would be.
+std::size_t most_useful_babies(const ParameterChoice& choice, const Ring& data, const Ring& key, std::size_t features,
+                               std::size_t outputs);
 Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const WeightNorms& norms,
                     const SlotLayout& layout);
 // Of private weights on slots. `held` are the norms of the weights, for parts of one row: weight_norms(..., 1).

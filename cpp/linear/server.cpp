@@ -45,7 +45,7 @@ LinearServer::LinearServer(WireReader reader, std::size_t max_samples, const Ser
         const std::vector<std::uint64_t> elements =
             merging_elements(key.degree(), features_, outputs_, parameters_.choice().batch_size);
         merging_keys_ =
-            std::make_shared<const std::vector<GaloisKey>>(read_galois_keys(one_digit(key), elements, reader));
+            std::make_shared<const std::vector<GaloisKey>>(MergingKeys(key, elements.size()).read(elements, reader));
     }
     if (like) {
         packing_ = like->packing_;

@@ -147,9 +147,9 @@ std::size_t merging_rotations(const MergedLayout& layout, std::size_t babies) {
     return layout.blocks.inputs() * ((std::size_t{1} << babies) - 1) + last * giants(0) + giants(last);
 }
 
-std::size_t best_babies(const MergedLayout& layout) {
+std::size_t best_babies(const MergedLayout& layout, std::size_t most) {
     std::size_t best = 0;
-    for (std::size_t babies = 1; babies <= layout.levels; ++babies) {
+    for (std::size_t babies = 1; babies <= std::min(layout.levels, most); ++babies) {
         best = merging_rotations(layout, babies) < merging_rotations(layout, best) ? babies : best;
     }
     return best;

@@ -64,9 +64,10 @@ Buffer<std::int64_t> place_merged_weights(const MergedLayout& layout, const doub
 // The coefficients of reply r that hold outputs of the first `count` samples, ordered by output, then sample.
 std::vector<std::uint32_t> merged_positions(const MergedLayout& layout, std::size_t r, std::size_t count);
 
-// How many rotations a group takes when so many levels are taken to its inputs, and with how many it takes the fewest.
+// How many rotations a group takes when so many levels are taken to its inputs, and with how many, of up to `most`, it
+// takes the fewest.
 std::size_t merging_rotations(const MergedLayout& layout, std::size_t babies);
-std::size_t best_babies(const MergedLayout& layout);
+std::size_t best_babies(const MergedLayout& layout, std::size_t most);
 // Weight polynomials of all replies, for each input.
 std::size_t merged_polynomials(const MergedLayout& layout);
 

@@ -114,7 +114,6 @@ std::vector<GaloisKey> read_galois_keys(const KeySwitching& switching, const std
     const Ring& key = switching.key;
     const PolynomialCodec codec(key, 0);
     const std::size_t digits = switching.digits;
-    reader.require_remaining(galois_key_bytes(switching, elements.size()));
     const Seed seed = reader.seed();
     Buffer<std::uint64_t> c0(digits * key.size());
     for (std::size_t k = 0; k < elements.size(); ++k) {

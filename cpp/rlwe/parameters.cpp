@@ -25,10 +25,10 @@ constexpr std::uint32_t kMaxUpdates = std::uint32_t{1} << 15;
 constexpr std::uint8_t kUsualVersion = 2, kStatisticalVersion = 3, kPrivateVersion = 4;
 constexpr std::uint32_t kLeastStatisticalBits = 20, kMostStatisticalBits = 60;
 
-// Where slots lie and how keys are switched follow from the parameters by rules (packing/slots.h, ckks/slot_ring.h)
-// that are no part of them. Builds with other rules have other hashes, and refuse each other instead of computing
+// Where slots lie and how keys are switched follow from the parameters by rules (packing/slots.h, ckks/slot_ring.h,
+// linear/merged/merging.h) that are no part of them. Builds with other rules have other hashes, and refuse each other instead of computing
 // nonsense.
-constexpr std::uint64_t kSlotLayouts = 2;
+constexpr std::uint64_t kSlotLayouts = 2, kMergedKeys = 2;
 
 std::uint8_t version_of(const ParameterChoice& choice) {
     if (choice.private_bits != 0) {
@@ -80,8 +80,8 @@ void check_modulus(const ParameterChoice& choice) {
         }
         total += bits;
     }
-    if (choice.packing == Packing::merged && total - choice.modulus_bits.back() > 60) {
-        throw ParameterError("with packing=\"merged\" the primes before the last have at most 60 bits together, got " +
+    if (choice.packing == Packing::merged && total - choice.modulus_bits.back() > 61) {  // composable
+        throw ParameterError("with packing=\"merged\" the primes before the last have at most 61 bits together, got " +
                              join(choice.modulus_bits));
     }
     if (total > limit && choice.security != Security::paper) {
@@ -231,6 +231,8 @@ Parameters::Parameters(ParameterChoice choice) : choice_(std::move(choice)) {
     }
     if (choice_.packing == Packing::slots && !traced()) {
         writer.u64(kSlotLayouts);
+    } else if (choice_.packing == Packing::merged) {
+        writer.u64(kMergedKeys);
     }
     while (writer.bytes.size() % 8 != 0) {
         writer.u8(0);

@@ -2,7 +2,6 @@
 
 #include "base/error.h"
 #include "linear/merged/merging.h"
-#include "rlwe/galois.h"
 
 namespace hesplit {
 
@@ -13,11 +12,11 @@ MergedClientPacking::MergedClientPacking(const Parameters& parameters, std::size
       elements_(merging_elements(parameters.ring_degree(), features, outputs, choice_.batch_size)) {}
 
 std::size_t MergedClientPacking::evaluation_key_bytes() const {
-    return galois_key_bytes(one_digit(key_), elements_.size());
+    return MergingKeys(key_, elements_.size()).bytes();
 }
 
 void MergedClientPacking::write_evaluation_keys(const SecretKey& key, WireWriter& writer) const {
-    write_galois_keys(one_digit(key_), elements_, key, writer);
+    MergingKeys(key_, elements_.size()).write(elements_, key, writer);
 }
 
 MergedLayout MergedClientPacking::merged(const BatchShape& shape) const {

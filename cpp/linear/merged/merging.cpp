@@ -7,12 +7,50 @@
 
 namespace hesplit {
 
+namespace {
+
+std::uint64_t product_of(const Ring& key, std::size_t primes) {
+    return primes == 1 ? key.prime(0) : key.prime(0) * key.prime(1);
+}
+
+}  // namespace
+
+MergingKeys::MergingKeys(const Ring& key, std::size_t levels) : key_(key), levels_(levels), two_digits_(0) {
+    // Three levels of babies leave an eighth of the rotations. There are two where more would make ten keys, half a
+    // megabyte of them.
+    constexpr std::size_t kKeys = 10;
+    const std::size_t primes = key.prime_count() - 1;
+    if (primes == 2 && product_of(key, primes) > key.prime(primes) / 4) {
+        two_digits_ = std::min(levels, levels + 3 <= kKeys ? std::size_t{3} : std::size_t{2});
+    }
+}
+
+std::size_t MergingKeys::bytes() const {
+    return galois_key_bytes(of_babies(), most_babies()) + galois_key_bytes(of_giants(), levels_ - most_babies());
+}
+
+void MergingKeys::write(const std::vector<std::uint64_t>& elements, const SecretKey& secret, WireWriter& writer) const {
+    const auto giants = elements.begin() + static_cast<std::ptrdiff_t>(most_babies());
+    write_galois_keys(of_babies(), {elements.begin(), giants}, secret, writer);
+    write_galois_keys(of_giants(), {giants, elements.end()}, secret, writer);
+}
+
+std::vector<GaloisKey> MergingKeys::read(const std::vector<std::uint64_t>& elements, WireReader& reader) const {
+    reader.require_remaining(bytes());
+    const auto giants = elements.begin() + static_cast<std::ptrdiff_t>(most_babies());
+    std::vector<GaloisKey> keys = read_galois_keys(of_babies(), {elements.begin(), giants}, reader);
+    for (GaloisKey& key : read_galois_keys(of_giants(), {giants, elements.end()}, reader)) {
+        keys.push_back(std::move(key));
+    }
+    return keys;
+}
+
 Merging::Merging(const Ring& data, const Ring& key)
     : data_(data),
       key_(key),
-      modulus_(data.prime_count() == 1 ? data.prime(0) : data.prime(0) * data.prime(1)),
+      modulus_(product_of(key, data.prime_count())),
       special_(key.prime(data.prime_count())),
-      inverse_special_(inverse_special(one_digit(key))) {}
+      inverse_special_(inverse_special({key, 1})) {}
 
 std::vector<GroupInputs> Merging::rotate(const MergedLayout& layout, GroupInputs inputs, std::size_t babies,
                                          const std::vector<GaloisKey>& keys) const {
@@ -69,20 +107,36 @@ MergedCiphertext Merging::subtree(const Tree& tree, std::size_t level, std::size
     return sum;
 }
 
-void Merging::multiply_row(const std::uint64_t* a, const std::uint64_t* b, std::size_t row, std::uint64_t* out) const {
-    key_.dot_row({&a, 1}, {&b, 1}, row, out);
+Merging::Digits Merging::decompose(const std::uint64_t* c1, std::size_t count) const {
+    const std::size_t n = data_.degree(), last = data_.prime_count();
+    Digits digits{count, {}, Buffer<std::uint64_t>((count == 1 ? 1 : 2 * last) * n)};
+    Buffer<std::uint64_t> coefficients(c1, c1 + data_.size());
+    data_.to_coefficients(coefficients.data());
+    if (count == 1) {
+        data_.compose(coefficients.data(), coefficients.data());
+    }
+    Buffer<std::int64_t> centred(n);
+    std::uint64_t* lifted = digits.lifted.data();
+    for (std::size_t digit = 0; digit < count; ++digit) {
+        centre(coefficients.data() + digit * n, count == 1 ? modulus_ : data_.prime(digit), n, centred.data());
+        for (std::size_t row = 0; row <= last; ++row) {
+            const bool own = row < last && (count == 1 || row == digit);
+            digits.rows[row][digit] = own ? c1 + row * n : lifted;
+            if (!own) {
+                key_.lift_row({centred.data(), n}, row, lifted);
+                key_.to_ntt_row(lifted, row);
+                lifted += n;
+            }
+        }
+    }
+    return digits;
 }
 
-Buffer<std::uint64_t> Merging::special_digit(const std::uint64_t* c1) const {
-    const std::size_t n = data_.degree(), last = data_.prime_count();
-    Buffer<std::uint64_t> coefficients(c1, c1 + data_.size()), digit(n);
-    Buffer<std::int64_t> centred(n);
-    data_.to_coefficients(coefficients.data());
-    data_.compose(coefficients.data(), coefficients.data());
-    centre(coefficients.data(), modulus_, n, centred.data());
-    key_.lift_row({centred.data(), n}, last, digit.data());
-    key_.to_ntt_row(digit.data(), last);
-    return digit;
+void Merging::multiply_row(const Digits& digits, const Buffer<std::uint64_t>& half, std::size_t row,
+                           std::uint64_t* out) const {
+    const std::uint64_t* first = half.data() + row * key_.degree();
+    const std::array<const std::uint64_t*, 2> keys{first, digits.count > 1 ? first + key_.size() : nullptr};
+    key_.dot_row({digits.rows[row].data(), digits.count}, {keys.data(), digits.count}, row, out);
 }
 
 void Merging::divide(std::uint64_t* a, std::uint64_t* out) const {
@@ -102,13 +156,12 @@ void Merging::divide(std::uint64_t* a, std::uint64_t* out) const {
 void Merging::rotate_input(const GroupInputs& from, std::size_t j, const GaloisKey& key, GroupInputs& to) const {
     const std::size_t n = data_.degree(), last = data_.prime_count(), at = j * data_.size();
     const std::uint64_t* c1 = from.c1.data() + at;
-    const Buffer<std::uint64_t> digit = special_digit(c1);
+    const Digits digits = decompose(c1, digits_of(key));
     Buffer<std::uint64_t> switched(key_.size()), divided(data_.size());
     for (const bool half : {false, true}) {
         const Buffer<std::uint64_t>& part = half ? key.c1 : key.c0;
         for (std::size_t row = 0; row <= last; ++row) {
-            multiply_row(row < last ? c1 + row * n : digit.data(), part.data() + row * n, row,
-                         switched.data() + row * n);
+            multiply_row(digits, part, row, switched.data() + row * n);
         }
         divide(switched.data(), divided.data());
         if (!half) {
@@ -122,15 +175,14 @@ void Merging::rotate_input(const GroupInputs& from, std::size_t j, const GaloisK
 
 void Merging::add_rotated(MergedCiphertext& sum, MergedCiphertext& term, const GaloisKey& key) const {
     const std::size_t n = data_.degree(), last = data_.prime_count();
-    const Buffer<std::uint64_t> digit = special_digit(term.c1.data());
+    const Digits digits = decompose(term.c1.data(), digits_of(key));
     Buffer<std::uint64_t> product(n), moved(n), switched(key_.size());
     for (std::size_t row = 0; row <= last; ++row) {
-        const std::uint64_t* in = row < last ? term.c1.data() + row * n : digit.data();
-        multiply_row(in, key.c0.data() + row * n, row, product.data());
+        multiply_row(digits, key.c0, row, product.data());
         key_.add_row(product.data(), term.c0.data() + row * n, row);
         permute(key.permutation, product.data(), moved.data());
         key_.add_row(sum.c0.data() + row * n, moved.data(), row);
-        multiply_row(in, key.c1.data() + row * n, row, switched.data() + row * n);
+        multiply_row(digits, key.c1, row, switched.data() + row * n);
     }
     divide(switched.data(), term.c1.data());
     for (std::size_t row = 0; row < last; ++row) {

@@ -18,7 +18,7 @@ MergedPlan::MergedPlan(const Parameters& parameters, const PlannedLayer& layer)
     layout_ = merged_layout(data_.degree(), layer.features, layer.outputs, group_size);
     norms_ = planned_norms(choice_, layer.weight_norm, 1);
     norms_.reach *= 1.02;  // room for a bias
-    babies_ = best_babies(merged_layout(data_.degree(), layer.features, layer.outputs, 1));
+    babies_ = most_useful_babies(choice_, data_, key_, layer.features, layer.outputs);
     while (babies_ > 0 && !holds(babies_)) {
         --babies_;
     }
@@ -53,8 +53,10 @@ LayerEstimate MergedPlan::estimate() const {
     estimate.products = layout_.replies();
     estimate.error = found.error;
     estimate.reply_bits = found.reply_bits;
-    estimate.key_bytes = galois_key_bytes(
-        one_digit(key_), merging_elements(data_.degree(), layer_.features, layer_.outputs, choice_.batch_size).size());
+    const std::size_t levels =
+        merging_elements(data_.degree(), layer_.features, layer_.outputs, choice_.batch_size).size();
+    const MergingKeys keys(key_, levels);
+    estimate.key_bytes = keys.bytes();
     estimate.request_bytes = groups_ * estimate.inputs * codec_.bytes();
     std::size_t reply = 0;
     for (std::size_t r = 0; r < layout_.replies(); ++r) {

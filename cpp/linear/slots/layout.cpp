@@ -46,6 +46,7 @@ void write_rotation_keys(const SlotRing& ring, const std::vector<int>& steps, co
 }
 
 RotationKeys read_rotation_keys(const SlotRing& ring, const std::vector<int>& steps, WireReader& reader) {
+    reader.require_remaining(rotation_key_bytes(ring, steps));
     std::vector<GaloisKey> read = read_galois_keys(ring.switching(), elements_of(ring, steps), reader);
     RotationKeys keys;
     for (std::size_t k = 0; k < steps.size(); ++k) {

@@ -164,7 +164,7 @@ class Parameters:
             error_bound = FLOODED_ERROR_BOUND if releases else 2 * logit_noise if logit_noise else ERROR_BOUND
         best: Parameters | None = None
         least: Parameters | None = None
-        best_cost = (math.inf, math.inf, math.inf)
+        best_cost = (math.inf,) * 4
         for candidate, step in feasible(
             in_features, out_features, batch_size, packing=packing, activation_bound=activation_bound,
             activation_norm=activation_norm, weight_norm=weight_norm, error_bound=error_bound, releases=releases,
@@ -184,6 +184,7 @@ class Parameters:
             cost = (
                 seconds if link and packing != "slots" else bytes_moved,
                 step.get("server_seconds", 0.0),
+                step["key_bytes"],
                 step["error"],
             )
             if cost < best_cost:
@@ -493,6 +494,18 @@ _TRACED = [
 ]
 
 
+def _special_bits(bits: int, room: int) -> list[int]:
+    """Lengths of a special prime that are worth trying beside a modulus of so many bits.
+
+    Keys are as long as the whole modulus, so it is no longer than merging needs to add little noise. Where it cannot be longer than
+    the modulus, that is two digits (cpp/linear/merged/merging.h), and it is longer than each.
+    """
+    most = min(room, _VECTOR_PRIME_BITS)
+    if bits <= most - 2:
+        return [bits]
+    return [special for special in range(bits // 2 + 6, bits // 2 + 11, 2) if special <= most]
+
+
 def _worth_trying(packing: Packing, security: Attacker) -> list[tuple[int, list[int]]]:
     if packing == "blocks":
         least = 40 if security == "standard" else 30
@@ -502,16 +515,14 @@ def _worth_trying(packing: Packing, security: Attacker) -> list[tuple[int, list[
             *((8192, split) for bits in (*range(108, 151, 6), 180, 200) for split in _splits(bits)),
         ]
     if packing == "merged":
-        # Keys are as long as the whole modulus: the special prime is no longer than merging needs to add little noise.
         total = _core.max_modulus_bits(4096, security)
-        rings = [
-            *((4096, bits, min(bits, total - bits)) for bits in range(28, 61)),
-            *((8192, bits, 50) for bits in (54, 57, 60)),
-        ]
+        rings = [(4096, bits, _special_bits(bits, total - bits)) for bits in range(28, 62)]
+        rings += [(8192, bits, [_VECTOR_PRIME_BITS]) for bits in (54, 57, 60)]
         return [
-            (ring_degree, [*split, min(special, _VECTOR_PRIME_BITS)])
-            for ring_degree, bits, special in rings
+            (ring_degree, [*split, special])
+            for ring_degree, bits, specials in rings
             for split in _splits(bits)
+            for special in specials
             if len(split) <= 2
         ]
     return [
