@@ -28,6 +28,18 @@ SETS = {
         activation_bound=8,
         activation_norm=80,
     ),
+    "two digits": hn.Parameters(
+        ring_degree=4096, modulus_bits=[30, 31, 38], scale=2.0**25, packing="merged", error_bound=0.005
+    ),
+    "two short digits": hn.Parameters(
+        ring_degree=4096,
+        modulus_bits=[25, 25, 40],
+        scale=2.0**23,
+        packing="merged",
+        error_bound=0.02,
+        activation_bound=8,
+        activation_norm=80,
+    ),
     "short": hn.Parameters(ring_degree=4096, modulus_bits=[40, 40], scale=2.0**16, packing="merged", error_bound=0.1),
 }
 
@@ -74,6 +86,10 @@ def test_a_row_with_many_outputs_is_cheap(d, o, most):
 @example(name="room for rotated inputs", d=4096, products=500, short=0, seed=0, bias=True)
 @example(name="room for rotated inputs", d=5000, products=40, short=0, seed=3, bias=False)
 @example(name="two primes", d=4096, products=33, short=0, seed=0, bias=False)
+@example(name="two digits", d=128, products=129, short=0, seed=0, bias=True)
+@example(name="two digits", d=4096, products=300, short=0, seed=0, bias=True)
+@example(name="two short digits", d=5000, products=40, short=0, seed=3, bias=False)
+@example(name="two short digits", d=3, products=2, short=0, seed=0, bias=True)
 @example(name="one prime", d=1, products=1, short=0, seed=0, bias=True)
 @example(name="one prime", d=2, products=3, short=3, seed=0, bias=True)
 @example(name="short", d=64, products=65, short=50, seed=1, bias=True)
@@ -110,6 +126,29 @@ def test_batches_of_other_sizes_than_the_agreed_one(rows, planned, d, o, seed):
         assert np.abs(y - x @ w.T - b).max() < params.error_bound
 
 
+# Noise of inputs that were rotated meets the weights of several products, which may be the same.
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    name=st.sampled_from(["two digits", "two short digits", "room for rotated inputs"]),
+    d=st.integers(1, 600),
+    o=st.integers(1, 3000),
+    same=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@example(name="two digits", d=128, o=3000, same=True, seed=0)
+def test_weights_and_rows_at_the_ends_of_their_ranges(name, d, o, same, seed):
+    params = SETS[name]
+    rng = np.random.default_rng(seed)
+    w = np.ones((o, d)) if same else rng.choice([-1.0, 1.0], size=(o, d))
+    w *= 4 / np.sqrt(d)
+    x = rng.choice([-1.0, 1.0], size=(1, d)) if seed % 2 else np.ones((1, d))
+    x *= min(params.activation_bound, params.activation_norm / np.sqrt(d)) * (1 - 1e-6)
+    client = hn.LinearClient(hn.SecretKey.generate(params), d, o)
+    y = client.decrypt(hn.LinearServer(client.public_material(), w).forward(client.encrypt(x)))
+    assert client.clipped == 0
+    assert np.abs(y - x @ w.T).max() < params.error_bound
+
+
 def test_clients_share_weights_and_not_keys():
     params = SETS["two primes"]
     one, server, w, b = layer(params, 40, 900)
@@ -144,18 +183,21 @@ def test_other_layouts_are_refused(shape):
         server.forward(_testing.reseal(bytes(request)))
 
 
-@pytest.mark.parametrize("length", [0, 32, 46_112, 10**6])
-def test_keys_of_another_length_are_refused(length):
-    material = layer(SETS["one prime"], 40, 900)[0].public_material()
-    head = bytearray(material[: len(material) - 8 - 32 - 6 * 51_200])
+@pytest.mark.parametrize(("name", "key"), [("one prime", 51_200), ("two short digits", 46_080)])
+@pytest.mark.parametrize("length", [0, 32, 46_112, 9 * 46_080 + 32, 10**6])
+def test_keys_of_another_length_are_refused(name, key, length):
+    material = layer(SETS[name], 40, 900)[0].public_material()
+    seeds, keys = (1, 6) if name == "one prime" else (2, 9)  # three of six levels have two digits
+    head = bytearray(material[: len(material) - 8 - seeds * 32 - keys * key])
     head[8:16] = struct.pack("<Q", len(head) + length + 8)
     with pytest.raises(hn.WireError):
         hn.LinearServer(_testing.reseal(bytes(head) + bytes(length + 8)), np.zeros((900, 40)))
 
 
-def test_keys_beyond_the_modulus_are_refused():
-    material = bytearray(layer(SETS["one prime"], 40, 900)[0].public_material())
-    material[-1000:-8] = b"\xff" * 992
+@pytest.mark.parametrize(("name", "at"), [("one prime", 1000), ("two digits", 1000), ("two digits", 400_000)])
+def test_keys_beyond_the_modulus_are_refused(name, at):
+    material = bytearray(layer(SETS[name], 40, 900)[0].public_material())
+    material[-at : 992 - at] = b"\xff" * 992
     with pytest.raises(hn.WireError):
         hn.LinearServer(_testing.reseal(bytes(material)), np.zeros((900, 40)))
 
@@ -201,3 +243,14 @@ def test_what_is_not_needed_for_precision_makes_searches_fast():
     assert short.total_bits < fast.total_bits
     assert estimates[1]["server_seconds"] < 0.75 * estimates[0]["server_seconds"]  # with the encoding of weights
     assert estimates[1]["request_bytes"] < 1.4 * estimates[0]["request_bytes"]
+
+
+@pytest.mark.parametrize(("d", "o"), [(128, 4096), (768, 768)])
+def test_default_ranges_leave_room_for_rotated_inputs(d, o):
+    short, fast = (
+        hn.Parameters.recommend(in_features=d, out_features=o, batch_size=1, packing="merged", link=link).estimate(d, o, 1)
+        for link in (None, 1e9)
+    )
+    assert fast["server_seconds"] < 0.5 * short["server_seconds"]
+    assert fast["request_bytes"] + fast["reply_bytes"] < 1.15 * (short["request_bytes"] + short["reply_bytes"])
+    assert fast["key_bytes"] < 520_000

@@ -16,12 +16,12 @@ std::uint64_t product_of(const Ring& key, std::size_t primes) {
 }  // namespace
 
 MergingKeys::MergingKeys(const Ring& key, std::size_t levels) : key_(key), levels_(levels), two_digits_(0) {
-    // Three levels of babies leave an eighth of the rotations. There are two where more would make ten keys, half a
-    // megabyte of them.
+    // Three levels of babies leave an eighth of the rotations. There are two where only the third would make keys longer
+    // than half a megabyte, some ten of them.
     constexpr std::size_t kKeys = 10;
     const std::size_t primes = key.prime_count() - 1;
     if (primes == 2 && product_of(key, primes) > key.prime(primes) / 4) {
-        two_digits_ = std::min(levels, levels + 3 <= kKeys ? std::size_t{3} : std::size_t{2});
+        two_digits_ = std::min(levels, levels + 2 == kKeys ? std::size_t{2} : std::size_t{3});
     }
 }
 
