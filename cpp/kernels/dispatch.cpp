@@ -29,10 +29,10 @@ ModularKernels modulo_avx2(int prime_bits) {
     static_cast<Sums&>(kernels) = kAvx2Sums;
     if (prime_bits <= kVectorPrimeBits) {
         static_cast<Transforms&>(kernels) = prime_bits <= kX86ShortBits ? kAvx2ShortTransforms : kAvx2Transforms;
+        static_cast<Products&>(kernels) = prime_bits <= kAvx2ProductBits ? kAvx2Products : kAvx2LimbProducts;
         kernels.lift = kAvx2Lift;
     }
     if (prime_bits <= kAvx2ProductBits) {
-        static_cast<Products&>(kernels) = kAvx2Products;
         kernels.add_fraction = kAvx2AddFraction;
     }
     return kernels;

@@ -18,6 +18,7 @@ extern const Matrices kScalarMatrices;
 extern const Transforms kAvx2Transforms;       // primes of up to kVectorPrimeBits bits
 extern const Transforms kAvx2ShortTransforms;  // primes of up to kX86ShortBits bits: 32-bit lanes
 extern const Products kAvx2Products;           // primes of up to kAvx2ProductBits bits: a word holds two products
+extern const Products kAvx2LimbProducts;       // primes of up to kVectorPrimeBits bits
 extern const Sums kAvx2Sums;
 extern decltype(Conversions::lift) const kAvx2Lift;                 // primes of up to kVectorPrimeBits bits
 extern decltype(Conversions::add_fraction) const kAvx2AddFraction;  // primes of up to kAvx2ProductBits bits

@@ -345,8 +345,8 @@ ServingCost of_merged(Served served, const Parameters& parameters, const ServedL
         ServingCost cost = public_material_cost(parameters, key);
         cost.request_bytes += keys.bytes();
         // With the ring that keys are read with.
-        cost.held_bytes = 2 * cost.held_bytes + 4 * Polynomial(data).bytes +
-                          keys.digits() * 2 * Polynomial(key).bytes + levels * (degree * 4 + kEntry);
+        cost.held_bytes = 2 * cost.held_bytes + 4 * Polynomial(data).bytes + keys.digits() * 2 * Polynomial(key).bytes +
+                          levels * (degree * 4 + kEntry);
         cost.working_bytes = 3 * Polynomial(key).bytes + cost.held_bytes / 2;
         cost.multiplications = real(keys.digits()) * kReceive * real(key.size());
         return cost;

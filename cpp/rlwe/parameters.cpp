@@ -26,8 +26,8 @@ constexpr std::uint8_t kUsualVersion = 2, kStatisticalVersion = 3, kPrivateVersi
 constexpr std::uint32_t kLeastStatisticalBits = 20, kMostStatisticalBits = 60;
 
 // Where slots lie and how keys are switched follow from the parameters by rules (packing/slots.h, ckks/slot_ring.h,
-// linear/merged/merging.h) that are no part of them. Builds with other rules have other hashes, and refuse each other instead of computing
-// nonsense.
+// linear/merged/merging.h) that are no part of them. Builds with other rules have other hashes, and refuse each other
+// instead of computing nonsense.
 constexpr std::uint64_t kSlotLayouts = 2, kMergedKeys = 2;
 
 std::uint8_t version_of(const ParameterChoice& choice) {

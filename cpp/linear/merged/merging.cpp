@@ -16,8 +16,8 @@ std::uint64_t product_of(const Ring& key, std::size_t primes) {
 }  // namespace
 
 MergingKeys::MergingKeys(const Ring& key, std::size_t levels) : key_(key), levels_(levels), two_digits_(0) {
-    // Three levels of babies leave an eighth of the rotations. There are two where only the third would make keys longer
-    // than half a megabyte, some ten of them.
+    // Three levels of babies leave an eighth of the rotations. There are two where only the third would make keys
+    // longer than half a megabyte, some ten of them.
     constexpr std::size_t kKeys = 10;
     const std::size_t primes = key.prime_count() - 1;
     if (primes == 2 && product_of(key, primes) > key.prime(primes) / 4) {
