@@ -108,21 +108,35 @@ void Ring::multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_
 
 void Ring::dot(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::uint64_t* out) const {
     for (std::size_t row = 0; row < prime_count(); ++row) {
-        dot_row(a, b, row, row * degree_, out + row * degree_);
+        dot_row(a, b, row, row * degree_, degree_, out + row * degree_);
+    }
+}
+
+void Ring::dot_both(View<const std::uint64_t* const> a0, View<const std::uint64_t* const> a1,
+                    View<const std::uint64_t* const> b, std::uint64_t* out0, std::uint64_t* out1) const {
+    // By runs of coefficients, so that the second half finds the factors in the second-level cache.
+    constexpr std::size_t kCached = std::size_t{1} << 14, kLeast = 64;
+    std::size_t run = degree_;
+    while (run > kLeast && run * b.size > kCached) {
+        run /= 2;
+    }
+    for (std::size_t at = 0; at < size(); at += run) {
+        dot_row(a0, b, at / degree_, at, run, out0 + at);
+        dot_row(a1, b, at / degree_, at, run, out1 + at);
     }
 }
 
 void Ring::dot_row(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t row,
                    std::uint64_t* out) const {
-    dot_row(a, b, row, 0, out);
+    dot_row(a, b, row, 0, degree_, out);
 }
 
 void Ring::dot_row(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t row,
-                   std::size_t offset, std::uint64_t* out) const {
+                   std::size_t offset, std::size_t n, std::uint64_t* out) const {
     if (a.size == 1) {
-        modular_[row].multiply(tables_[row].prime, a[0] + offset, b[0] + offset, out, degree_);
+        modular_[row].multiply(tables_[row].prime, a[0] + offset, b[0] + offset, out, n);
     } else {
-        modular_[row].dot(tables_[row].prime, {a.data, offset}, {b.data, offset}, a.size, out, degree_);
+        modular_[row].dot(tables_[row].prime, {a.data, offset}, {b.data, offset}, a.size, out, n);
     }
 }
 

@@ -41,6 +41,9 @@ class Ring {
     void dot(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::uint64_t* out) const;
     void dot_row(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t row,
                  std::uint64_t* out) const;
+    // The same for both halves of ciphertexts, times the same factors.
+    void dot_both(View<const std::uint64_t* const> a0, View<const std::uint64_t* const> a1,
+                  View<const std::uint64_t* const> b, std::uint64_t* out0, std::uint64_t* out1) const;
     // With one prime of up to kShortPrimeBits, of up to kShortTerms polynomials whose coefficients take turns by eight
     // (ShortProducts): out = sum_j a_j * b_j in NTT form.
     void dot_short(const std::uint32_t* a, const std::uint64_t* b, std::size_t terms, std::uint64_t* out) const;
@@ -100,9 +103,9 @@ class Ring {
     void compose(const std::uint64_t* coefficients, std::size_t count, std::uint64_t* integers) const;
 
   private:
-    // The residues in question begin at `offset` of each a[j] and b[j].
+    // The n residues in question begin at `offset` of each a[j] and b[j].
     void dot_row(View<const std::uint64_t* const> a, View<const std::uint64_t* const> b, std::size_t row,
-                 std::size_t offset, std::uint64_t* out) const;
+                 std::size_t offset, std::size_t n, std::uint64_t* out) const;
 
     std::size_t degree_;
     const Kernels* kernels_;

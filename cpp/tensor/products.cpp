@@ -64,8 +64,7 @@ void multiply(const Ring& ring, const std::vector<Operand>& operands, std::size_
         }
     }
     const View<const std::uint64_t* const> by{factors.data(), factors.size()};
-    ring.dot({first.data(), first.size()}, by, c0);
-    ring.dot({second.data(), second.size()}, by, c1);
+    ring.dot_both({first.data(), first.size()}, {second.data(), second.size()}, by, c0, c1);
     ring.to_coefficients(c0);
     ring.to_coefficients(c1);
 }

@@ -46,8 +46,7 @@ void BlockGradient::product(const std::vector<GroupInputs>& inputs, const Gradie
         gradients.push_back(encoded_[(run.p - first_) * groups_ + group].data());
     }
     const View<const std::uint64_t* const> view{gradients.data(), gradients.size()};
-    ring_.dot({in0.data(), in0.size()}, view, c0);
-    ring_.dot({in1.data(), in1.size()}, view, c1);
+    ring_.dot_both({in0.data(), in0.size()}, {in1.data(), in1.size()}, view, c0, c1);
     ring_.to_coefficients(c0);
     ring_.to_coefficients(c1);
 }

@@ -70,8 +70,7 @@ MergedCiphertext MergedWeights::reply(const std::vector<GroupInputs>& rotated, s
         const View<const std::uint64_t* const> view{weights.data(), weights.size()};
         // A multiple of the special prime is 0 modulo it.
         MergedCiphertext sum{Buffer<std::uint64_t>(merging_.key().size()), Buffer<std::uint64_t>(ring.size())};
-        ring.dot({c0.data(), c0.size()}, view, sum.c0.data());
-        ring.dot({c1.data(), c1.size()}, view, sum.c1.data());
+        ring.dot_both({c0.data(), c0.size()}, {c1.data(), c1.size()}, view, sum.c0.data(), sum.c1.data());
         std::fill(sum.c0.begin() + static_cast<std::ptrdiff_t>(ring.size()), sum.c0.end(), std::uint64_t{0});
         return sum;
     };

@@ -61,8 +61,7 @@ SlotCiphertext SlotGradient::shifted_sum(const std::vector<GroupInputs>& inputs,
     }
     SlotCiphertext sum(ring);
     const View<const std::uint64_t* const> view{factors.data(), factors.size()};
-    ring.dot({in0.data(), in0.size()}, view, sum.c0.data());
-    ring.dot({in1.data(), in1.size()}, view, sum.c1.data());
+    ring.dot_both({in0.data(), in0.size()}, {in1.data(), in1.size()}, view, sum.c0.data(), sum.c1.data());
     return sum;
 }
 

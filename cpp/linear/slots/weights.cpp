@@ -57,8 +57,7 @@ SlotCiphertext SlotWeights::giant_sum(const std::vector<SlotCiphertext>& rotated
     }
     SlotCiphertext sum(ring_.data());
     const View<const std::uint64_t* const> view{weights.data(), weights.size()};
-    ring_.data().dot({in0.data(), in0.size()}, view, sum.c0.data());
-    ring_.data().dot({in1.data(), in1.size()}, view, sum.c1.data());
+    ring_.data().dot_both({in0.data(), in0.size()}, {in1.data(), in1.size()}, view, sum.c0.data(), sum.c1.data());
     return sum;
 }
 
