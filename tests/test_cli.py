@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import hesplit_native as hn
 from hesplit_native.cli import app
 from hesplit_native.reproduce.published import published_table
 
@@ -232,6 +233,11 @@ def test_certs(tmp_path):
 @pytest.mark.parametrize("arguments", [["train", "--protocol", "magic"], ["train", "--epochs", "0"], ["nothing"]])
 def test_usage_errors_exit_with_2(arguments):
     assert run(*arguments).exit_code == 2
+
+
+def test_the_version_needs_no_command():
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, f"hesplit_native {hn.__version__}\n")
 
 
 def test_help_is_quick():

@@ -248,7 +248,9 @@ def test_what_is_not_needed_for_precision_makes_searches_fast():
 @pytest.mark.parametrize(("d", "o"), [(128, 4096), (768, 768)])
 def test_default_ranges_leave_room_for_rotated_inputs(d, o):
     short, fast = (
-        hn.Parameters.recommend(in_features=d, out_features=o, batch_size=1, packing="merged", link=link).estimate(d, o, 1)
+        hn.Parameters.recommend(in_features=d, out_features=o, batch_size=1, packing="merged", link=link).estimate(
+            d, o, 1
+        )
         for link in (None, 1e9)
     )
     assert fast["server_seconds"] < 0.5 * short["server_seconds"]

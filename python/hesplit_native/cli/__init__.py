@@ -63,8 +63,19 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from hesplit_native import __version__
+
+        typer.echo(f"hesplit_native {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+def main(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(False, "--version", help="Show the version.", callback=_show_version, is_eager=True),
+) -> None:
     """Options of every command."""
 
 
