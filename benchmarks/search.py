@@ -36,7 +36,12 @@ class Layer:
     def __init__(self, rows: int, features: int, outputs: int, options: dict[str, Any], packing: Any) -> None:
         generator = np.random.default_rng(0)
         self.parameters = hn.Parameters.recommend(
-            in_features=features, out_features=outputs, batch_size=rows, packing=packing, **options
+            in_features=features,
+            out_features=outputs,
+            batch_size=rows,
+            packing=packing,
+            link=1e9 if packing == "merged" else None,  # there some bytes more take many rotations less
+            **options,
         )
         weight = generator.normal(size=(outputs, features))
         weight *= options.get("weight_norm", 16.0) / np.linalg.norm(weight, axis=1, keepdims=True)
