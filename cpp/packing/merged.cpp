@@ -1,18 +1,34 @@
 #include "packing/merged.h"
 
 #include <algorithm>
+#include <functional>
 
 namespace hesplit {
 
 namespace {
 
-// out = x^exponent * poly(x^element), both modulo x^N + 1.
-void substitute(View<const std::int64_t> poly, std::uint64_t element, std::uint64_t exponent, std::int64_t* out) {
-    const std::size_t n = poly.size;
+// out = poly(x^element) modulo x^N + 1.
+void substitute(View<const std::int64_t> poly, std::uint64_t element, std::int64_t* out) {
+    const std::size_t n = poly.size;  // a power of two
     for (std::size_t i = 0; i < n; ++i) {
-        const std::size_t to = (i * element + exponent) % (2 * n);
-        out[to % n] = to < n ? poly[i] : -poly[i];
+        const std::size_t to = i * element;
+        out[to & (n - 1)] = (to & n) == 0 ? poly[i] : -poly[i];
     }
+}
+
+// out = x^exponent * poly modulo x^N + 1.
+void shift(View<const std::int64_t> poly, std::uint64_t exponent, std::int64_t* out) {
+    const std::size_t n = poly.size, by = exponent % n;
+    const bool negative = exponent / n % 2 == 1;
+    const auto put = [&](std::size_t from, std::size_t to, std::size_t count, bool negated) {
+        if (negated) {
+            std::transform(poly.data + from, poly.data + from + count, out + to, std::negate<>());
+        } else {
+            std::copy_n(poly.data + from, count, out + to);
+        }
+    };
+    put(0, by, n - by, negative);
+    put(n - by, 0, by, !negative);
 }
 
 // The inverse of an odd number modulo a power of two (Newton's iteration, which doubles the bits that are right).
@@ -113,7 +129,7 @@ Buffer<std::int64_t> place_merged_weights(const MergedLayout& layout, const doub
                 continue;
             }
             std::int64_t *low = polys.data() + e * n, *high = polys.data() + (e | bit) * n;
-            substitute({high, n}, 1, half * inverse_odd(element(e, first, level - 1), 2 * n), shifted.data());
+            shift({high, n}, half * inverse_odd(element(e, first, level - 1), 2 * n), shifted.data());
             for (std::size_t c = 0; c < n; ++c) {
                 high[c] = low[c] - shifted[c];
                 low[c] += shifted[c];
@@ -123,7 +139,7 @@ Buffer<std::int64_t> place_merged_weights(const MergedLayout& layout, const doub
     for (std::size_t e = 0; e < std::size_t{1} << own; ++e) {
         const std::uint64_t rotation = element(e, first, babies);
         if (rotation != 1) {
-            substitute({polys.data() + e * n, n}, rotation, 0, shifted.data());
+            substitute({polys.data() + e * n, n}, rotation, shifted.data());
             std::copy_n(shifted.data(), n, polys.data() + e * n);
         }
     }
