@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import hesplit_native as hn
 from hesplit_native import _testing
+from hesplit_native.layer.parameters import _candidates
 
 SETS = {
     "one prime": hn.Parameters(
@@ -230,6 +231,14 @@ def test_there_is_a_set_against_quantum_computers():
     x = np.random.default_rng(0).normal(size=(1, 64)) / 20
     y = client.decrypt(server.forward(client.encrypt(x)))
     assert np.abs(y - x @ w.T).max() < params.error_bound
+
+
+@pytest.mark.parametrize("security", ["standard", "quantum"])
+def test_every_candidate_is_a_set_of_parameters(security):
+    for ring_degree, modulus_bits in _candidates("merged", security):
+        hn.Parameters(
+            ring_degree=ring_degree, modulus_bits=modulus_bits, scale=2.0**20, packing="merged", security=security
+        )
 
 
 def test_what_is_not_needed_for_precision_makes_searches_fast():

@@ -494,16 +494,17 @@ _TRACED = [
 ]
 
 
-def _special_bits(bits: int, room: int) -> list[int]:
-    """Lengths of a special prime that are worth trying beside a modulus of so many bits.
+def _special_bits(bits: int, primes: int, room: int) -> list[int]:
+    """Lengths of a special prime that are worth trying beside a modulus of so many bits, where there is room for so many more.
 
     Keys are as long as the whole modulus, so it is no longer than merging needs to add little noise. Where it cannot be longer than
-    the modulus, that is two digits (cpp/linear/merged/merging.h), and it is longer than each.
+    two primes together, they are digits of their own (cpp/linear/merged/merging.h), and it is longer than each.
     """
     most = min(room, _VECTOR_PRIME_BITS)
-    if bits <= most - 2:
-        return [bits]
-    return [special for special in range(bits // 2 + 6, bits // 2 + 11, 2) if special <= most]
+    if primes == 1 or bits + 2 <= most:
+        return [min(bits, most)]
+    least = bits // 2 + 6
+    return [special for special in (least, least + 2, least + 4, most) if least <= special <= most]
 
 
 def _worth_trying(packing: Packing, security: Attacker) -> list[tuple[int, list[int]]]:
@@ -515,15 +516,13 @@ def _worth_trying(packing: Packing, security: Attacker) -> list[tuple[int, list[
             *((8192, split) for bits in (*range(108, 151, 6), 180, 200) for split in _splits(bits)),
         ]
     if packing == "merged":
-        total = _core.max_modulus_bits(4096, security)
-        rings = [(4096, bits, _special_bits(bits, total - bits)) for bits in range(28, 62)]
-        rings += [(8192, bits, [_VECTOR_PRIME_BITS]) for bits in (54, 57, 60)]
         return [
             (ring_degree, [*split, special])
-            for ring_degree, bits, specials in rings
+            for ring_degree, sizes in ((4096, range(28, 62)), (8192, range(54, 61, 3)))
+            for bits in sizes
             for split in _splits(bits)
-            for special in specials
             if len(split) <= 2
+            for special in _special_bits(bits, len(split), _core.max_modulus_bits(ring_degree, security) - bits)
         ]
     return [
         (4096, [33, 33, 40]),
