@@ -77,22 +77,21 @@ std::vector<GroupInputs> Merging::rotate(const MergedLayout& layout, GroupInputs
 MergedCiphertext Merging::merge(const MergedLayout& layout, std::size_t r, std::size_t babies,
                                 const MakeProduct& product, const std::vector<GaloisKey>& keys) const {
     // The subtrees below this many levels are spread over the threads.
-    constexpr std::size_t kSerialLevels = 3;
+    constexpr std::size_t kSpreadLevels = 3;
     const std::size_t giants = layout.giants_of(r, babies), first = layout.levels - giants + 1;
-    const std::size_t serial = std::min(giants, kSerialLevels);
+    const std::size_t spread = std::min(giants, kSpreadLevels);
     const Tree tree{layout, product, keys};
     // Number p has the bits of the first levels, the highest first.
-    std::vector<MergedCiphertext> parts(std::size_t{1} << serial);
+    std::vector<MergedCiphertext> parts(std::size_t{1} << spread);
     parallel_for(parts.size(),
-                 [&](std::size_t p) { parts[p] = subtree(tree, first + serial, p << (giants - serial)); });
-    for (std::size_t level = first + serial - 1; level >= first && parts.size() > 1; --level) {
-        for (std::size_t p = 0; p < parts.size() / 2; ++p) {
+                 [&](std::size_t p) { parts[p] = subtree(tree, first + spread, p << (giants - spread)); });
+    for (std::size_t level = first + spread - 1; level >= first && parts.size() > 1; --level) {
+        std::vector<MergedCiphertext> sums(parts.size() / 2);
+        parallel_for(sums.size(), [&](std::size_t p) {
             add_rotated(parts[2 * p], parts[2 * p + 1], keys[level - 1]);
-            if (p > 0) {
-                parts[p] = std::move(parts[2 * p]);
-            }
-        }
-        parts.resize(parts.size() / 2);
+            sums[p] = std::move(parts[2 * p]);
+        });
+        parts = std::move(sums);
     }
     return std::move(parts[0]);
 }
