@@ -9,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <iterator>
 #include <mutex>
@@ -19,6 +20,61 @@ namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20, kLarge = 2 * kHugePage;
 constexpr std::size_t kKept = std::size_t{64} << 10;
+
+std::size_t page_size() {
+#if defined(_WIN32)
+    SYSTEM_INFO info;
+    GetSystemInfo(&info);
+    return info.dwPageSize;
+#elif defined(__unix__) || defined(__APPLE__)
+    return static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+#else
+    return kAlignment;
+#endif
+}
+
+std::size_t whole_pages(std::size_t bytes) {
+    static const std::size_t page = page_size();
+    return (bytes + page - 1) / page * page;
+}
+
+// Under AddressSanitizer every block is the system's own, so that it sees what is used beyond its end or after its
+// time.
+#if defined(__has_feature)
+#define HESPLIT_HAS_FEATURE(feature) __has_feature(feature)
+#else
+#define HESPLIT_HAS_FEATURE(feature) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || HESPLIT_HAS_FEATURE(address_sanitizer)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
+std::align_val_t alignment(std::size_t bytes) {
+    return std::align_val_t{bytes < kLarge ? kAlignment : kHugePage};
+}
+
+// Aligned here and not by the allocator, whose aligned blocks fill no hole that one of them left (glibc before 2.38):
+// buffers and scratch in turns then take up to twice what is in use.
+void* new_block(std::size_t bytes) {
+    if (kSanitized || bytes >= kLarge) {
+        return ::operator new(bytes, alignment(bytes));
+    }
+    static_assert(kAlignment < 256, "shifts are kept in a byte");
+    auto* const whole = static_cast<unsigned char*>(::operator new(bytes + kAlignment));
+    const std::size_t shift = kAlignment - reinterpret_cast<std::uintptr_t>(whole) % kAlignment;
+    whole[shift - 1] = static_cast<unsigned char>(shift);
+    return whole + shift;
+}
+
+void release_block(void* memory, std::size_t bytes) noexcept {
+    if (kSanitized || bytes >= kLarge) {
+        return ::operator delete(memory, alignment(bytes));
+    }
+    auto* const block = static_cast<unsigned char*>(memory);
+    ::operator delete(block - block[-1]);
+}
 
 // Freed blocks that are kept for the next one of the same size; the oldest make room. Never waits for its lock, which a
 // fork may have caught.
@@ -48,7 +104,7 @@ class Recycled {
 
     void keep(void* memory, std::size_t bytes) noexcept {
         const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-        if (!lock || bytes > most_bytes_) {
+        if (kSanitized || !lock || bytes > most_bytes_) {
             return release_(memory, bytes);
         }
         std::size_t oldest = 0;
@@ -75,31 +131,6 @@ class Recycled {
     std::vector<Block> blocks_;  // the oldest first
     std::size_t total_ = 0;
 };
-
-std::size_t page_size() {
-#if defined(_WIN32)
-    SYSTEM_INFO info;
-    GetSystemInfo(&info);
-    return info.dwPageSize;
-#elif defined(__unix__) || defined(__APPLE__)
-    return static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-#else
-    return kAlignment;
-#endif
-}
-
-std::size_t whole_pages(std::size_t bytes) {
-    static const std::size_t page = page_size();
-    return (bytes + page - 1) / page * page;
-}
-
-std::align_val_t alignment(std::size_t bytes) {
-    return std::align_val_t{bytes < kLarge ? kAlignment : kHugePage};
-}
-
-void release_block(void* memory, std::size_t bytes) noexcept {
-    ::operator delete(memory, alignment(bytes));
-}
 
 // Unmapping unlocks.
 void release_pages(void* memory, [[maybe_unused]] std::size_t bytes) noexcept {
@@ -135,7 +166,7 @@ void* allocate_aligned(std::size_t bytes) {
             return memory;
         }
     }
-    void* memory = ::operator new(bytes, alignment(bytes));
+    void* memory = new_block(bytes);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (bytes >= kLarge) {
         madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // a wish: systems may refuse
@@ -178,7 +209,7 @@ void* allocate_pages(std::size_t bytes) {
 #endif
     return memory;
 #else
-    return ::operator new(bytes, alignment(bytes));
+    return new_block(bytes);
 #endif
 }
 
