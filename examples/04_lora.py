@@ -33,7 +33,7 @@ def fine_tune(model: GPT2LMHeadModel) -> list[float]:
     torch.manual_seed(1)
     adapters = LoraConfig(r=8, target_modules=["c_attn", "c_fc", "c_proj"])
     tuned = get_peft_model(model, adapters).eval()  # no dropout, to compare
-    optimizer = torch.optim.Adam(tuned.parameters(), lr=0.03)
+    optimizer = torch.optim.Adam(tuned.parameters(), lr=0.01)
     losses = []
     for begin in range(0, 1000, 50):
         tokens = TEXT[begin : begin + ROWS * LENGTH].reshape(ROWS, LENGTH)

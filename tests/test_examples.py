@@ -67,8 +67,8 @@ def test_lora_learns_as_in_the_clear():
     losses = re.findall(r"clear ([\d.]+), on ciphertexts ([\d.]+)", text)
     assert len(losses) == 20
     for clear, ours in losses:
-        assert float(ours) == pytest.approx(float(clear), rel=0.01)
-    assert float(losses[-1][1]) < float(losses[0][1]) - 0.4
+        assert float(ours) == pytest.approx(float(clear), rel=0.001)
+    assert float(losses[-1][1]) < float(losses[0][1]) - 0.6
 
 
 def test_bert_probe():
