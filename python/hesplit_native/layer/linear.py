@@ -251,9 +251,8 @@ class LinearServer:
 
     def set_weight(self, weight: Array, bias: Array | None = None) -> None:
         """Replace the weights; on an error the old ones stay. Forward passes that have begun finish with the old ones."""
-        w = _matrix(weight, "weight", (self.out_features, self.in_features)).astype(np.float64, copy=False)
         b = np.zeros(0) if bias is None else _vector(bias, self.out_features)
-        self._native.set_weight(w, b)
+        self._native.set_weight(_matrix(weight, "weight", (self.out_features, self.in_features)), b)
 
     def forward(self, request: Buffer) -> bytes:
         """The reply to a request of `LinearClient.encrypt`.
@@ -528,9 +527,9 @@ def _float64(values: Float) -> npt.NDArray[np.float64]:
 
 def _matrix(x: Array, name: str, shape: tuple[int | None, int]) -> Float:
     values = numpy_of(x)
-    expected = f"[{shape[0] if shape[0] is not None else 'n'}, {shape[1]}]"
     fits = values.ndim == 2 and values.shape[1] == shape[1] and shape[0] in (None, values.shape[0])
     if not fits or values.shape[0] < 1:
+        expected = f"[{shape[0] if shape[0] is not None else 'n'}, {shape[1]}]"
         raise ParameterError(f"expected {name} of shape {expected}, got {list(values.shape)}")
     if values.dtype not in (np.float32, np.float64):
         raise ParameterError(f"expected {name} of dtype float32 or float64, got {values.dtype}")
