@@ -262,12 +262,18 @@ void Ring::compose(const std::uint64_t* coefficients, std::size_t count, std::ui
 }
 
 void Ring::lift_for_composition(View<const std::int8_t> ternary, std::uint64_t* poly) const {
-    for (std::size_t row = 0; row < prime_count(); ++row) {
-        const std::uint64_t one = inverse_cofactors_[row], minus_one = prime(row) - one;
-        for (std::size_t i = 0; i < degree_; ++i) {
-            const auto s = static_cast<std::uint64_t>(std::int64_t{ternary[i]});  // 0, 1, or all ones
-            const std::uint64_t sign = std::uint64_t{0} - (s >> 63), nonzero = std::uint64_t{0} - (s & 1);
-            poly[row * degree_ + i] = (one ^ (sign & (one ^ minus_one))) & nonzero;
+    constexpr std::size_t kRun = 16;
+    for (std::size_t at = 0; at < degree_; at += kRun) {
+        std::uint64_t signs[kRun], nonzeros[kRun];  // all ones where s is -1, and where it is not 0
+        for (std::size_t i = 0; i < kRun; ++i) {
+            signs[i] = static_cast<std::uint64_t>(std::int64_t{ternary[at + i]} >> 1);
+            nonzeros[i] = std::uint64_t{0} - static_cast<std::uint64_t>(ternary[at + i] & 1);
+        }
+        for (std::size_t row = 0; row < prime_count(); ++row) {
+            const std::uint64_t one = inverse_cofactors_[row], minus_one = prime(row) - one;
+            for (std::size_t i = 0; i < kRun; ++i) {
+                poly[row * degree_ + at + i] = (one ^ (signs[i] & (one ^ minus_one))) & nonzeros[i];
+            }
         }
     }
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ArrayT = TypeVar("ArrayT", bound="Array")
 Buffer = bytes | bytearray | memoryview
 Float = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,9 @@ class LinearClient:
         return inside
 
     def _count(self, clipped: int) -> None:
-        with self._lock:
-            self.clipped += clipped
+        if clipped:
+            with self._lock:
+                self.clipped += clipped
 
     def clip(self, x: ArrayT) -> tuple[ArrayT, int]:
         """X within the agreed ranges, as `encrypt` clips it, and how many of its rows had to change."""
@@ -506,7 +508,7 @@ def clip(x: ArrayT, parameters: Parameters) -> tuple[ArrayT, int]:
     """
     bound, norm = parameters.activation_bound, parameters.activation_norm
     values = numpy_of(x)
-    if values.ndim != 2 or values.dtype not in (np.float32, np.float64):
+    if values.ndim != 2 or values.dtype not in _DTYPES:
         return x, 0
     finite, count = _core.inspect(np.ascontiguousarray(values), bound, norm)
     if not finite or count == 0:
@@ -531,14 +533,14 @@ def _matrix(x: Array, name: str, shape: tuple[int | None, int]) -> Float:
     if not fits or values.shape[0] < 1:
         expected = f"[{shape[0] if shape[0] is not None else 'n'}, {shape[1]}]"
         raise ParameterError(f"expected {name} of shape {expected}, got {list(values.shape)}")
-    if values.dtype not in (np.float32, np.float64):
+    if values.dtype not in _DTYPES:
         raise ParameterError(f"expected {name} of dtype float32 or float64, got {values.dtype}")
     return np.ascontiguousarray(values)
 
 
 def _vector(bias: Array, size: int) -> npt.NDArray[np.float64]:
     values = numpy_of(bias)
-    if values.shape != (size,) or values.dtype not in (np.float32, np.float64):
+    if values.shape != (size,) or values.dtype not in _DTYPES:
         raise ParameterError(
             f"expected bias of shape [{size}] and dtype float32 or float64, got {list(values.shape)} {values.dtype}"
         )

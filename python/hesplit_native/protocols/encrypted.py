@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hesplit_native import _core
 from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError, RangeError
+from hesplit_native.layer.arrays import numpy_of
 from hesplit_native.layer.costs import ServingCost
 from hesplit_native.layer.linear import LinearClient, LinearServer, check_private
 from hesplit_native.protocols.answers import values_work
@@ -33,7 +34,7 @@ class HoldsKey(Protocol):
         ...
 
 
-class genuine_or_over:  # noqa: N801
+class genuine_or_over:
     """Destroy the key and end the session like any other when a reply is not genuine.
 
     Every visible reaction to a forged reply tells its forger about the key; so there is only one, and it is the last
@@ -48,7 +49,9 @@ class genuine_or_over:  # noqa: N801
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, HESplitError):
             self._client.destroy()
             self._session.leave()
@@ -82,11 +85,12 @@ class EncryptedLayer:
         self.terms = terms
         self.layer = layer
         self._private = private
+        # Views: the layer's parameters are changed in place, and torch takes longer to hand them out than the core to take them.
+        self._weights = numpy_of(layer.linear.weight), numpy_of(layer.linear.bias)
         try:
             self.server = LinearServer(
                 public_material,
-                layer.linear.weight,
-                layer.linear.bias,
+                *self._weights,
                 max_batch=terms.max_rows,
                 max_reply_bytes=MAX_MESSAGE - HEADER_BYTES,
             )
@@ -103,9 +107,8 @@ class EncryptedLayer:
     def encode(self) -> None:
         """Take over the weights if they have changed: by this client's updates, or by another's."""
         if self._encoded != self.layer.version:
-            linear = self.layer.linear
             try:
-                self.server.set_weight(linear.weight, linear.bias)
+                self.server.set_weight(*self._weights)
             except RangeError as error:
                 self._refuse_weights(error)
             self._encoded = self.layer.version
