@@ -253,8 +253,9 @@ class LinearServer:
 
     def set_weight(self, weight: Array, bias: Array | None = None) -> None:
         """Replace the weights; on an error the old ones stay. Forward passes that have begun finish with the old ones."""
+        w = _matrix(weight, "weight", (self.out_features, self.in_features))
         b = np.zeros(0) if bias is None else _vector(bias, self.out_features)
-        self._native.set_weight(_matrix(weight, "weight", (self.out_features, self.in_features)), b)
+        self._native.set_weight(w, b)
 
     def forward(self, request: Buffer) -> bytes:
         """The reply to a request of `LinearClient.encrypt`.
