@@ -190,11 +190,17 @@ def test_lifting_and_fractions(name, prime, seed):
     factor = int(rng.integers(1, prime))
     for one in (SCALAR, kernels):
         np.testing.assert_array_equal(exact(one.lift(prime, values)), exact(values) % prime)
-    ours = kernels.add_fraction(prime, factor, a, fractions)
-    np.testing.assert_array_equal(ours, SCALAR.add_fraction(prime, factor, a, fractions))
-    for value, before, after in zip(a.tolist(), fractions.tolist(), ours.tolist(), strict=True):
-        whole = (value * factor % prime << 64) // prime
-        assert 0 <= (whole - (after - before)) % 2**64 <= 2
+    added, shift = int(rng.integers(0, 2**63)), int(rng.integers(0, 64))
+    for before in (None, fractions):
+        ours = kernels.add_fraction(prime, factor, a, before, added, 0)
+        for at in (0, shift):
+            portable = SCALAR.add_fraction(prime, factor, a, before, added, at)
+            np.testing.assert_array_equal(kernels.add_fraction(prime, factor, a, before, added, at), portable)
+            np.testing.assert_array_equal(portable, ours >> np.uint64(at))
+        starts = [0] * 64 if before is None else before.tolist()
+        for value, start, after in zip(a.tolist(), starts, ours.tolist(), strict=True):
+            whole = (value * factor % prime << 64) // prime
+            assert 0 <= (whole - (after - start - added)) % 2**64 <= 2
 
 
 @variants

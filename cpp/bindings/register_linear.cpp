@@ -1,4 +1,5 @@
 #include <memory>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "linear/client.h"
@@ -57,6 +58,13 @@ void set_weight(LinearServer& server, const Matrix<double>& weight, const Matrix
     const View<const double> weights = view(weight), biases = view(bias);
     py::gil_scoped_release release;
     server.set_weight(weights, biases);
+}
+
+void set_weight_float(LinearServer& server, const Matrix<float>& weight, const Matrix<double>& bias) {
+    const std::vector<double> widened(weight.data(), weight.data() + weight.size());
+    const View<const double> biases = view(bias);
+    py::gil_scoped_release release;
+    server.set_weight({widened.data(), widened.size()}, biases);
 }
 
 // shared_ptrs to const, which pybind11 does not hold by themselves.
@@ -207,7 +215,8 @@ void register_linear(py::module_& module) {
                 return as_dict(server.gradient_cost(*kept.kept));
             },
             py::arg("kept"))
-        .def("set_weight", &set_weight, py::arg("weight"), py::arg("bias"))
+        .def("set_weight", &set_weight_float, py::arg("weight").noconvert(), py::arg("bias"))
+        .def("set_weight", &set_weight, py::arg("weight").noconvert(), py::arg("bias"))
         .def(
             "forward",
             [](const LinearServer& server, const py::buffer& object) {

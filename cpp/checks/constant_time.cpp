@@ -107,6 +107,14 @@ void check_encryption(const SecretKey& key, const Ring& ring) {
     std::vector<std::uint8_t> bytes(codec.bytes());
     codec.pack(c0.data(), bytes.data(), scratch);
     reveal(bytes);
+    if (ring.composable()) {
+        encrypt_zero_integers(ring, secret_for_composition(key, ring), randomness, 1, zero.data());
+        Buffer<std::uint64_t> integers(ring.degree(), 12345);
+        hide(integers);
+        ring.add_integers(integers.data(), zero.data());
+        codec.pack_integers(integers.data(), bytes.data());
+        reveal(bytes);
+    }
 }
 
 void check_decryption(const SecretKey& key, const Ring& auxiliary, std::size_t count, int bits) {

@@ -150,7 +150,10 @@ Bytes lift(const Kernels& kernels, const Setting& s) {
 Bytes add_fraction(const Kernels& kernels, const Setting& s) {
     Modular m(kernels, s, 1);
     const std::uint64_t factor = m.inputs.below(m.q.value);
-    m.modulo.add_fraction(m.q, factor, m.a.data(), m.out.data(), s.n);
+    const std::uint64_t added = m.inputs.below(std::uint64_t{1} << 62);
+    const auto shift = static_cast<int>(m.inputs.below(64));
+    m.modulo.add_fraction(m.q, factor, m.a.data(), shift % 2 == 0 ? nullptr : m.b.data(), added, shift, m.out.data(),
+                          s.n);
     return bytes_of(m.out);
 }
 

@@ -102,10 +102,10 @@ struct Sums {
 struct Conversions {
     // The residues of signed integers.
     void (*lift)(const Prime& q, const std::int64_t* values, std::uint64_t* out, std::size_t n);
-    // Adds t / q modulo 1 as a fraction of 2^64 to fractions[i], for t = a[i] * factor mod q; cut off, by less than
-    // 2^-63.
-    void (*add_fraction)(const Prime& q, std::uint64_t factor, const std::uint64_t* a, std::uint64_t* fractions,
-                         std::size_t n);
+    // out[i] = (before[i] + added + t / q) >> shift, modulo 1 and in fractions of 2^64, for t = a[i] * factor mod q; t
+    // / q is cut off, by less than 2^-63. Without `before` (null) nothing was before; out may be it. 0 <= shift <= 63.
+    void (*add_fraction)(const Prime& q, std::uint64_t factor, const std::uint64_t* a, const std::uint64_t* before,
+                         std::uint64_t added, int shift, std::uint64_t* out, std::size_t n);
 };
 
 // What works modulo a prime.

@@ -63,7 +63,7 @@ LinearClient::LinearClient(std::shared_ptr<const SecretKey> key, std::size_t fea
       packing_(make_packing(parameters_, features, outputs, fresh_keys, weight_gradients, byte_ns)),
       ring_(packing_->ring()),
       codec_(ring_, dropped_bits(ring_)),
-      session_(std::move(key), ring_, fresh_keys) {}
+      session_(std::move(key), ring_, fresh_keys, ring_.composable() ? ZeroForm::integers : ZeroForm::residues) {}
 
 std::string LinearClient::public_material() const {
     const std::shared_ptr<ClientKey> key = session_.key();
@@ -125,11 +125,20 @@ std::string LinearClient::write_request(const BatchShape& shape, const T* x, con
     std::uint8_t* out = writer.reserve(ciphertexts * codec_.bytes());
     parallel_for(ciphertexts, [&](std::size_t index) {
         const std::size_t group = index / per_group;
-        Buffer<std::uint64_t> c0(ring_.size()), scratch;
-        packing_->encode(shape, x + group * shape.group_size * features_, shape.samples_of(group), index % per_group,
-                         c0.data());
-        ring_.add(c0.data(), zeros.c0[index].data());
-        codec_.pack(c0.data(), out + index * codec_.bytes(), scratch);
+        const T* rows = x + group * shape.group_size * features_;
+        const std::size_t samples = shape.samples_of(group), input = index % per_group;
+        std::uint8_t* to = out + index * codec_.bytes();
+        if (ring_.composable()) {
+            Buffer<std::uint64_t> integers(ring_.degree());
+            packing_->encode_integers(shape, rows, samples, input, integers.data());
+            ring_.add_integers(integers.data(), zeros.c0[index].data());
+            codec_.pack_integers(integers.data(), to);
+        } else {
+            Buffer<std::uint64_t> c0(ring_.size()), scratch;
+            packing_->encode(shape, rows, samples, input, c0.data());
+            ring_.add(c0.data(), zeros.c0[index].data());
+            codec_.pack(c0.data(), to, scratch);
+        }
     });
     return writer.finish();
 }

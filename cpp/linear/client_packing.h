@@ -37,6 +37,16 @@ class ClientPacking {
     virtual void encode(const BatchShape& shape, const double* x, std::size_t samples, std::size_t input,
                         std::uint64_t* coefficients) const = 0;
 
+    // The same over a composable ring, as integers in [0, q).
+    virtual void encode_integers(const BatchShape& shape, const float* x, std::size_t samples, std::size_t input,
+                                 std::uint64_t* integers) const {
+        compose_encoded(shape, x, samples, input, integers);
+    }
+    virtual void encode_integers(const BatchShape& shape, const double* x, std::size_t samples, std::size_t input,
+                                 std::uint64_t* integers) const {
+        compose_encoded(shape, x, samples, input, integers);
+    }
+
     // The ciphertexts of a reply to one group, and which coefficients of their c0 it holds.
     virtual std::size_t products(const BatchShape& shape) const = 0;
     virtual std::size_t position_count(const BatchShape& shape, std::size_t product, std::size_t samples) const = 0;
@@ -57,6 +67,15 @@ class ClientPacking {
     // packing allows no flooded releases.
     virtual double weight_l1(const BatchShape& shape, double product_scale) const = 0;
     virtual double gradient_l1(const BatchShape& shape, View<const double> gradient, double scale) const = 0;
+
+  protected:
+    template <class T>
+    void compose_encoded(const BatchShape& shape, const T* x, std::size_t samples, std::size_t input,
+                         std::uint64_t* integers) const {
+        SecretBuffer<std::uint64_t> coefficients(ring().size());
+        encode(shape, x, samples, input, coefficients.data());
+        ring().compose(coefficients.data(), integers);
+    }
 };
 
 }  // namespace hesplit

@@ -18,8 +18,11 @@ constexpr const char* kUnknownRequest =
 
 }  // namespace
 
-ClientKey::ClientKey(std::shared_ptr<const SecretKey> secret_key, const Ring& ring, const Ring& auxiliary)
-    : key(std::move(secret_key)), secret(secret_in_ring(*key, ring)), phase(*key, auxiliary) {}
+ClientKey::ClientKey(std::shared_ptr<const SecretKey> secret_key, const Ring& ring, const Ring& auxiliary,
+                     ZeroForm form)
+    : key(std::move(secret_key)),
+      secret(form == ZeroForm::integers ? secret_for_composition(*key, ring) : secret_in_ring(*key, ring)),
+      phase(*key, auxiliary) {}
 
 SecretBuffer<std::int64_t> ClientKey::open(const std::uint8_t* run, const std::vector<std::uint32_t>& positions,
                                            int bits, View<const std::uint64_t> added) const {
@@ -38,13 +41,13 @@ SecretBuffer<std::int64_t> ClientKey::open(const std::uint8_t* run, const std::v
     return values;
 }
 
-ClientSession::ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys, bool keep_masks)
+ClientSession::ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys, ZeroForm form)
     : parameters_(key->parameters()),
       ring_(ring),
       auxiliary_(auxiliary_ring(ring.degree())),
       fresh_keys_(fresh_keys),
-      keep_masks_(keep_masks),
-      key_(std::make_shared<ClientKey>(std::move(key), ring_, auxiliary_)) {}
+      form_(form),
+      key_(std::make_shared<ClientKey>(std::move(key), ring_, auxiliary_, form_)) {}
 
 void ClientSession::require_alive() const {
     if (!key_) {
@@ -66,9 +69,9 @@ std::shared_ptr<Encryptions> ClientSession::begin() const {
 
 void ClientSession::complete(Encryptions& encryptions, std::size_t count) const {
     if (fresh_keys_) {
-        encryptions.key = std::make_shared<ClientKey>(SecretKey::generate(parameters_), ring_, auxiliary_);
+        encryptions.key = std::make_shared<ClientKey>(SecretKey::generate(parameters_), ring_, auxiliary_, form_);
     }
-    encryptions.zeros.fill(ring_, encryptions.key->secret, count, keep_masks_);
+    encryptions.zeros.fill(ring_, encryptions.key->secret, count, form_);
 }
 
 Encryptions ClientSession::encryptions(std::size_t count) {

@@ -21,7 +21,8 @@ namespace hesplit {
 
 // A secret key made ready for one ring.
 struct ClientKey {
-    ClientKey(std::shared_ptr<const SecretKey> key, const Ring& ring, const Ring& auxiliary);
+    // For encryptions of zero in this form.
+    ClientKey(std::shared_ptr<const SecretKey> key, const Ring& ring, const Ring& auxiliary, ZeroForm form);
 
     // Decrypts one ciphertext of a reply: c0 at `positions`, then c1 whole. `added`, unless it is empty, is added to
     // c0. Throws WireError.
@@ -29,7 +30,7 @@ struct ClientKey {
                                     View<const std::uint64_t> added = {}) const;
 
     std::shared_ptr<const SecretKey> key;
-    KeyBuffer<std::uint64_t> secret;  // in NTT form
+    KeyBuffer<std::uint64_t> secret;  // in NTT form, as encryptions of zero take it
     PhaseDecryptor phase;
 };
 
@@ -63,8 +64,8 @@ struct Encryptions {
 class ClientSession {
   public:
     // `ring` outlives the session. `fresh_keys`: every message under a key of its own, `key` then only names the
-    // parameters. `keep_masks`: encryptions of zero come with their c1 * s.
-    ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys, bool keep_masks = false);
+    // parameters.
+    ClientSession(std::shared_ptr<const SecretKey> key, const Ring& ring, bool fresh_keys, ZeroForm form);
 
     // The client's key. Throws KeyMismatchError once it is destroyed, as every function below that needs a key.
     std::shared_ptr<ClientKey> key() const;
@@ -125,7 +126,7 @@ class ClientSession {
     const Ring& ring_;
     Ring auxiliary_;
     bool fresh_keys_;
-    bool keep_masks_;
+    ZeroForm form_;
 
     mutable std::mutex mutex_;
     std::shared_ptr<ClientKey> key_;  // null once destroyed

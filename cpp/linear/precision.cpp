@@ -223,7 +223,8 @@ struct Merges {
 };
 
 Scaling scale_products(const ParameterChoice& choice, const Ring& ring, const WeightNorms& held, std::size_t features,
-                       std::size_t per_product, View<const double> weight, const Merges& merges) {
+                       std::size_t per_product, View<const double> weight, const Merges& merges,
+                       const Scaling* known = nullptr) {
     const bool hidden = choice.private_bits != 0;
     const WeightNorms norms = hidden ? agreed_norms(choice, held, per_product) : held;
     Budget budget;
@@ -242,9 +243,12 @@ Scaling scale_products(const ParameterChoice& choice, const Ring& ring, const We
                   rounding * rounding / 12 + merges.output_variance * merging * merging);
     // Cauchy-Schwarz, no statistics: activations may be correlated with how their weights were rounded. Of private
     // weights the roundings are taken as uniform, since nothing may follow from what they are.
-    const double rounded = merges.any
-                               ? std::sqrt(static_cast<double>(features)) / 2
-                               : rounding_norm(hidden ? View<const double>{} : weight, features, budget.weight_scale);
+    double rounded = std::sqrt(static_cast<double>(features)) / 2;
+    if (known && known->weight_scale == budget.weight_scale) {
+        rounded = known->rounding_norm;
+    } else if (!merges.any) {
+        rounded = rounding_norm(hidden ? View<const double>{} : weight, features, budget.weight_scale);
+    }
     const double weights = rounded * choice.activation_norm * kRangeSlack / budget.weight_scale;
     budget.fixed_error = kTail * noise / choice.scale + weights + 1 / (budget.weight_scale * choice.scale);
     budget.reply_deviation = reply_rounding_deviation(ring.degree());
@@ -264,6 +268,7 @@ Scaling scale_products(const ParameterChoice& choice, const Ring& ring, const We
     }
     budget.gain_bits = merges.babies;
     Scaling scaling = finish(choice, norms, budget);
+    scaling.rounding_norm = rounded;
     scaling.babies = merges.babies;
     scaling.flood_bits = flood_bits;
     scaling.spread_bits = spread_bits;
@@ -273,8 +278,8 @@ Scaling scale_products(const ParameterChoice& choice, const Ring& ring, const We
 }  // namespace
 
 Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
-                     std::size_t per_product, View<const double> weight) {
-    return scale_products(choice, ring, norms, features, per_product, weight, {});
+                     std::size_t per_product, View<const double> weight, const Scaling* known) {
+    return scale_products(choice, ring, norms, features, per_product, weight, {}, known);
 }
 
 Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring& key, WeightNorms norms,

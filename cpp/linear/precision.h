@@ -62,17 +62,19 @@ struct Scaling {
     double reply_scale = 1;  // of y in the reply: product_scale * 2^reply_bits / q
     // With private weights what floods y in a product: uniform in [-2^flood_bits, 2^flood_bits).
     int flood_bits = 0;
-    int spread_bits = 0;  // and how far u of the encryption of zero is spread (PublicKey::encrypt_zero)
-    int babies = 0;       // of merged blocks: levels that are taken to the inputs
-    double error = 0;     // bound on |y - exact y| that results
+    int spread_bits = 0;       // and how far u of the encryption of zero is spread (PublicKey::encrypt_zero)
+    int babies = 0;            // of merged blocks: levels that are taken to the inputs
+    double error = 0;          // bound on |y - exact y| that results
+    double rounding_norm = 0;  // the largest l2 norm of what rounding changes in a row, in units of the weight scale
 };
 
 // The largest weight scale that cannot wrap around, and the shortest reply that keeps the error bound. Throws
 // RangeError when the parameters cannot hold these weights, and says what would. `weight` gives the exact rounding
 // errors; empty while planning, when they are taken as uniform. With private weights everything follows from the agreed
-// norms, so that it says nothing of the weights.
+// norms, so that it says nothing of the weights. `known`: of the same weights, whose rounding errors are the same at
+// the same scale; or null.
 Scaling scale_blocks(const ParameterChoice& choice, const Ring& ring, const WeightNorms& norms, std::size_t features,
-                     std::size_t per_product, View<const double> weight);
+                     std::size_t per_product, View<const double> weight, const Scaling* known = nullptr);
 // That of merged blocks is the same for batches of every size. Levels that are taken to the inputs need more modulus;
 // the second takes as many as the error bound allows, up to those that leave the fewest rotations.
 Scaling scale_merged(const ParameterChoice& choice, const Ring& data, const Ring& key, WeightNorms norms,

@@ -56,12 +56,25 @@ Inspection inspect(const T* x, std::size_t samples, std::size_t features, const 
     Inspection inspection;
     for (std::size_t s = 0; s < samples; ++s) {
         const T* row = x + s * features;
-        double square = 0, largest = 0;
-        for (std::size_t i = 0; i < features; ++i) {
+        // Several sums take turns: additions to one would wait for one another.
+        constexpr std::size_t kSums = 4;
+        double squares[kSums] = {}, most[kSums] = {};
+        const auto add = [&](std::size_t i, std::size_t sum) {
             const double value = std::abs(static_cast<double>(row[i]));
-            square += value * value;
-            largest = std::max(largest, value);
+            squares[sum] += value * value;
+            most[sum] = std::max(most[sum], value);
+        };
+        std::size_t i = 0;
+        for (; i + kSums <= features; i += kSums) {
+            for (std::size_t sum = 0; sum < kSums; ++sum) {
+                add(i + sum, sum);
+            }
         }
+        for (; i < features; ++i) {
+            add(i, 0);
+        }
+        const double square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+        const double largest = *std::max_element(most, most + kSums);
         if (!std::isfinite(square)) {
             inspection.finite = false;
         } else if (largest > choice.activation_bound * kSlack || std::sqrt(square) > choice.activation_norm * kSlack) {

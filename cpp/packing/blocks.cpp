@@ -101,22 +101,26 @@ BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t ou
 
 template <class T>
 void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::size_t j, double scale,
-                 View<std::int64_t> out) {
-    std::fill(out.begin(), out.end(), 0);
+                 View<std::int64_t> out, std::int64_t modulus) {
     const std::size_t first = j * layout.width;
     const std::size_t used = layout.features_of(j);
+    std::int64_t* to = out.data;
     for (std::size_t s = 0; s < count; ++s) {
         const T* row = x + s * layout.features + first;
         for (std::size_t i = 0; i < used; ++i) {
-            out[s * layout.width + i] = std::llrint(static_cast<double>(row[i]) * scale);
+            const std::int64_t value = std::llrint(static_cast<double>(row[i]) * scale);
+            to[i] = value + ((value >> 63) & modulus);
         }
+        std::fill(to + used, to + layout.width, 0);
+        to += layout.width;
     }
+    std::fill(to, out.end(), 0);
 }
 
-template void place_input<float>(const BlockLayout&, const float*, std::size_t, std::size_t, double,
-                                 View<std::int64_t>);
+template void place_input<float>(const BlockLayout&, const float*, std::size_t, std::size_t, double, View<std::int64_t>,
+                                 std::int64_t);
 template void place_input<double>(const BlockLayout&, const double*, std::size_t, std::size_t, double,
-                                  View<std::int64_t>);
+                                  View<std::int64_t>, std::int64_t);
 
 void place_weight(const BlockLayout& layout, const double* weight, std::size_t p, std::size_t j, double scale,
                   View<std::int64_t> out) {

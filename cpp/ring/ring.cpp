@@ -63,6 +63,7 @@ Ring::Ring(std::size_t degree, const std::vector<std::uint64_t>& primes, const K
         tables_.push_back(make_table(degree, moduli_.back(), kernels, roots_[row], unity_.emplace_back()));
         modular_.push_back(kernels.modulo(tables_.back().prime.bits));
         modulus_value_ *= static_cast<double>(primes[row]);
+        modulus_ *= primes[row];
     }
     for (std::size_t row = 0; row < prime_count(); ++row) {
         std::uint64_t cofactor = 1;
@@ -260,6 +261,44 @@ void Ring::compose(const std::uint64_t* coefficients, std::size_t count, std::ui
     }
 }
 
+void Ring::lift_for_composition(View<const std::int8_t> ternary, std::uint64_t* poly) const {
+    constexpr std::size_t kRun = 16;
+    for (std::size_t at = 0; at < degree_; at += kRun) {
+        std::uint64_t signs[kRun], nonzeros[kRun];  // all ones where s is -1, and where it is not 0
+        for (std::size_t i = 0; i < kRun; ++i) {
+            signs[i] = static_cast<std::uint64_t>(std::int64_t{ternary[at + i]} >> 1);
+            nonzeros[i] = std::uint64_t{0} - static_cast<std::uint64_t>(ternary[at + i] & 1);
+        }
+        for (std::size_t row = 0; row < prime_count(); ++row) {
+            const std::uint64_t one = inverse_cofactors_[row], minus_one = prime(row) - one;
+            for (std::size_t i = 0; i < kRun; ++i) {
+                poly[row * degree_ + at + i] = (one ^ (signs[i] & (one ^ minus_one))) & nonzeros[i];
+            }
+        }
+    }
+}
+
+void Ring::compose_lifted(const std::uint64_t* poly, std::uint64_t* integers) const {
+    if (prime_count() == 1) {
+        std::copy_n(poly, degree_, integers);
+        return;
+    }
+    const std::uint64_t q0 = prime(0), q1 = prime(1), q = modulus_;
+    for (std::size_t i = 0; i < degree_; ++i) {
+        const std::uint64_t sum = poly[i] * q1 + poly[degree_ + i] * q0;  // < 2q
+        integers[i] = std::min(sum, sum - q);
+    }
+}
+
+void Ring::subtract_integers_from(View<const std::int8_t> noise, std::uint64_t* a) const {
+    modular_[0].negate(modulus_, a, a, degree_);
+    modular_[0].add_small(modulus_, a, noise.data, degree_);
+}
+
+void Ring::add_integers(std::uint64_t* a, const std::uint64_t* b) const {
+    modular_[0].add(modulus_, a, b, degree_);
+}
+
 void Ring::decompose(const std::uint64_t* integers, std::uint64_t* poly) const {
     if (prime_count() == 1) {
         std::copy_n(integers, degree_, poly);
@@ -270,24 +309,15 @@ void Ring::decompose(const std::uint64_t* integers, std::uint64_t* poly) const {
     modular_[0].lift(tables_[0].prime, values, poly, degree_);
 }
 
-namespace {
-
-// v / q modulo 1 is the sum over rows of t / q_row with t = v * (q / q_row)^-1 mod q_row; fractions come in 64 bits.
-void round_fractions(std::uint64_t* fractions, std::size_t count, int bits) {
-    const std::uint64_t half = std::uint64_t{1} << (63 - bits);
-    for (std::size_t i = 0; i < count; ++i) {
-        fractions[i] = (fractions[i] + half) >> (64 - bits);
-    }
-}
-
-}  // namespace
-
 void Ring::switch_to_bits(const std::uint64_t* coefficients, std::size_t count, int bits, std::uint64_t* out) const {
-    std::fill_n(out, count, 0);
+    // v / q modulo 1 is the sum over rows of t / q_row with t = v * (q / q_row)^-1 mod q_row; fractions come in 64
+    // bits, and the last of them are rounded.
     for (std::size_t row = 0; row < prime_count(); ++row) {
-        modular_[row].add_fraction(tables_[row].prime, inverse_cofactors_[row], coefficients + row * count, out, count);
+        const bool last = row + 1 == prime_count();
+        modular_[row].add_fraction(tables_[row].prime, inverse_cofactors_[row], coefficients + row * count,
+                                   row == 0 ? nullptr : out, last ? std::uint64_t{1} << (63 - bits) : 0,
+                                   last ? 64 - bits : 0, out, count);
     }
-    round_fractions(out, count, bits);
 }
 
 void Ring::switch_to_bits(const std::uint64_t* coefficients, View<const std::uint32_t> positions, int bits,

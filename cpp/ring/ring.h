@@ -101,6 +101,14 @@ class Ring {
     void decompose(const std::uint64_t* integers, std::uint64_t* poly) const;
     // The same for `count` coefficients whose residues are `count` apart; count is a multiple of 16.
     void compose(const std::uint64_t* coefficients, std::size_t count, std::uint64_t* integers) const;
+    // The theorem's sum alone, for polynomials one of whose factors was lifted with the inverse cofactors, (q /
+    // q_row)^-1 mod q_row, in it: that saves a product and a reduction of every coefficient.
+    void lift_for_composition(View<const std::int8_t> ternary, std::uint64_t* poly) const;
+    void compose_lifted(const std::uint64_t* poly, std::uint64_t* integers) const;
+    // a = noise - a, and a += b, for integers in [0, q).
+    void subtract_integers_from(View<const std::int8_t> noise, std::uint64_t* a) const;
+    void add_integers(std::uint64_t* a, const std::uint64_t* b) const;
+    std::uint64_t modulus() const { return modulus_; }
 
   private:
     // The n residues in question begin at `offset` of each a[j] and b[j].
@@ -116,6 +124,7 @@ class Ring {
     std::vector<std::uint64_t> unity_;
     std::vector<std::uint64_t> inverse_cofactors_;  // (q / q_row)^-1 mod q_row
     double modulus_value_ = 1;
+    std::uint64_t modulus_ = 1;  // of composable rings
 };
 
 }  // namespace hesplit

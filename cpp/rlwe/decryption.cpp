@@ -56,7 +56,7 @@ void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std
                                     std::uint64_t* out) const {
     // Coefficient t of c1 * s is sum_i s_i * window[N - 1 + t - i] with window = (-c1[1..N-1], c1): a sliding inner
     // product with s reversed. Sums wrap around modulo 2^64, which is exact for every smaller power of two.
-    SecretBuffer<std::uint64_t> window(2 * degree_);
+    Buffer<std::uint64_t> window(2 * degree_);
     const std::uint64_t* windows[kDirectPositions];
     for (std::size_t p = 0; p < positions.size; ++p) {
         windows[p] = window.data() + positions[p];
@@ -70,7 +70,7 @@ void PhaseDecryptor::product_direct(View<const std::uint64_t> c1, View<const std
 }
 
 void PhaseDecryptor::to_auxiliary(View<const std::uint64_t> values, int bits, std::uint64_t* out) const {
-    SecretBuffer<std::int64_t> centred(degree_);
+    Buffer<std::int64_t> centred(degree_);
     for (std::size_t i = 0; i < degree_; ++i) {
         centred[i] = static_cast<std::int64_t>(values[i] << (64 - bits)) >> (64 - bits);
     }
@@ -113,7 +113,7 @@ void PhaseDecryptor::product_wide(View<const std::uint64_t> c1, View<const std::
                                   std::uint64_t* out) const {
     // c1 = low + 2^30 * high, each of which fits the auxiliary modulus.
     constexpr int kLow = 30;
-    SecretBuffer<std::uint64_t> half(degree_);
+    Buffer<std::uint64_t> half(degree_);
     SecretBuffer<std::uint64_t> high(positions.size);
     std::transform(c1.begin(), c1.end(), half.begin(), [](std::uint64_t value) { return value >> kLow; });
     product_ntt({half.data(), degree_}, positions, bits - kLow, high.data());

@@ -21,6 +21,17 @@ EncryptionRandomness EncryptionRandomness::fresh() {
     return randomness;
 }
 
+namespace {
+
+SecretBuffer<std::int8_t> fresh_noise(const Ring& ring, const EncryptionRandomness& randomness, std::uint32_t index) {
+    SecretBuffer<std::int8_t> noise(ring.degree());
+    ChaCha20 stream(randomness.noise_key.data(), Domain::noise, index, 0);
+    sample_noise(stream, noise.data(), noise.size());
+    return noise;
+}
+
+}  // namespace
+
 void encrypt_zero(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
                   std::uint32_t index, std::uint64_t* c0, std::uint64_t* mask) {
     expand_uniform(ring, randomness.seed, index, c0);
@@ -30,27 +41,38 @@ void encrypt_zero(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, cons
     }
     ring.to_coefficients(c0);
     ring.negate(c0);
-
-    SecretBuffer<std::int8_t> noise(ring.degree());
-    ChaCha20 stream(randomness.noise_key.data(), Domain::noise, index, 0);
-    sample_noise(stream, noise.data(), noise.size());
+    const SecretBuffer<std::int8_t> noise = fresh_noise(ring, randomness, index);
     ring.add_small({noise.data(), noise.size()}, c0);
+}
+
+void encrypt_zero_integers(const Ring& ring, const KeyBuffer<std::uint64_t>& secret,
+                           const EncryptionRandomness& randomness, std::uint32_t index, std::uint64_t* c0) {
+    expand_uniform(ring, randomness.seed, index, c0);
+    ring.multiply(c0, secret.data(), c0);
+    ring.to_coefficients(c0);
+    ring.compose_lifted(c0, c0);
+    const SecretBuffer<std::int8_t> noise = fresh_noise(ring, randomness, index);
+    ring.subtract_integers_from({noise.data(), noise.size()}, c0);
 }
 
 ZeroEncryptions ZeroEncryptions::begin() {
     return {EncryptionRandomness::fresh(), {}, {}, process_id()};
 }
 
-void ZeroEncryptions::fill(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, std::size_t count,
-                           bool keep_masks) {
-    std::vector<SecretBuffer<std::uint64_t>> made(count), kept(keep_masks ? count : 0);
+void ZeroEncryptions::fill(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, std::size_t count, ZeroForm form) {
+    const bool masked = form == ZeroForm::residues_and_masks;
+    std::vector<SecretBuffer<std::uint64_t>> made(count), kept(masked ? count : 0);
     parallel_for(count, [&](std::size_t index) {
         made[index].resize(ring.size());
-        if (keep_masks) {
+        if (masked) {
             kept[index].resize(ring.size());
         }
-        encrypt_zero(ring, secret, randomness, static_cast<std::uint32_t>(index), made[index].data(),
-                     keep_masks ? kept[index].data() : nullptr);
+        const auto number = static_cast<std::uint32_t>(index);
+        if (form == ZeroForm::integers) {
+            encrypt_zero_integers(ring, secret, randomness, number, made[index].data());
+        } else {
+            encrypt_zero(ring, secret, randomness, number, made[index].data(), masked ? kept[index].data() : nullptr);
+        }
     });
     c0 = std::move(made);
     masks = std::move(kept);

@@ -30,16 +30,23 @@ struct EncryptionRandomness {
 void encrypt_zero(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, const EncryptionRandomness& randomness,
                   std::uint32_t index, std::uint64_t* c0, std::uint64_t* mask = nullptr);
 
+// The same in the first words of c0, as integers in [0, q) of a composable ring; `secret` is secret_for_composition.
+void encrypt_zero_integers(const Ring& ring, const KeyBuffer<std::uint64_t>& secret,
+                           const EncryptionRandomness& randomness, std::uint32_t index, std::uint64_t* c0);
+
+// How encryptions of zero are made: integers of a composable ring, residues, or residues beside their c1 * s.
+enum class ZeroForm { integers, residues, residues_and_masks };
+
 // Encryptions of zero, numbered from 0, for the ciphertexts of one message, to be used once. They may be made ahead of
 // the message, but not be used by a forked child.
 struct ZeroEncryptions {
     EncryptionRandomness randomness;
     std::vector<SecretBuffer<std::uint64_t>> c0;
-    std::vector<SecretBuffer<std::uint64_t>> masks;  // c1 * s of each in NTT form, if they were asked for
+    std::vector<SecretBuffer<std::uint64_t>> masks;  // c1 * s of each in NTT form, where the form has them
     long process = 0;
 
     static ZeroEncryptions begin();  // fresh randomness, nothing encrypted yet
-    void fill(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, std::size_t count, bool keep_masks = false);
+    void fill(const Ring& ring, const KeyBuffer<std::uint64_t>& secret, std::size_t count, ZeroForm form);
     // Whether there are so many of them, made by this process.
     bool usable(std::size_t count) const;
 };

@@ -122,4 +122,12 @@ KeyBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring) 
     return secret;
 }
 
+KeyBuffer<std::uint64_t> secret_for_composition(const SecretKey& key, const Ring& ring) {
+    KeyBuffer<std::uint64_t> secret(ring.size());
+    key.use_coefficients(
+        [&](View<const std::int8_t> coefficients) { ring.lift_for_composition(coefficients, secret.data()); });
+    ring.to_ntt(secret.data());
+    return secret;
+}
+
 }  // namespace hesplit

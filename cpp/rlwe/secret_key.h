@@ -65,5 +65,7 @@ class SecretKey {
 // The secret in NTT form over one ring; and one whose coefficients are held elsewhere.
 KeyBuffer<std::uint64_t> secret_in_ring(View<const std::int8_t> coefficients, const Ring& ring);
 KeyBuffer<std::uint64_t> secret_in_ring(const SecretKey& key, const Ring& ring);
+// Of a composable ring, with the inverse cofactors in it (Ring::compose_lifted).
+KeyBuffer<std::uint64_t> secret_for_composition(const SecretKey& key, const Ring& ring);
 
 }  // namespace hesplit

@@ -80,16 +80,24 @@ double PolynomialCodec::bits_per_coefficient() const {
 void PolynomialCodec::pack(const std::uint64_t* poly, std::uint8_t* out, Buffer<std::uint64_t>& scratch) const {
     const std::size_t n = ring_.degree();
     scratch.resize(n);
+    if (ring_.composable()) {
+        ring_.compose(poly, scratch.data());
+        return pack_integers(scratch.data(), out);
+    }
     for (std::size_t r = 0; r < runs_.size(); ++r) {
-        if (ring_.composable()) {
-            ring_.compose(poly, scratch.data());
-        } else {
-            std::copy_n(poly + r * n, n, scratch.data());
-        }
-        drop_bits({scratch.data(), coefficients_}, dropped_);
-        pack_bits({scratch.data(), coefficients_}, runs_[r].bits, out);
+        std::copy_n(poly + r * n, n, scratch.data());
+        pack_run(scratch.data(), runs_[r].bits, out);
         out += packed_bytes(coefficients_, runs_[r].bits);
     }
+}
+
+void PolynomialCodec::pack_integers(std::uint64_t* integers, std::uint8_t* out) const {
+    pack_run(integers, runs_[0].bits, out);
+}
+
+void PolynomialCodec::pack_run(std::uint64_t* numbers, int bits, std::uint8_t* out) const {
+    drop_bits({numbers, coefficients_}, dropped_);
+    pack_bits({numbers, coefficients_}, bits, out);
 }
 
 void PolynomialCodec::unpack(const std::uint8_t* in, std::uint64_t* poly) const {

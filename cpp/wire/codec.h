@@ -41,6 +41,8 @@ class PolynomialCodec {
     std::size_t bytes() const { return bytes_; }  // of one polynomial
     double bits_per_coefficient() const;
     void pack(const std::uint64_t* poly, std::uint8_t* out, Buffer<std::uint64_t>& scratch) const;
+    // Of a composable ring, from integers in [0, q), of which nothing useful is left.
+    void pack_integers(std::uint64_t* integers, std::uint8_t* out) const;
     void unpack(const std::uint8_t* in, std::uint64_t* poly) const;  // throws WireError
 
   private:
@@ -49,6 +51,8 @@ class PolynomialCodec {
         std::uint64_t limit = 0;  // rounded numbers are below it
         int bits = 0;
     };
+
+    void pack_run(std::uint64_t* numbers, int bits, std::uint8_t* out) const;
 
     const Ring& ring_;
     int dropped_;

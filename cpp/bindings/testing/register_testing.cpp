@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 
 #include "base/parallel.h"
 #include "bindings/bindings.h"
@@ -262,9 +263,10 @@ class VariantKernels {
         return out;
     }
     Residues add_fraction(std::uint64_t prime, std::uint64_t factor, const Residues& a,
-                          const Residues& fractions) const {
-        Residues out = copy(fractions);
-        modulo(prime).add_fraction(Prime::make(prime), factor, a.data(), out.mutable_data(), size(a));
+                          const std::optional<Residues>& before, std::uint64_t added, int shift) const {
+        Residues out(a.size());
+        modulo(prime).add_fraction(Prime::make(prime), factor, a.data(), before ? before->data() : nullptr, added,
+                                   shift, out.mutable_data(), size(a));
         return out;
     }
     Residues ternary_dot(const py::array_t<std::int8_t>& secret, const Residues& windows) const {
@@ -403,7 +405,7 @@ void register_testing(py::module_& module) {
         .def("add_small", &VariantKernels::add_small, py::arg("prime"), py::arg("a"), py::arg("small"))
         .def("lift", &VariantKernels::lift, py::arg("prime"), py::arg("values"))
         .def("add_fraction", &VariantKernels::add_fraction, py::arg("prime"), py::arg("factor"), py::arg("a"),
-             py::arg("fractions"))
+             py::arg("before"), py::arg("added"), py::arg("shift"))
         .def("ternary_dot", &VariantKernels::ternary_dot, py::arg("secret"), py::arg("windows"))
         .def("chacha20", &VariantKernels::chacha20, py::arg("state"), py::arg("blocks"))
         .def("noise", &VariantKernels::noise, py::arg("coins"))

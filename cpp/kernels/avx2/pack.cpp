@@ -26,10 +26,11 @@ void lift(const Prime& prime, const std::int64_t* values, std::uint64_t* out, st
 }
 
 // For primes of up to kAvx2ProductBits bits: a remainder and its factors fit halves of words.
-void add_fraction(const Prime& prime, std::uint64_t factor, const std::uint64_t* a, std::uint64_t* fractions,
-                  std::size_t n) {
+void add_fraction(const Prime& prime, std::uint64_t factor, const std::uint64_t* a, const std::uint64_t* before,
+                  std::uint64_t added, int shift, std::uint64_t* out, std::size_t n) {
     const __m256i by = Lanes::all(factor), quotient = Lanes::all((factor << 32) / prime.value);
-    const __m256i q = Lanes::all(prime.value);
+    const __m256i q = Lanes::all(prime.value), start = Lanes::all(added);
+    const __m128i places = _mm_cvtsi32_si128(shift);
     const __m256i high_low = Lanes::all(prime.fraction_high), high_high = Lanes::all(prime.fraction_high >> 32);
     const __m256i low_low = Lanes::all(prime.fraction_low), low_high = Lanes::all(prime.fraction_low >> 32);
     for (std::size_t i = 0; i < n; i += Lanes::kLanes) {
@@ -42,8 +43,9 @@ void add_fraction(const Prime& prime, std::uint64_t factor, const std::uint64_t*
             Lanes::add(_mm256_mul_epu32(t, high_low), _mm256_slli_epi64(_mm256_mul_epu32(t, high_high), 32));
         const __m256i low =
             Lanes::add(_mm256_mul_epu32(t, low_high), Lanes::shift_right<32>(_mm256_mul_epu32(t, low_low)));
-        Lanes::store(fractions + i,
-                     Lanes::add(Lanes::add(Lanes::load(fractions + i), high), Lanes::shift_right<20>(low)));
+        const __m256i first = before == nullptr ? start : Lanes::add(Lanes::load(before + i), start);
+        const __m256i sum = Lanes::add(Lanes::add(first, high), Lanes::shift_right<20>(low));
+        Lanes::store(out + i, _mm256_srl_epi64(sum, places));
     }
 }
 

@@ -21,17 +21,20 @@ void lift(const Prime& prime, const std::int64_t* values, std::uint64_t* out, st
     }
 }
 
-void add_fraction(const Prime& prime, std::uint64_t factor, const std::uint64_t* a, std::uint64_t* fractions,
-                  std::size_t n) {
+void add_fraction(const Prime& prime, std::uint64_t factor, const std::uint64_t* a, const std::uint64_t* before,
+                  std::uint64_t added, int shift, std::uint64_t* out, std::size_t n) {
     __extension__ typedef unsigned __int128 Wide;
     const Modulus modulus(prime);
     const Root root{Lanes::all(factor), Lanes::all(static_cast<std::uint64_t>((Wide{factor} << 52) / prime.value))};
     const Vector ratio_low = Lanes::all(prime.fraction_low), ratio_high = Lanes::all(prime.fraction_high);
+    const Vector start = Lanes::all(added);
+    const __m128i places = _mm_cvtsi32_si128(shift);
     for (std::size_t i = 0; i < n; i += Lanes::kLanes) {
         const Vector t = Lanes::subtract_once(modulus.multiply_lazy(Lanes::load(a + i), root), modulus.q);
-        const Vector low =
-            _mm512_madd52hi_epu64(_mm512_madd52lo_epu64(Lanes::load(fractions + i), t, ratio_high), t, ratio_low);
-        Lanes::store(fractions + i, _mm512_add_epi64(low, _mm512_slli_epi64(high52(t, ratio_high), 52)));
+        const Vector first = before == nullptr ? start : _mm512_add_epi64(Lanes::load(before + i), start);
+        const Vector low = _mm512_madd52hi_epu64(_mm512_madd52lo_epu64(first, t, ratio_high), t, ratio_low);
+        const Vector sum = _mm512_add_epi64(low, _mm512_slli_epi64(high52(t, ratio_high), 52));
+        Lanes::store(out + i, _mm512_srl_epi64(sum, places));
     }
 }
 

@@ -20,16 +20,18 @@ void lift(const Prime& q, const std::int64_t* values, std::uint64_t* out, std::s
     }
 }
 
-void add_fraction(const Prime& q, std::uint64_t factor, const std::uint64_t* a, std::uint64_t* fractions,
-                  std::size_t n) {
+void add_fraction(const Prime& q, std::uint64_t factor, const std::uint64_t* a, const std::uint64_t* before,
+                  std::uint64_t added, int shift, std::uint64_t* out, std::size_t n) {
     const std::uint64_t quotient = shoup(factor, q.value);
     for (std::size_t i = 0; i < n; ++i) {
         const std::uint64_t t = subtract_once(multiply_lazy(a[i], factor, quotient, q.value), q.value);
+        std::uint64_t sum = before == nullptr ? added : before[i] + added;
         if (q.bits <= kVectorPrimeBits) {
-            fractions[i] += t * q.fraction_high + static_cast<std::uint64_t>((Wide{t} * q.fraction_low) >> 52);
+            sum += t * q.fraction_high + static_cast<std::uint64_t>((Wide{t} * q.fraction_low) >> 52);
         } else {
-            fractions[i] += t * q.ratio_high + high(t, q.ratio_low);
+            sum += t * q.ratio_high + high(t, q.ratio_low);
         }
+        out[i] = sum >> shift;
     }
 }
 

@@ -55,6 +55,28 @@ void BlockClientPacking::encode(const BatchShape& shape, const double* x, std::s
     encode_values(shape, x, samples, input, coefficients);
 }
 
+template <class T>
+void BlockClientPacking::encode_as_integers(const BatchShape& shape, const T* x, std::size_t samples, std::size_t input,
+                                            std::uint64_t* integers) const {
+    if (choice_.activation_bound * choice_.scale < 0.99 * ring_.modulus_value()) {
+        place_input(layout(shape), x, samples, input, choice_.scale,
+                    {reinterpret_cast<std::int64_t*>(integers), ring_.degree()},
+                    static_cast<std::int64_t>(ring_.modulus()));
+    } else {
+        compose_encoded(shape, x, samples, input, integers);
+    }
+}
+
+void BlockClientPacking::encode_integers(const BatchShape& shape, const float* x, std::size_t samples,
+                                         std::size_t input, std::uint64_t* integers) const {
+    encode_as_integers(shape, x, samples, input, integers);
+}
+
+void BlockClientPacking::encode_integers(const BatchShape& shape, const double* x, std::size_t samples,
+                                         std::size_t input, std::uint64_t* integers) const {
+    encode_as_integers(shape, x, samples, input, integers);
+}
+
 std::size_t BlockClientPacking::products(const BatchShape& shape) const {
     return layout(shape).products();
 }

@@ -26,6 +26,11 @@ class BlockClientPacking : public ClientPacking {
     void encode(const BatchShape& shape, const double* x, std::size_t samples, std::size_t input,
                 std::uint64_t* coefficients) const override;
 
+    void encode_integers(const BatchShape& shape, const float* x, std::size_t samples, std::size_t input,
+                         std::uint64_t* integers) const override;
+    void encode_integers(const BatchShape& shape, const double* x, std::size_t samples, std::size_t input,
+                         std::uint64_t* integers) const override;
+
     std::size_t products(const BatchShape& shape) const override;
     std::size_t position_count(const BatchShape& shape, std::size_t product, std::size_t samples) const override;
     std::vector<std::uint32_t> positions(const BatchShape& shape, std::size_t product,
@@ -55,6 +60,9 @@ class BlockClientPacking : public ClientPacking {
     template <class T>
     void encode_values(const BatchShape& shape, const T* x, std::size_t samples, std::size_t input,
                        std::uint64_t* coefficients) const;
+    template <class T>
+    void encode_as_integers(const BatchShape& shape, const T* x, std::size_t samples, std::size_t input,
+                            std::uint64_t* integers) const;
 
     BlockMedium medium_;
 };

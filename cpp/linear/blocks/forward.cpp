@@ -42,16 +42,17 @@ BlockLayerWeights::BlockLayerWeights(const BlockServing& serving, std::vector<do
     // One output per product is the layout with the least noise: weights that fail here fail in every layout.
     const ParameterChoice& choice = serving_.parameters.choice();
     const View<const double> w{weight_.data(), weight_.size()}, b{bias_.data(), bias_.size()};
-    scale_blocks(choice, serving_.ring, weight_norms(choice, w, b, serving_.features, 1), serving_.features, 1, w);
+    scaling_.emplace(1, scale_blocks(choice, serving_.ring, weight_norms(choice, w, b, serving_.features, 1),
+                                     serving_.features, 1, w));
 }
 
 const Scaling& BlockLayerWeights::scaling(std::size_t per_product) const {
-    if (!scaling_ || scaling_->first != per_product) {
+    if (scaling_->first != per_product) {
         const ParameterChoice& choice = serving_.parameters.choice();
         const View<const double> w{weight_.data(), weight_.size()}, b{bias_.data(), bias_.size()};
         scaling_.emplace(per_product,
                          scale_blocks(choice, serving_.ring, weight_norms(choice, w, b, serving_.features, per_product),
-                                      serving_.features, per_product, w));
+                                      serving_.features, per_product, w, &scaling_->second));
     }
     return scaling_->second;
 }
@@ -131,7 +132,7 @@ std::shared_ptr<ReplyC1> BlockLayerWeights::reply_c1(const BatchShape& shape, co
                                                        weights.padded_outputs(), weights.scaling().flood_bits,
                                                        weights.scaling().spread_bits, polys.data() + i * ring.size());
                 }
-                std::vector<std::uint8_t>& packed = made->products[index];
+                Buffer<std::uint8_t>& packed = made->products[index];
                 packed.resize(packed_bytes(ring.degree(), bits));
                 pack_switched(ring, polys.data() + i * ring.size(), bits, packed.data());
             }

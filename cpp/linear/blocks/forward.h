@@ -26,10 +26,10 @@ struct ReplyC1 {
     BatchShape shape;
     std::shared_ptr<const BlockLayerWeights> owner;  // whose weights those are
     std::shared_ptr<const BlockWeights> weights;
-    std::shared_ptr<const PublicKey> public_key;      // that hides them
-    long process = 0;                                 // a forked child must not use what its parent hides with
-    std::vector<Buffer<std::uint64_t>> inputs;        // by group, in NTT form
-    std::vector<std::vector<std::uint8_t>> products;  // by group and product, packed
+    std::shared_ptr<const PublicKey> public_key;  // that hides them
+    long process = 0;                             // a forked child must not use what its parent hides with
+    std::vector<Buffer<std::uint64_t>> inputs;    // by group, in NTT form
+    std::vector<Buffer<std::uint8_t>> products;   // by group and product, packed
     // By group and product, [primes, padded_outputs()] residues, to be used once; empty unless weights are private.
     std::vector<SecretBuffer<std::uint64_t>> hiding;
 };

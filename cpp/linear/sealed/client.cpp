@@ -95,7 +95,7 @@ SealedLayerClient::SealedLayerClient(std::shared_ptr<const SecretKey> key, std::
       widest_(widest_sealed(parameters_.choice(), ring_, layout_, weight_norm)),
       held_(std::make_shared<const Held>(
           Held{scale_sealed(parameters_.choice(), ring_, layout_, weight_norm), nullptr, {}, {}, 0})),
-      session_(std::move(key), ring_, false, true) {}
+      session_(std::move(key), ring_, false, ZeroForm::residues_and_masks) {}
 
 std::shared_ptr<const SealedLayerClient::Held> SealedLayerClient::held() const {
     const std::lock_guard<std::mutex> lock(mutex_);

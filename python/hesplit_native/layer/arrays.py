@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,8 @@ def numpy_of(x: Array) -> npt.NDArray[Any]:
     """A view of an array or of a CPU tensor."""
     if isinstance(x, np.ndarray):
         return x
-    detach = getattr(x, "detach", None)
-    if detach is None:
+    if not hasattr(x, "detach"):
         raise ParameterError(f"expected a numpy array or a torch tensor, got {type(x).__name__}")
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         raise ParameterError(f"expected a CPU tensor, got one on {x.device}; call .cpu() first")
-    return cast("npt.NDArray[Any]", detach().numpy())
+    return (x.detach() if x.requires_grad else x).numpy()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ArrayT = TypeVar("ArrayT", bound="Array")
 Buffer = bytes | bytearray | memoryview
 Float = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,9 @@ class LinearClient:
         return inside
 
     def _count(self, clipped: int) -> None:
-        with self._lock:
-            self.clipped += clipped
+        if clipped:
+            with self._lock:
+                self.clipped += clipped
 
     def clip(self, x: ArrayT) -> tuple[ArrayT, int]:
         """X within the agreed ranges, as `encrypt` clips it, and how many of its rows had to change."""
@@ -251,7 +253,7 @@ class LinearServer:
 
     def set_weight(self, weight: Array, bias: Array | None = None) -> None:
         """Replace the weights; on an error the old ones stay. Forward passes that have begun finish with the old ones."""
-        w = _matrix(weight, "weight", (self.out_features, self.in_features)).astype(np.float64, copy=False)
+        w = _matrix(weight, "weight", (self.out_features, self.in_features))
         b = np.zeros(0) if bias is None else _vector(bias, self.out_features)
         self._native.set_weight(w, b)
 
@@ -507,7 +509,7 @@ def clip(x: ArrayT, parameters: Parameters) -> tuple[ArrayT, int]:
     """
     bound, norm = parameters.activation_bound, parameters.activation_norm
     values = numpy_of(x)
-    if values.ndim != 2 or values.dtype not in (np.float32, np.float64):
+    if values.ndim != 2 or values.dtype not in _DTYPES:
         return x, 0
     finite, count = _core.inspect(np.ascontiguousarray(values), bound, norm)
     if not finite or count == 0:
@@ -528,18 +530,18 @@ def _float64(values: Float) -> npt.NDArray[np.float64]:
 
 def _matrix(x: Array, name: str, shape: tuple[int | None, int]) -> Float:
     values = numpy_of(x)
-    expected = f"[{shape[0] if shape[0] is not None else 'n'}, {shape[1]}]"
     fits = values.ndim == 2 and values.shape[1] == shape[1] and shape[0] in (None, values.shape[0])
     if not fits or values.shape[0] < 1:
+        expected = f"[{shape[0] if shape[0] is not None else 'n'}, {shape[1]}]"
         raise ParameterError(f"expected {name} of shape {expected}, got {list(values.shape)}")
-    if values.dtype not in (np.float32, np.float64):
+    if values.dtype not in _DTYPES:
         raise ParameterError(f"expected {name} of dtype float32 or float64, got {values.dtype}")
     return np.ascontiguousarray(values)
 
 
 def _vector(bias: Array, size: int) -> npt.NDArray[np.float64]:
     values = numpy_of(bias)
-    if values.shape != (size,) or values.dtype not in (np.float32, np.float64):
+    if values.shape != (size,) or values.dtype not in _DTYPES:
         raise ParameterError(
             f"expected bias of shape [{size}] and dtype float32 or float64, got {list(values.shape)} {values.dtype}"
         )

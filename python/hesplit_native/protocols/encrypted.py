@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from types import TracebackType
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from hesplit_native import _core
 from hesplit_native.errors import HESplitError, KeyMismatchError, ParameterError, ProtocolError, RangeError
+from hesplit_native.layer.arrays import numpy_of
 from hesplit_native.layer.costs import ServingCost
 from hesplit_native.layer.linear import LinearClient, LinearServer, check_private
 from hesplit_native.protocols.answers import values_work
@@ -34,21 +34,30 @@ class HoldsKey(Protocol):
         ...
 
 
-@contextmanager
-def genuine_or_over(session: Session, client: HoldsKey) -> Iterator[None]:
+class genuine_or_over:
     """Destroy the key and end the session like any other when a reply is not genuine.
 
     Every visible reaction to a forged reply tells its forger about the key; so there is only one, and it is the last
     (docs/security.md).
     """
-    try:
-        yield
-    except HESplitError as error:
-        client.destroy()
-        session.leave()
-        raise ProtocolError(
-            f"a reply was not genuine ({error}); the key was destroyed and the session ended. Start a new run"
-        ) from error
+
+    __slots__ = ("_client", "_session")
+
+    def __init__(self, session: Session, client: HoldsKey) -> None:
+        self._session, self._client = session, client
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, HESplitError):
+            self._client.destroy()
+            self._session.leave()
+            raise ProtocolError(
+                f"a reply was not genuine ({error}); the key was destroyed and the session ended. Start a new run"
+            ) from error
 
 
 def encrypted_logits(
@@ -76,15 +85,17 @@ class EncryptedLayer:
         self.terms = terms
         self.layer = layer
         self._private = private
+        # Views: the layer's parameters are changed in place, and torch takes longer to hand them out than the core to take them.
+        self._weights = numpy_of(layer.linear.weight), numpy_of(layer.linear.bias)
         try:
-            with self._unsaid_norm():
-                self.server = LinearServer(
-                    public_material,
-                    layer.linear.weight,
-                    layer.linear.bias,
-                    max_batch=terms.max_rows,
-                    max_reply_bytes=MAX_MESSAGE - HEADER_BYTES,
-                )
+            self.server = LinearServer(
+                public_material,
+                *self._weights,
+                max_batch=terms.max_rows,
+                max_reply_bytes=MAX_MESSAGE - HEADER_BYTES,
+            )
+        except RangeError as error:
+            self._refuse_weights(error)
         except ParameterError as error:
             raise ProtocolError(f"handshake: the public material is for a layer of another shape: {error}") from error
         check_hash(terms, self.server.parameters.hash)
@@ -96,23 +107,21 @@ class EncryptedLayer:
     def encode(self) -> None:
         """Take over the weights if they have changed: by this client's updates, or by another's."""
         if self._encoded != self.layer.version:
-            with self._unsaid_norm():
-                self.server.set_weight(self.layer.linear.weight, self.layer.linear.bias)
+            try:
+                self.server.set_weight(*self._weights)
+            except RangeError as error:
+                self._refuse_weights(error)
             self._encoded = self.layer.version
             self._layouts.clear()
 
-    @contextmanager
-    def _unsaid_norm(self) -> Iterator[None]:
+    def _refuse_weights(self, error: RangeError) -> NoReturn:
         """Private weights beyond the agreed norm are refused without their own, which the cause says to the server's log alone."""
-        try:
-            yield
-        except RangeError as error:
-            if not self._private:
-                raise
-            raise ProtocolError(
-                "the server's weights outgrew the weight_norm that was agreed on: agree on a larger one, or train with a smaller "
-                "learning rate"
-            ) from error
+        if not self._private:
+            raise error
+        raise ProtocolError(
+            "the server's weights outgrew the weight_norm that was agreed on: agree on a larger one, or train with a smaller "
+            "learning rate"
+        ) from error
 
     def work(self, body: memoryview, *, keep: bool = False) -> Work:
         """What `forward` would take."""

@@ -75,7 +75,7 @@ class SplitWaysServer:
         self.layer = layer
         self.encrypted = EncryptedLayer(terms, layer, public_material)
         self._rows: int | None = None
-        self._bias = torch.zeros(terms.out_features)  # its gradient since the last update
+        self._bias: Tensor | None = None  # its gradient since the last update
 
     def work(self, kind: MessageType, body: memoryview) -> Work:
         """What `answer` would take."""
@@ -103,10 +103,11 @@ class SplitWaysServer:
         values, rest = messages.take_matrix(body, "gradient", rows=range(rows, rows + 1), columns=out)
         gradient = torch.from_numpy(values.copy())
         input_gradient = self.layer.input_gradient(gradient)
-        self._bias += gradient.sum(0)
+        bias_gradient = gradient.sum(0)
+        self._bias = bias_gradient if self._bias is None else self._bias + bias_gradient
         if len(rest):  # the client may send dJ/dW for several batches together
             self.layer.step(self._bias, take_tensor(rest, "weight gradient", out, width))
-            self._bias = torch.zeros(out)
+            self._bias = None
             self.encrypted.encode()
         return messages.matrix(input_gradient.numpy(), "input gradient")
 
