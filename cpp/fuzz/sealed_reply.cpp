@@ -24,12 +24,12 @@ void decrypt(Sealed& layer, const Bytes& bytes, bool input_gradient) {
     const Bytes reply = addressed(bytes, layer.key, message_id(request));
     SealedLayerClient& client = layer.client;
     // As the bindings do: room for as many samples as the request had.
-    std::vector<double> values(client.samples_of(view(reply)) *
-                               (input_gradient ? client.features() : client.outputs()));
+    const WireReader opened(view(reply), MessageType::sealed_reply);
+    std::vector<double> values(client.samples_of(opened) * (input_gradient ? client.features() : client.outputs()));
     if (input_gradient) {
-        client.decrypt_input_gradient(view(reply), values.data());
+        client.decrypt_input_gradient(opened, values.data());
     } else {
-        client.decrypt(view(reply), values.data());
+        client.decrypt(opened, values.data());
     }
     request.clear();  // it has been answered
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "ring/rounding.h"
 
 namespace hesplit {
 
@@ -105,10 +106,11 @@ void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::
     std::fill(out.begin(), out.end(), 0);
     const std::size_t first = j * layout.width;
     const std::size_t used = layout.features_of(j);
+    RandomRounding rounded;
     for (std::size_t s = 0; s < count; ++s) {
         const T* row = x + s * layout.features + first;
         for (std::size_t i = 0; i < used; ++i) {
-            out[s * layout.width + i] = std::llrint(static_cast<double>(row[i]) * scale);
+            out[s * layout.width + i] = rounded(static_cast<double>(row[i]) * scale);
         }
     }
 }
