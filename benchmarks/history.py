@@ -10,6 +10,7 @@ working tree: what a commit cannot do yet has no point in its graph.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BUILDS = ROOT / "build" / "history"
+PIP = (sys.executable, "-m", "pip", "install")
 RESULTS = ROOT / "benchmarks" / "results"
 # Medians of seven short samples, CPU time where a benchmark is of one thread: other work moves them little.
 SAMPLES = {"warmup_time": 0.05, "sample_time": 0.005, "repeat": 7, "rounds": 1}
@@ -38,16 +40,39 @@ def resolve(names: Sequence[str], root: Path = ROOT) -> list[str]:
     return subprocess.check_output(ordered, text=True).split()
 
 
+def check_tools() -> None:
+    """Exit with what is missing, before minutes are spent on a build."""
+    if importlib.util.find_spec("asv") is None:
+        sys.exit("asv is not installed; it is one of the package's extra: pip install -c constraints.txt '.[bench]'")
+    # Since pip 22.1; its short form, -C, since 23.1.
+    help_text = subprocess.run([*PIP, "--help"], capture_output=True, text=True, check=False)
+    if "--config-settings" not in help_text.stdout:
+        sys.exit(
+            f"this interpreter's pip cannot pass settings to a build (--config-settings, pip 22.1): {sys.executable} -m pip install "
+            f"--upgrade pip\n{help_text.stderr}".rstrip()
+        )
+
+
 def build(commit: str, arguments: Sequence[str]) -> Path:
-    """The folder that the commit's package is installed in, without what it depends on."""
-    site, tree = BUILDS / commit / "site", BUILDS / commit / "tree"
+    """The folder that the commit's package is installed in, without what it depends on.
+
+    Commits from before there was HESPLIT_TESTING are built all the same: CMake passes over what it does not know.
+    """
+    site, tree, partial = (BUILDS / commit / name for name in ("site", "tree", "partial"))
     if (site / "hesplit_native").is_dir():
         return site
     if not tree.exists():
         subprocess.check_call(["git", "-C", str(ROOT), "worktree", "add", "--force", "--detach", str(tree), commit])
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
-    subprocess.check_call([*pip, "-C", "cmake.define.HESPLIT_TESTING=ON", *arguments, str(tree)])
+    shutil.rmtree(partial, ignore_errors=True)
+    pip = [*PIP, "--quiet", "--no-deps", f"--target={partial}", "--config-settings=cmake.define.HESPLIT_TESTING=ON"]
+    status = subprocess.run([*pip, *arguments, str(tree)], check=False).returncode
+    if status != 0:
+        sys.exit(
+            f"{commit[:10]} was not built: pip ended with {status}, for the reason above. What a commit's build needs can be given "
+            f"with --pip (for example --pip='--no-build-isolation'); its files are in {tree}"
+        )
     subprocess.check_call(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)])
+    partial.rename(site)  # whole, or not there
     return site
 
 
@@ -116,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--build-only", action="store_true", help="measure later, when the machine is idle")
     parser.add_argument("--html", default=".asv/html", help="where the pages go, from the root of the project")
     options = parser.parse_args(arguments)
+    check_tools()
     commits = resolve(options.commits)
     sites = [build(commit, options.pip.split()) for commit in commits]
     if options.build_only:

@@ -351,6 +351,46 @@ def test_commits_of_the_history(suite, tmp_path):
         history.resolve(["--all"], tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("pip_says", "has_asv", "message"),
+    [
+        ("--config-settings", False, "asv is not installed"),
+        ("--global-option", True, "cannot pass settings to a build"),
+    ],
+)
+def test_what_is_missing_to_build_commits_is_said(suite, monkeypatch, pip_says, has_asv, message):
+    history = suite("benchmarks.history")
+    monkeypatch.setattr(history.importlib.util, "find_spec", lambda _: object() if has_asv else None)
+    monkeypatch.setattr(
+        history.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, pip_says, "")
+    )
+    with pytest.raises(SystemExit, match=message):
+        history.main(["HEAD"])
+
+
+def test_a_commit_that_does_not_build_is_named_and_tried_again(suite, monkeypatch, tmp_path):
+    history = suite("benchmarks.history")
+    monkeypatch.setattr(history, "BUILDS", tmp_path)
+    monkeypatch.setattr(history.subprocess, "check_call", lambda command: None)
+    status, commands = 1, []
+
+    def pip(command, **_):
+        commands.append(command)
+        folder = next(Path(part.removeprefix("--target=")) for part in command if part.startswith("--target="))
+        (folder / "hesplit_native").mkdir(parents=True)
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(history.subprocess, "run", pip)
+    with pytest.raises(SystemExit, match=r"0123456789 was not built: pip ended with 1"):
+        history.build("0123456789ab", ["--no-build-isolation"])
+    status = 0
+    site = history.build("0123456789ab", [])
+    assert (site / "hesplit_native").is_dir()
+    assert history.build("0123456789ab", []) == site
+    assert len(commands) == 2
+    assert {"--no-build-isolation", "--config-settings=cmake.define.HESPLIT_TESTING=ON"} <= set(commands[0])
+
+
 def test_a_suite_has_what_a_commit_can_import(suite, tmp_path):
     package = tmp_path / "site" / "hesplit_native"
     package.mkdir(parents=True)

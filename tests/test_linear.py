@@ -287,7 +287,8 @@ def test_results_do_not_depend_on_the_number_of_threads(packing):
     try:
         for threads in (1, 2, 3):
             hn.set_num_threads(threads)
-            server.set_weight(w, b)
+            if packing != "slots":  # where weights are rounded at random, each time anew
+                server.set_weight(w, b)
             replies.append(server.forward(request))
     finally:
         hn.set_num_threads(1)

@@ -410,6 +410,13 @@ class TestPreciseEmbedding:
         slots = np.random.default_rng(n).normal(size=n // 2)
         self.check(n, slots, range(n), scale)
 
+    # Words of 60 bits from the top: from 2^117 on the lower half of a double-double is longer than a word.
+    @pytest.mark.parametrize("bits", [*range(110, 124), 150, 173, 177, 178, 190])
+    def test_is_where_words_end(self, bits):
+        # Nearly equal slots, so that a coefficient is as large as they are.
+        slots = 1 + 1e-3 * np.random.default_rng(bits).normal(size=16)
+        self.check(32, slots, range(32), 1.3 * 2.0**bits)
+
     @pytest.mark.parametrize("n", [1024, 8192, 32768])
     def test_is_in_large_rings(self, n):
         generator = np.random.default_rng(n)

@@ -48,7 +48,8 @@ pybind11::bytes released(const Work& work) {
     return {unlocked(work)};
 }
 
-// The bytes of anything with a contiguous buffer (bytes, bytearray, memoryview), held for as long as this lives.
+// The bytes of anything with a contiguous buffer (bytes, bytearray, memoryview), for as long as this lives: messages
+// are checked, then read without the GIL, while other threads may write to whatever is not `bytes`. So that is copied.
 class Bytes {
   public:
     explicit Bytes(const pybind11::buffer& object) : info_(object.request()) {
@@ -60,13 +61,30 @@ class Bytes {
             }
             expected *= info_.shape[static_cast<std::size_t>(axis)];
         }
+        const auto* bytes = static_cast<const std::uint8_t*>(info_.ptr);
+        const auto size = static_cast<std::size_t>(info_.size * info_.itemsize);
+        view_ = {bytes, size};
+        if (!immutable(object.ptr())) {
+            copy_.assign(bytes, bytes + size);  // of a key, perhaps
+            view_ = {copy_.data(), size};
+        }
     }
-    View<const std::uint8_t> view() const {
-        return {static_cast<const std::uint8_t*>(info_.ptr), static_cast<std::size_t>(info_.size * info_.itemsize)};
-    }
+    Bytes(const Bytes&) = delete;
+    Bytes& operator=(const Bytes&) = delete;
+
+    View<const std::uint8_t> view() const { return view_; }
 
   private:
+    static bool immutable(PyObject* object) {
+        if (PyMemoryView_Check(object)) {
+            object = PyMemoryView_GET_BASE(object);
+        }
+        return object != nullptr && PyBytes_Check(object);
+    }
+
     pybind11::buffer_info info_;
+    SecretBuffer<std::uint8_t> copy_;
+    View<const std::uint8_t> view_;
 };
 
 }  // namespace hesplit

@@ -42,14 +42,15 @@ py::tuple inspect_rows(const Matrix<T>& x, double bound, double norm) {
 }
 
 py::tuple decrypt(LinearClient& client, const py::buffer& object, bool release, bool weight_gradient_follows) {
-    const Bytes reply(object);
-    const std::size_t samples = unlocked([&] { return client.samples_of(reply.view()); });
+    const Bytes bytes(object);
+    const WireReader reply = unlocked([&] { return WireReader(bytes.view(), MessageType::reply); });
+    const std::size_t samples = client.samples_of(reply);
     Matrix<double> y({static_cast<py::ssize_t>(samples), static_cast<py::ssize_t>(client.outputs())});
     double* out = y.mutable_data();
     double flood = 0;
     {
         py::gil_scoped_release unlock;
-        flood = client.decrypt(reply.view(), release ? Purpose::release : Purpose::local, weight_gradient_follows, out);
+        flood = client.decrypt(reply, release ? Purpose::release : Purpose::local, weight_gradient_follows, out);
     }
     return py::make_tuple(y, flood);
 }
@@ -123,14 +124,15 @@ py::tuple open_share(LinearClient& client, const py::buffer& object, bool weight
 }
 
 py::tuple decrypt_share(LinearClient& client, const py::buffer& object) {
-    const Bytes message(object);
-    const std::size_t samples = unlocked([&] { return client.samples_of(message.view(), MessageType::share); });
+    const Bytes bytes(object);
+    const WireReader message = unlocked([&] { return WireReader(bytes.view(), MessageType::share); });
+    const std::size_t samples = client.samples_of(message);
     py::array_t<std::uint64_t> values({static_cast<py::ssize_t>(samples), static_cast<py::ssize_t>(client.outputs())});
     std::uint64_t* out = values.mutable_data();
     ReplyHead head;
     {
         py::gil_scoped_release release;
-        head = client.decrypt_share(message.view(), out);
+        head = client.decrypt_share(message, out);
     }
     return py::make_tuple(values, head.bits, head.scale);
 }

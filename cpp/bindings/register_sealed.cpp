@@ -10,17 +10,17 @@ namespace hesplit {
 
 namespace {
 
-using Open = void (SealedLayerClient::*)(View<const std::uint8_t>, double*);
+using Open = void (SealedLayerClient::*)(WireReader, double*);
 
 template <Open open>
 Matrix<double> decrypt(SealedLayerClient& client, const py::buffer& object) {
-    const Bytes reply(object);
+    const Bytes bytes(object);
+    const WireReader reply = unlocked([&] { return WireReader(bytes.view(), MessageType::sealed_reply); });
     const std::size_t columns = open == &SealedLayerClient::decrypt ? client.outputs() : client.features();
-    Matrix<double> values({static_cast<py::ssize_t>(unlocked([&] { return client.samples_of(reply.view()); })),
-                           static_cast<py::ssize_t>(columns)});
+    Matrix<double> values({static_cast<py::ssize_t>(client.samples_of(reply)), static_cast<py::ssize_t>(columns)});
     double* out = values.mutable_data();
     py::gil_scoped_release release;
-    (client.*open)(reply.view(), out);
+    (client.*open)(reply, out);
     return values;
 }
 

@@ -61,11 +61,8 @@ py::bytes multiply(const TensorRing& ring,
 
 Matrix<double> decrypt_all(const TensorRing& ring, const SecretKey& key, const py::buffer& object) {
     const Bytes message(object);
-    Matrix<double> out(static_cast<py::ssize_t>(count_products(ring, message.view())));
-    double* values = out.mutable_data();
-    py::gil_scoped_release release;
-    decrypt_products(ring, key, message.view(), values);
-    return out;
+    const SecretBuffer<double> values = unlocked([&] { return decrypt_products(ring, key, message.view()); });
+    return Matrix<double>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
 }  // namespace

@@ -177,7 +177,7 @@ void check_tensors(const SecretKey& key) {
         multiply_polynomials(*ring, {{&polynomials, {weights.data(), n}}},
                              {{{positions.data(), positions.size()}, {constants.data(), constants.size()}}}, 50, 1);
     std::vector<double> out(positions.size());
-    decrypt_products(*ring, key, view(product), out.data());
+    decrypt_products(*ring, key, view(product));
     reveal(out);
 }
 

@@ -84,6 +84,9 @@ void until_destroyed(const std::function<void()>& work) {
 View<const std::uint8_t> view(const std::string& bytes) {
     return {reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()};
 }
+WireReader reader_of(const std::string& reply, MessageType type) {
+    return WireReader(view(reply), type);
+}
 View<const double> view(const std::vector<double>& values) {
     return {values.data(), values.size()};
 }
@@ -215,7 +218,7 @@ void stress_destroy(Packing packing, bool fresh_keys) {
         const std::function<void()> predict = [&] {
             std::vector<double> y(kSamples * kOutputs);
             const std::string reply = server.forward(view(client.encrypt(exact.x.data(), kSamples, false).bytes));
-            client.decrypt(view(reply), Purpose::local, false, y.data());
+            client.decrypt(reader_of(reply, MessageType::reply), Purpose::local, false, y.data());
             expect(exact.right(y, chosen.error_bound), "logits");
         };
         const std::function<void()> material = [&] { client.public_material(); };
@@ -240,9 +243,9 @@ void stress_linear(Packing packing, bool fresh_keys) {
             std::shared_ptr<const LinearServer::Kept> kept;
             const std::string reply = server.forward(view(request), nullptr, &kept);
             expect(server.cost(view(request), true).reply_bytes == reply.size(), "cost");
-            expect(client.samples_of(view(reply)) == kSamples, "samples");
+            expect(client.samples_of(reader_of(reply, MessageType::reply)) == kSamples, "samples");
             std::vector<double> y(kSamples * kOutputs), weight_gradient(kOutputs * kFeatures);
-            client.decrypt(view(reply), Purpose::local, true, y.data());
+            client.decrypt(reader_of(reply, MessageType::reply), Purpose::local, true, y.data());
             expect(exact.right(y, chosen.error_bound), "logits");
             std::shared_ptr<const LinearServer::Masked> masked;
             const std::string message = server.weight_gradient(*kept, view(gradient), masked);
@@ -281,7 +284,7 @@ void stress_private(Packing packing) {
         for (int round = 0; round < kRounds; ++round) {
             std::vector<double> y(kSamples * kOutputs);
             const std::string reply = at.forward(view(client.encrypt(exact.x.data(), kSamples, false).bytes));
-            client.decrypt(view(reply), Purpose::local, false, y.data());
+            client.decrypt(reader_of(reply, MessageType::reply), Purpose::local, false, y.data());
             expect(exact.right(y, chosen.error_bound), "private logits");
             if (packing == Packing::slots) {
                 continue;
@@ -325,8 +328,8 @@ void stress_sealed() {
             wait.unlock();
             const std::string request = client.encrypt(view(exact.x)), reply = server.forward(view(request));
             expect(server.cost(view(request)).request_bytes == request.size(), "cost");
-            expect(client.samples_of(view(reply)) == kSamples, "samples");
-            client.decrypt(view(reply), y.data());
+            expect(client.samples_of(reader_of(reply, MessageType::sealed_reply)) == kSamples, "samples");
+            client.decrypt(reader_of(reply, MessageType::sealed_reply), y.data());
             expect(exact.right(y, 10), "logits");
         }
     });
@@ -356,7 +359,8 @@ void stress_sealed() {
 
     const std::function<void()> predict = [&] {
         std::vector<double> y(kSamples * kOutputs);
-        client.decrypt(view(server.forward(view(client.encrypt(view(exact.x))))), y.data());
+        const std::string reply = server.forward(view(client.encrypt(view(exact.x))));
+        client.decrypt(reader_of(reply, MessageType::sealed_reply), y.data());
     };
     const std::function<void()> update = [&] { client.update(view(gradient), view(exact.weight), view(exact.bias)); };
     destroy_amid({predict, predict, predict, update}, 5, [&] { client.destroy(); });

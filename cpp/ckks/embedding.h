@@ -28,7 +28,7 @@ class Embedding {
 
   private:
     struct Complex {
-        Buffer<double> re, im;
+        SecretBuffer<double> re, im;  // of messages, for a moment
         explicit Complex(std::size_t size) : re(size), im(size) {}
     };
     // sum_k x_k exp(-2 pi i j k / half) for all j; x in bit-reversed order. With re and im exchanged in both x and the

@@ -131,9 +131,13 @@ void PreciseEmbedding::encode(const double* slots, double bound, double scale, c
         const double unit = std::ldexp(1.0, shift), inverse = 1 / unit;
         for (std::size_t k = 0; k < slots_; ++k) {
             Sum& value = values[k];
-            std::int64_t number = std::llrint(value.high * inverse);
-            value = sum(value.high - static_cast<double>(number) * unit, value.low);  // exact: it had 53 bits
-            number += last ? std::llrint(value.high) : std::int64_t{0};
+            // Of both parts: where a value has more than 53 bits above the unit, the lower one is longer than a digit.
+            std::int64_t number = 0;
+            for (int part = 0; part < 2; ++part) {
+                const std::int64_t whole = std::llrint(value.high * inverse);
+                value = sum(value.high - static_cast<double>(whole) * unit, value.low);  // exact: it had 53 bits
+                number += whole;
+            }
             // Real slots are the same at conjugate roots: coefficient N - k is -m_k, and N/2 is 0.
             if (k < count) {
                 digits[k] = number;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "ring/rounding.h"
 #include "rlwe/decryption.h"
 #include "rlwe/encryption.h"
 
@@ -49,15 +50,14 @@ std::size_t SlotRing::choose_digits() const {
     return digits;
 }
 
-void SlotRing::encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const {
+void SlotRing::encode(View<const double> values, double scale, std::uint64_t* coefficients) const {
     encode(values, scale, data_, coefficients);
 }
 
-void SlotRing::encode(const std::vector<double>& values, double scale, const Ring& ring,
-                      std::uint64_t* coefficients) const {
+void SlotRing::encode(View<const double> values, double scale, const Ring& ring, std::uint64_t* coefficients) const {
     const std::size_t n = data_.degree();
-    Buffer<double> real(n);
-    embedding_.to_coefficients(values.data(), real.data());
+    SecretBuffer<double> real(n);
+    embedding_.to_coefficients(values.data, real.data());
     double largest = 0;
     for (const double value : real) {
         largest = std::max(largest, std::abs(value));
@@ -68,9 +68,10 @@ void SlotRing::encode(const std::vector<double>& values, double scale, const Rin
     // What 64-bit integers do not hold is a power of two, below the precision of the doubles.
     const int shift = largest * scale < 0x1p62 ? 0 : std::ilogb(largest * scale) - 61;
     const double factor = std::ldexp(scale, -shift);
-    Buffer<std::int64_t> integers(n);
+    SecretBuffer<std::int64_t> integers(n);
+    RandomRounding rounded;
     for (std::size_t i = 0; i < n; ++i) {
-        integers[i] = std::llrint(real[i] * factor);
+        integers[i] = rounded(real[i] * factor);
     }
     ring.lift(View<const std::int64_t>{integers.data(), n}, coefficients);
     if (shift > 0) {
@@ -78,18 +79,17 @@ void SlotRing::encode(const std::vector<double>& values, double scale, const Rin
     }
 }
 
-void SlotRing::encode_ntt(const std::vector<double>& values, double scale, const Ring& ring,
-                          std::uint64_t* poly) const {
+void SlotRing::encode_ntt(View<const double> values, double scale, const Ring& ring, std::uint64_t* poly) const {
     encode(values, scale, ring, poly);
     ring.to_ntt(poly);
 }
 
-std::vector<double> SlotRing::decode(View<const std::int64_t> coefficients, double scale) const {
+SecretBuffer<double> SlotRing::decode(View<const std::int64_t> coefficients, double scale) const {
     SecretBuffer<double> real(coefficients.size);
     for (std::size_t i = 0; i < coefficients.size; ++i) {
         real[i] = static_cast<double>(coefficients[i]) / scale;
     }
-    std::vector<double> values(slots());
+    SecretBuffer<double> values(slots());
     embedding_.to_slots(real.data(), values.data());
     return values;
 }

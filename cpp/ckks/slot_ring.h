@@ -53,13 +53,13 @@ class SlotRing {
     const Ring& key() const { return key_; }    // with the key-switching prime
     KeySwitching switching() const { return {key_, digits_}; }
 
-    // round(scale * embedding^-1(values)), coefficients over the data ring, for any positive scale. Throws RangeError
-    // where a coefficient does not fit the modulus.
-    void encode(const std::vector<double>& values, double scale, std::uint64_t* coefficients) const;
+    // scale * embedding^-1(values), rounded at random (ring/rounding.h): coefficients over the data ring, for any
+    // positive scale. Throws RangeError where a coefficient does not fit the modulus.
+    void encode(View<const double> values, double scale, std::uint64_t* coefficients) const;
     // The same in NTT form, over the data ring or the key ring.
-    void encode_ntt(const std::vector<double>& values, double scale, const Ring& ring, std::uint64_t* poly) const;
+    void encode_ntt(View<const double> values, double scale, const Ring& ring, std::uint64_t* poly) const;
     // The real parts of the slots, divided by the scale.
-    std::vector<double> decode(View<const std::int64_t> coefficients, double scale) const;
+    SecretBuffer<double> decode(View<const std::int64_t> coefficients, double scale) const;
 
     // The automorphism that rotates by a step is x -> x^element, of elements that the keys are for.
     std::uint64_t galois_element(int step) const;
@@ -84,7 +84,7 @@ class SlotRing {
     double rotation_deviation() const { return switching_deviation(switching()); }
 
   private:
-    void encode(const std::vector<double>& values, double scale, const Ring& ring, std::uint64_t* coefficients) const;
+    void encode(View<const double> values, double scale, const Ring& ring, std::uint64_t* coefficients) const;
     std::size_t choose_digits() const;
     // What c1 is the sum of within each digit, as integers, one for each data prime: with D the product of the digit's
     // primes and q one of them, D / q times the centred residue of c1 / (D / q) modulo q. [prime_count, degree].

@@ -18,7 +18,7 @@ struct Pass {
         std::shared_ptr<const LinearServer::Kept> kept;
         const std::string reply = layer.server.forward(view(request), nullptr, &kept);
         std::vector<double> y(layer.samples * layer.client.outputs());
-        layer.client.decrypt(view(reply), Purpose::local, true, y.data());
+        layer.client.decrypt(WireReader(view(reply), MessageType::reply), Purpose::local, true, y.data());
         const std::vector<double> gradient = layer.gradient(), shown = layer.shown_gradient();
         const std::string message_bytes =
             layer.server.weight_gradient(*kept, {gradient.data(), gradient.size()}, masked);

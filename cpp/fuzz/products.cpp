@@ -11,8 +11,7 @@ std::vector<std::string> genuine() {
 void receive(const Bytes& bytes) {
     const Tensors& own = tensors();
     const Bytes message = addressed(bytes, own.key->id(), message_id(own.messages.front()));
-    std::vector<double> values(count_products(*own.ring, view(message)));
-    decrypt_products(*own.ring, *own.key, view(message), values.data());
+    const SecretBuffer<double> values = decrypt_products(*own.ring, *own.key, view(message));
     const std::vector<double> constants(values.size(), 1.0);
     add_to_products(*own.ring, view(message), {constants.data(), constants.size()});
 }

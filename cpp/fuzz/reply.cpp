@@ -16,9 +16,10 @@ void receive(const Bytes& bytes) {
     const std::string& request = layer.waiting();
     const Bytes reply = addressed(bytes, key_id(request), message_id(request));
     // As the bindings do: room for as many samples as the request had.
-    std::vector<double> y(layer.client.samples_of(view(reply)) * layer.client.outputs());
+    const WireReader opened(view(reply), MessageType::reply);
+    std::vector<double> y(layer.client.samples_of(opened) * layer.client.outputs());
     const bool release = layer.server.parameters().choice().releases != 0;
-    layer.client.decrypt(view(reply), release ? Purpose::release : Purpose::local, false, y.data());
+    layer.client.decrypt(opened, release ? Purpose::release : Purpose::local, false, y.data());
     layer.answered();
 }
 

@@ -22,9 +22,9 @@ void receive(const Bytes& bytes) {
         layer.client.open_share(view(message), false, deviation);
     } else {
         // As the bindings do: room for as many samples as the request had.
-        std::vector<std::uint64_t> share(layer.client.samples_of(view(message), MessageType::share) *
-                                         layer.client.outputs());
-        layer.client.decrypt_share(view(message), share.data());
+        const WireReader opened(view(message), MessageType::share);
+        std::vector<std::uint64_t> share(layer.client.samples_of(opened) * layer.client.outputs());
+        layer.client.decrypt_share(opened, share.data());
     }
     layer.answered();
 }

@@ -89,7 +89,7 @@ LinearClient::Request LinearClient::encrypt(const T* x, std::size_t samples, boo
     const ParameterChoice& choice = parameters_.choice();
     const BatchShape shape = packing_->shape_of(samples);
     const std::vector<std::size_t> beyond = samples_beyond(x, samples, features_, choice);
-    std::vector<T> clipped;
+    SecretBuffer<T> clipped;
     if (!beyond.empty()) {
         if (!clip) {
             throw RangeError(
@@ -128,13 +128,15 @@ std::string LinearClient::write_request(const BatchShape& shape, const T* x, con
         const T* rows = x + group * shape.group_size * features_;
         const std::size_t samples = shape.samples_of(group), input = index % per_group;
         std::uint8_t* to = out + index * codec_.bytes();
+        // The message, before anything hides it.
         if (ring_.composable()) {
-            Buffer<std::uint64_t> integers(ring_.degree());
+            SecretBuffer<std::uint64_t> integers(ring_.degree());
             packing_->encode_integers(shape, rows, samples, input, integers.data());
             ring_.add_integers(integers.data(), zeros.c0[index].data());
             codec_.pack_integers(integers.data(), to);
         } else {
-            Buffer<std::uint64_t> c0(ring_.size()), scratch;
+            SecretBuffer<std::uint64_t> c0(ring_.size());
+            Buffer<std::uint64_t> scratch;
             packing_->encode(shape, rows, samples, input, c0.data());
             ring_.add(c0.data(), zeros.c0[index].data());
             codec_.pack(c0.data(), to, scratch);
@@ -143,10 +145,9 @@ std::string LinearClient::write_request(const BatchShape& shape, const T* x, con
     return writer.finish();
 }
 
-std::size_t LinearClient::samples_of(View<const std::uint8_t> reply, MessageType type) const {
-    WireReader reader(reply, type);
-    reader.require(parameters_.hash(), reader.header().key);
-    return session_.samples_of(reader.header());
+std::size_t LinearClient::samples_of(const WireReader& reply) const {
+    reply.require(parameters_.hash(), reply.header().key);
+    return session_.samples_of(reply.header());
 }
 
 ReplyHead LinearClient::read_reply(WireReader& reader, const Outstanding& request) const {
@@ -158,13 +159,16 @@ ReplyHead LinearClient::read_reply(WireReader& reader, const Outstanding& reques
 }
 
 void LinearClient::check_precise(const ReplyHead& reply) const {
-    if (kTail * packing_->rounding_deviation() / reply.scale > parameters_.choice().error_bound) {
+    // A server's bits and scale leave room for twice the bound beside the largest logit: with fewer bits than that,
+    // a scale that looks precise is none of the values'.
+    const double bound = parameters_.choice().error_bound * reply.scale;
+    if (packing_->rounding_error() > bound || 2 * bound > packing_->largest(reply.bits) * kRangeSlack) {
         throw WireError("a reply that is too coarse for the agreed error bound");
     }
 }
 
-double LinearClient::decrypt(View<const std::uint8_t> bytes, Purpose purpose, bool weight_gradient_follows, double* y) {
-    WireReader reader(bytes, MessageType::reply);
+double LinearClient::decrypt(WireReader reader, Purpose purpose, bool weight_gradient_follows, double* y) {
+    reader.require(MessageType::reply);
     reader.require(parameters_.hash(), reader.header().key);
     ClientSession::Answer answer = session_.answer(reader.header(), Awaited::logits);
     ClientKey& key = *answer.request().key;

@@ -46,17 +46,18 @@ class LinearClient {
     template <class T>
     Request encrypt(const T* x, std::size_t samples, bool clip);
 
-    // The samples of the request that a reply answers. Throws WireError or KeyMismatchError.
-    std::size_t samples_of(View<const std::uint8_t> reply, MessageType type = MessageType::reply) const;
+    // The samples of the request that a reply, or a share, answers. Throws KeyMismatchError. This and what decrypts
+    // take a message that was opened once, so that both say the same of it.
+    std::size_t samples_of(const WireReader& reply) const;
     // y is row-major [samples, outputs]. Each request is answered once, and with `weight_gradient_follows` once more by
     // open_weight_gradient. Returns the deviation of the noise added to each y: 0 for local use.
-    double decrypt(View<const std::uint8_t> reply, Purpose purpose, bool weight_gradient_follows, double* y);
+    double decrypt(WireReader reply, Purpose purpose, bool weight_gradient_follows, double* y);
 
     // The client's share of masked logits (LinearServer::share), for the server: a release, flooded as decrypt() floods
     // one. `deviation` receives that of the noise added to each logit.
     std::string open_share(View<const std::uint8_t> message, bool weight_gradient_follows, double& deviation);
     // The same for local use: row-major [samples, outputs], modulo 2^bits at a scale, which are returned.
-    ReplyHead decrypt_share(View<const std::uint8_t> message, std::uint64_t* share);
+    ReplyHead decrypt_share(WireReader message, std::uint64_t* share);
 
     // The opened, still masked weight gradient for the server: a release. `gradient` is dJ/dY, row-major [samples,
     // outputs], as the server got it; empty with private weights, where only the server knows it.

@@ -2,6 +2,7 @@
 // per client; a call works on a whole polynomial, so that dispatch costs nothing.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -55,8 +56,10 @@ class ClientPacking {
     // The logits of one product from the values at these positions. y is row-major [samples, outputs].
     virtual void decode(const BatchShape& shape, std::size_t product, std::size_t samples,
                         View<const std::int64_t> values, double scale, double* y) const = 0;
-    // The standard deviation that the rounding of a reply has in a logit, in units of the reply's last bit.
-    virtual double rounding_deviation() const = 0;
+    // What the rounding of a reply adds to a logit at most (but with the probability that error bounds leave), and the
+    // largest logit that a reply of so many bits can say, both in units of the reply's last bit.
+    virtual double rounding_error() const = 0;
+    virtual double largest(int bits) const { return std::ldexp(1.0, bits - 1); }
 
     // The ciphertexts of an encrypted weight gradient, and the coefficients of their c0.
     virtual std::vector<GradientRun> gradient_runs(const BatchShape& shape) const = 0;

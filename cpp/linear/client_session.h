@@ -41,7 +41,7 @@ enum class Awaited { logits, weight_gradient, input_gradient };
 struct SealedShare {
     Id weights{};                       // the reply must have been made with these
     SecretBuffer<std::uint64_t> phase;  // at the positions of every ciphertext in turn, modulo 2^bits
-    std::vector<double> values;         // to the decrypted values, row-major
+    SecretBuffer<double> values;        // to the decrypted values, row-major
 };
 
 struct Outstanding {

@@ -63,9 +63,9 @@ std::string LinearClient::open_share(View<const std::uint8_t> bytes, bool weight
     return opened;
 }
 
-ReplyHead LinearClient::decrypt_share(View<const std::uint8_t> bytes, std::uint64_t* share) {
+ReplyHead LinearClient::decrypt_share(WireReader reader, std::uint64_t* share) {
     check_shares(parameters_);
-    WireReader reader(bytes, MessageType::share);
+    reader.require(MessageType::share);
     reader.require(parameters_.hash(), reader.header().key);
     ClientSession::Answer answer = session_.answer(reader.header(), Awaited::logits);
     const ClientKey& key = *answer.request().key;

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "ckks/precise_embedding.h"
 #include "linear/merged/merging.h"
+#include "ring/rounding.h"
 #include "rlwe/decryption.h"
 #include "rlwe/galois.h"
 #include "rlwe/public_key.h"
@@ -27,9 +28,9 @@ struct Budget {
     double modulus = 0;
     double weight_scale = 0;
     int weight_shift = 0;
-    int gain_bits = 0;           // what logits are multiplied by otherwise
-    double fixed_error = 0;      // everything but the rounding of the reply
-    double reply_deviation = 0;  // standard deviation of that, in units of the reply's last bit
+    int gain_bits = 0;       // what logits are multiplied by otherwise
+    double fixed_error = 0;  // everything but the rounding of the reply
+    double reply_error = 0;  // the bound of that, in units of the reply's last bit
     int least_reply_bits = 1;
     int max_reply_bits = 0;
 };
@@ -50,7 +51,7 @@ Scaling finish(const ParameterChoice& choice, const WeightNorms& norms, const Bu
     for (scaling.reply_bits = std::min(budget.least_reply_bits, most); scaling.reply_bits <= most;
          ++scaling.reply_bits) {
         scaling.reply_scale = scaling.product_scale / budget.modulus * std::ldexp(1.0, scaling.reply_bits);
-        scaling.error = budget.fixed_error + kTail * budget.reply_deviation / scaling.reply_scale;
+        scaling.error = budget.fixed_error + budget.reply_error / scaling.reply_scale;
         if (scaling.error <= target) {
             return scaling;
         }
@@ -240,18 +241,18 @@ Scaling scale_products(const ParameterChoice& choice, const Ring& ring, const We
     const double merging = choice.scale / product_scale;
     const double noise =
         std::sqrt((request_noise_variance(ring) + merges.input_variance) * norms.group_l2 * norms.group_l2 +
-                  rounding * rounding / 12 + merges.output_variance * merging * merging);
+                  kRoundingVariance * rounding * rounding + merges.output_variance * merging * merging);
     // Cauchy-Schwarz, no statistics: activations may be correlated with how their weights were rounded. Of private
-    // weights the roundings are taken as uniform, since nothing may follow from what they are.
+    // weights it is taken at its worst, since nothing may follow from what they are.
     double rounded = std::sqrt(static_cast<double>(features)) / 2;
     if (known && known->weight_scale == budget.weight_scale) {
         rounded = known->rounding_norm;
-    } else if (!merges.any) {
-        rounded = rounding_norm(hidden ? View<const double>{} : weight, features, budget.weight_scale);
+    } else if (!merges.any && !hidden) {
+        rounded = rounding_norm(weight, features, budget.weight_scale);
     }
     const double weights = rounded * choice.activation_norm * kRangeSlack / budget.weight_scale;
     budget.fixed_error = kTail * noise / choice.scale + weights + 1 / (budget.weight_scale * choice.scale);
-    budget.reply_deviation = reply_rounding_deviation(ring.degree());
+    budget.reply_error = kTail * reply_rounding_deviation(ring.degree());
     budget.max_reply_bits = kMaxBlockReplyBits;
     const double l1 = agreed_weight_l1(choice, ring, features, per_product, product_scale);
     if (choice.releases > 0) {
@@ -323,25 +324,40 @@ Scaling scale_slots(const ParameterChoice& choice, const SlotRing& ring, const W
     budget.modulus = ring.data().modulus_value();
     budget.weight_scale = filling_weight_scale(choice, budget.modulus, norms);
     const double product_scale = budget.weight_scale * choice.scale;
-    // Independent errors of variance v in all coefficients have variance v * N / 2 in the real part of a slot.
+    // Independent errors of variance v in all coefficients have variance v * N / 2 in the real part of a slot, and
+    // those of different slots are uncorrelated.
     const double embedding = std::sqrt(static_cast<double>(ring.data().degree()) / 2);
     const double rotation = ring.rotation_deviation();
 
-    const double inputs =
-        embedding * std::sqrt(request_noise_variance(ring.data()) + 1.0 / 12) * norms.l2 / choice.scale;
-    const double babies = layout.babies > 1 ? embedding * rotation * norms.l2 / choice.scale : 0;
+    // Of an activation and of a weight, in their slots.
+    const double input = embedding * std::sqrt(request_noise_variance(ring.data()) + kRoundingVariance) / choice.scale;
+    const double rotated = layout.babies > 1 ? embedding * rotation / choice.scale : 0;
     const double encoded_scale = std::min(budget.weight_scale, std::ldexp(1.0, SlotRing::kEncodedBits - 1));
-    const double weights = embedding * std::sqrt(1.0 / 12) * choice.activation_norm * kRangeSlack / encoded_scale;
-    // An output is the sum of several slots.
+    const double rounded = embedding * std::sqrt(kRoundingVariance) / encoded_scale;
+    // An output is the sum of several slots, each of which collects its offsets of all inputs.
     const auto terms = static_cast<double>(layout.terms());
+    const double pairs = terms * static_cast<double>(layout.offsets() * layout.inputs());
+    const double inputs = input * norms.l2, babies = rotated * norms.l2;
+    const double weights = rounded * choice.activation_norm * kRangeSlack * std::sqrt(layout.most_reads());
+    const double both = std::sqrt(2 * pairs * (input * input + rotated * rotated)) * rounded;
     const double sums = static_cast<double>(layout.giants()) * terms;
     const double rotations = embedding * rotation * std::sqrt(sums) / product_scale;
-    budget.fixed_error = kTail * std::sqrt(inputs * inputs + weights * weights) +
-                         kProductTail * std::sqrt(babies * babies + rotations * rotations) + embedding / product_scale;
-    budget.reply_deviation =
-        kProductTail / kTail * embedding * std::sqrt(terms) * reply_rounding_deviation(ring.data().degree());
+    const double bias = embedding * std::sqrt(kRoundingVariance * terms) / product_scale;
+    budget.fixed_error = kTail * std::sqrt(inputs * inputs + weights * weights + bias * bias) +
+                         kProductTail * std::sqrt(babies * babies + both * both + rotations * rotations);
+    budget.reply_error = slot_rounding_error(layout, ring.data().degree());
     budget.max_reply_bits = kMaxSlotReplyBits;
     return finish(choice, norms, budget);
+}
+
+double slot_rounding_error(const SlotLayout& layout, std::size_t ring_degree) {
+    const double embedding = std::sqrt(static_cast<double>(ring_degree) / 2);
+    return kProductTail * embedding * std::sqrt(static_cast<double>(layout.terms())) *
+           reply_rounding_deviation(ring_degree);
+}
+
+double trace_rounding_error(const TraceLayout& layout, std::size_t ring_degree) {
+    return kProductTail * trace_deviation(layout) * reply_rounding_deviation(ring_degree);
 }
 
 double trace_deviation(const TraceLayout& layout) {
@@ -401,7 +417,7 @@ Scaling scale_traces(const ParameterChoice& choice, const Ring& ring, const Weig
     // Uniform numbers are sub-Gaussian with the variance that they have; the noise is taken at its worst.
     const double flood = kTail * std::ldexp(deviation / std::sqrt(3.0), flood_bits);
     budget.fixed_error = (flood + deviation * deviation / width * bound) / product_scale;
-    budget.reply_deviation = kProductTail / kTail * deviation * reply_rounding_deviation(ring.degree());
+    budget.reply_error = trace_rounding_error(layout, ring.degree());
     budget.max_reply_bits = kMaxBlockReplyBits;
     Scaling scaling = finish(choice, norms, budget);
     scaling.flood_bits = flood_bits;

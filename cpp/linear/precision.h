@@ -94,6 +94,10 @@ Scaling scale_traces(const ParameterChoice& choice, const Ring& ring, const Weig
 // independently: a logit is N/2M times the first of them and twice the others' sum, each times a cosine.
 double trace_deviation(const TraceLayout& layout);
 
+// What the rounding of a reply, in units of its last bit, adds to a logit on slots and on traces at most.
+double slot_rounding_error(const SlotLayout& layout, std::size_t ring_degree);
+double trace_rounding_error(const TraceLayout& layout, std::size_t ring_degree);
+
 // The largest scale of a gradient, row-major [samples, outputs], with which no sum of |x| <= B times G wraps around.
 double largest_gradient_scale(const ParameterChoice& choice, const Ring& ring, View<const double> gradient,
                               std::size_t outputs);

@@ -103,10 +103,10 @@ WireReader read_opened(View<const std::uint8_t> opened, MessageType type, const 
     return reader;
 }
 
-std::vector<std::int64_t> take_masked(WireReader& reader, const SecretBuffer<std::uint64_t>& mask, int bits) {
+SecretBuffer<std::int64_t> take_masked(WireReader& reader, const SecretBuffer<std::uint64_t>& mask, int bits) {
     Buffer<std::uint64_t> values(mask.size());
     reader.packed({values.data(), values.size()}, bits, std::uint64_t{1} << bits);
-    std::vector<std::int64_t> signed_values(values.size());
+    SecretBuffer<std::int64_t> signed_values(values.size());
     for (std::size_t i = 0; i < values.size(); ++i) {
         signed_values[i] = static_cast<std::int64_t>((values[i] - mask[i]) << (64 - bits)) >> (64 - bits);
     }

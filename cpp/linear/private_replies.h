@@ -36,7 +36,7 @@ void add_mask(const SecretBuffer<std::uint64_t>& mask, int bits, std::uint64_t* 
 WireReader read_opened(View<const std::uint8_t> opened, MessageType type, const Header& asked,
                        const std::vector<SecretBuffer<std::uint64_t>>& masks, int bits);
 // The numbers of its next run without their mask, modulo 2^bits, as signed numbers.
-std::vector<std::int64_t> take_masked(WireReader& reader, const SecretBuffer<std::uint64_t>& mask, int bits);
+SecretBuffer<std::int64_t> take_masked(WireReader& reader, const SecretBuffer<std::uint64_t>& mask, int bits);
 
 // Puts values of a product in their places, rows of row-major [samples, outputs]: they are ordered by output, from
 // `first` on, then sample.

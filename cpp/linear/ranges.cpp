@@ -102,19 +102,19 @@ template std::vector<std::size_t> samples_beyond<double>(const double*, std::siz
                                                          const ParameterChoice&);
 
 template <class T>
-std::vector<T> clip_samples(const T* x, std::size_t samples, std::size_t features,
-                            const std::vector<std::size_t>& beyond, const ParameterChoice& choice) {
-    std::vector<T> clipped(x, x + samples * features);
+SecretBuffer<T> clip_samples(const T* x, std::size_t samples, std::size_t features,
+                             const std::vector<std::size_t>& beyond, const ParameterChoice& choice) {
+    SecretBuffer<T> clipped(x, x + samples * features);
     for (const std::size_t s : beyond) {
         clip_row(clipped.data() + s * features, features, choice);
     }
     return clipped;
 }
 
-template std::vector<float> clip_samples<float>(const float*, std::size_t, std::size_t, const std::vector<std::size_t>&,
-                                                const ParameterChoice&);
-template std::vector<double> clip_samples<double>(const double*, std::size_t, std::size_t,
-                                                  const std::vector<std::size_t>&, const ParameterChoice&);
+template SecretBuffer<float> clip_samples<float>(const float*, std::size_t, std::size_t,
+                                                 const std::vector<std::size_t>&, const ParameterChoice&);
+template SecretBuffer<double> clip_samples<double>(const double*, std::size_t, std::size_t,
+                                                   const std::vector<std::size_t>&, const ParameterChoice&);
 
 void check_edge(View<const std::int64_t> values, int bits) {
     const double largest = std::ldexp(0.999, bits - 1);

@@ -34,8 +34,8 @@ std::vector<std::size_t> samples_beyond(const T* x, std::size_t samples, std::si
 
 // x with the samples `beyond` clipped.
 template <class T>
-std::vector<T> clip_samples(const T* x, std::size_t samples, std::size_t features,
-                            const std::vector<std::size_t>& beyond, const ParameterChoice& choice);
+SecretBuffer<T> clip_samples(const T* x, std::size_t samples, std::size_t features,
+                             const std::vector<std::size_t>& beyond, const ParameterChoice& choice);
 
 // Throws RangeError if a decrypted value modulo 2^bits is so near the edge that it may have wrapped around. A genuine
 // logit never comes near it: precision.cpp leaves more room than that.

@@ -100,7 +100,7 @@ void LinearServer::unmask(const Masked& masked, View<const std::uint8_t> opened,
         read_opened(opened, MessageType::opened_gradient, masked.header, masked.masks, masked.head.bits);
     for (std::size_t r = 0; r < masked.runs.size(); ++r) {
         const GradientRun& run = masked.runs[r];
-        const std::vector<std::int64_t> centred = take_masked(reader, masked.masks[r], masked.head.bits);
+        const SecretBuffer<std::int64_t> centred = take_masked(reader, masked.masks[r], masked.head.bits);
         const std::vector<double> part =
             packing_->decode_gradient(run, {centred.data(), centred.size()}, masked.head.scale);
         for (std::size_t i = 0; i < part.size(); ++i) {

@@ -41,7 +41,7 @@ std::string LinearServer::share(View<const std::uint8_t> request, std::shared_pt
 void LinearServer::join(const Share& share, View<const std::uint8_t> opened, double* y) const {
     WireReader reader = read_opened(opened, MessageType::opened_share, share.header, share.masks, share.head.bits);
     place(share, y, [&](const SecretBuffer<std::uint64_t>& mask) {
-        std::vector<double> logits;
+        SecretBuffer<double> logits;
         for (const std::int64_t value : take_masked(reader, mask, share.head.bits)) {
             logits.push_back(static_cast<double>(value) / share.head.scale);
         }

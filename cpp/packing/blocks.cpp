@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "ring/rounding.h"
 
 namespace hesplit {
 
@@ -104,11 +105,12 @@ void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::
                  View<std::int64_t> out, std::int64_t modulus) {
     const std::size_t first = j * layout.width;
     const std::size_t used = layout.features_of(j);
+    RandomRounding rounded;
     std::int64_t* to = out.data;
     for (std::size_t s = 0; s < count; ++s) {
         const T* row = x + s * layout.features + first;
         for (std::size_t i = 0; i < used; ++i) {
-            const std::int64_t value = std::llrint(static_cast<double>(row[i]) * scale);
+            const std::int64_t value = rounded(static_cast<double>(row[i]) * scale);
             to[i] = value + ((value >> 63) & modulus);
         }
         std::fill(to + used, to + layout.width, 0);

@@ -91,8 +91,8 @@ BlockLayout plan_blocks(std::size_t degree, std::size_t features, std::size_t ou
                         const BlockMedium& medium,
                         std::size_t most_per_product = std::numeric_limits<std::size_t>::max());
 
-// The coefficients of input polynomial j for `count` <= group_size samples: round(x * scale), negative ones plus
-// `modulus`. `x` is row-major [count, features].
+// The coefficients of input polynomial j for `count` <= group_size samples: x * scale, rounded at random
+// (ring/rounding.h), negative ones plus `modulus`. `x` is row-major [count, features].
 template <class T>
 void place_input(const BlockLayout& layout, const T* x, std::size_t count, std::size_t j, double scale,
                  View<std::int64_t> out, std::int64_t modulus = 0);

@@ -147,8 +147,8 @@ std::vector<int> rotation_steps(const SlotLayout& layout) {
 }
 
 template <class T>
-std::vector<double> place_slot_input(const SlotLayout& layout, const T* x, std::size_t count, std::size_t j) {
-    std::vector<double> values(layout.slots, 0.0);
+SecretBuffer<double> place_slot_input(const SlotLayout& layout, const T* x, std::size_t count, std::size_t j) {
+    SecretBuffer<double> values(layout.slots, 0.0);
     const std::size_t first = j * layout.width;
     const std::size_t used = layout.features_of(j);
     for (std::size_t s = 0; s < count; ++s) {
@@ -164,8 +164,8 @@ std::vector<double> place_slot_input(const SlotLayout& layout, const T* x, std::
     return values;
 }
 
-template std::vector<double> place_slot_input<float>(const SlotLayout&, const float*, std::size_t, std::size_t);
-template std::vector<double> place_slot_input<double>(const SlotLayout&, const double*, std::size_t, std::size_t);
+template SecretBuffer<double> place_slot_input<float>(const SlotLayout&, const float*, std::size_t, std::size_t);
+template SecretBuffer<double> place_slot_input<double>(const SlotLayout&, const double*, std::size_t, std::size_t);
 
 std::vector<double> place_slot_weight(const SlotLayout& layout, const double* weight, std::size_t p, std::size_t j,
                                       std::size_t g, std::size_t b) {

@@ -42,6 +42,11 @@ struct SlotLayout {
     std::size_t group_size() const { return slots / span(); }  // samples of one group
     std::size_t offsets() const { return repeated ? (period + copies - 1) / copies : 2 * period - 1; }
     std::size_t terms() const { return parts * copies; }  // slots that an output is the sum of
+    // How often an output, with all its terms, multiplies a feature by an encoded weight, its own 0s included: at most
+    // so many times. Two-sided offsets meet those of the samples beside it, too.
+    double most_reads() const {
+        return repeated ? (copies * offsets() == period ? 1 : 2) : (group_size() == 1 ? 2 : 4);
+    }
     std::int64_t first_offset() const { return repeated ? 0 : 1 - static_cast<std::int64_t>(period); }
     std::size_t giants() const { return (offsets() + babies - 1) / babies; }
     // The rotation of giant step g: first_offset() + g * babies.
@@ -59,7 +64,7 @@ std::vector<int> rotation_steps(const SlotLayout& layout);
 
 // The slots of input ciphertext j for `count` <= group_size() samples. `x` is row-major [count, features].
 template <class T>
-std::vector<double> place_slot_input(const SlotLayout& layout, const T* x, std::size_t count, std::size_t j);
+SecretBuffer<double> place_slot_input(const SlotLayout& layout, const T* x, std::size_t count, std::size_t j);
 
 // The diagonal of giant step g and baby step b for product p and input j, rotated back by the giant step; empty when it
 // is all zero. `weight` is row-major [outputs, features].

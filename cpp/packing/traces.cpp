@@ -77,8 +77,8 @@ SecretBuffer<double> place_trace_input(const TraceLayout& layout, const T* x, st
 template SecretBuffer<double> place_trace_input<float>(const TraceLayout&, const float*, std::size_t, std::size_t);
 template SecretBuffer<double> place_trace_input<double>(const TraceLayout&, const double*, std::size_t, std::size_t);
 
-std::vector<double> place_trace_weight(const TraceLayout& layout, const double* weight, std::size_t p, std::size_t j) {
-    std::vector<double> values(layout.slots, 0.0);
+SecretBuffer<double> place_trace_weight(const TraceLayout& layout, const double* weight, std::size_t p, std::size_t j) {
+    SecretBuffer<double> values(layout.slots, 0.0);
     const std::size_t first = j * layout.width(), used = layout.features_of(j);
     for (std::size_t part = 0; part < used; ++part) {
         for (std::size_t t = 0; t < layout.outputs_of(p); ++t) {

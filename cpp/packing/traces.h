@@ -39,7 +39,7 @@ template <class T>
 SecretBuffer<double> place_trace_input(const TraceLayout& layout, const T* x, std::size_t count, std::size_t j);
 
 // The slots of the weights of product p that meet input j. `weight` is row-major [outputs, features].
-std::vector<double> place_trace_weight(const TraceLayout& layout, const double* weight, std::size_t p, std::size_t j);
+SecretBuffer<double> place_trace_weight(const TraceLayout& layout, const double* weight, std::size_t p, std::size_t j);
 
 // The coefficients of a product that say its logits: M of them.
 std::vector<std::uint32_t> trace_positions(const TraceLayout& layout);

@@ -172,12 +172,13 @@ std::size_t count_products(const TensorRing& ring, View<const std::uint8_t> mess
     return read_products(ring, message).values;
 }
 
-void decrypt_products(const TensorRing& tensor_ring, const SecretKey& key, View<const std::uint8_t> message,
-                      double* out) {
+SecretBuffer<double> decrypt_products(const TensorRing& tensor_ring, const SecretKey& key,
+                                      View<const std::uint8_t> message) {
     const std::size_t degree = tensor_ring.ring().degree();
     const ProductMessage products = read_products(tensor_ring, message);
     tensor_ring.require(key, products.key);
     const PhaseDecryptor decryptor(key, tensor_ring.auxiliary());
+    SecretBuffer<double> out(products.values);
     parallel_for(products.runs.size(), [&](std::size_t p) {
         const ProductRun& run = products.runs[p];
         const std::uint8_t* in = run.in;
@@ -197,6 +198,7 @@ void decrypt_products(const TensorRing& tensor_ring, const SecretKey& key, View<
             out[run.first + i] = static_cast<double>(phases[i]) / products.scale;
         }
     });
+    return out;
 }
 
 std::string add_to_products(const TensorRing& tensor_ring, View<const std::uint8_t> message,

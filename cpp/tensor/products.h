@@ -39,7 +39,7 @@ std::string multiply_polynomials(const TensorRing& ring, const std::vector<Opera
 // How many values a message of products holds. Throws WireError or KeyMismatchError.
 std::size_t count_products(const TensorRing& ring, View<const std::uint8_t> message);
 // The values of that message. Throws WireError or KeyMismatchError.
-void decrypt_products(const TensorRing& ring, const SecretKey& key, View<const std::uint8_t> message, double* out);
+SecretBuffer<double> decrypt_products(const TensorRing& ring, const SecretKey& key, View<const std::uint8_t> message);
 
 // The same message with a constant added to each of its values; the sums have to fit, which nobody checks here. Throws
 // WireError, KeyMismatchError, ParameterError, or RangeError for a constant that no value of so many bits can be.

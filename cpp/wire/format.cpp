@@ -156,9 +156,8 @@ WireReader::WireReader(View<const std::uint8_t> bytes, MessageType type) : bytes
         throw WireError("wire version " + std::to_string(bytes[4]) + " is not supported (this build speaks version " +
                         std::to_string(kWireVersion) + "); run the same release at both ends");
     }
-    if (bytes[5] != static_cast<std::uint8_t>(type)) {
-        throw WireError("expected a " + name(type) + ", got a " + name(static_cast<MessageType>(bytes[5])));
-    }
+    header_.type = static_cast<MessageType>(bytes[5]);
+    require(type);
     const std::uint64_t announced = load_little_endian(bytes.data + 8, 8);
     if (bytes[6] != 0 || bytes[7] != 0 || announced != bytes.size) {
         throw WireError("a " + name(type) + " of " + std::to_string(bytes.size) + " bytes announces " +
@@ -168,10 +167,15 @@ WireReader::WireReader(View<const std::uint8_t> bytes, MessageType type) : bytes
     if (load_little_endian(bytes.data + end_, 8) != checksum(bytes.data, end_)) {
         throw WireError("the checksum of a " + name(type) + " is wrong: it was damaged on the way");
     }
-    header_.type = type;
     std::memcpy(header_.parameters.data(), bytes.data + 16, 16);
     std::memcpy(header_.key.data(), bytes.data + 32, 16);
     std::memcpy(header_.message.data(), bytes.data + 48, 16);
+}
+
+void WireReader::require(MessageType type) const {
+    if (header_.type != type) {
+        throw WireError("expected a " + name(type) + ", got a " + name(header_.type));
+    }
 }
 
 void WireReader::require(const ParameterHash& parameters, const Id& key) const {

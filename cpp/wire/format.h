@@ -88,6 +88,8 @@ class WireReader {
     WireReader(View<const std::uint8_t> bytes, MessageType type);
 
     const Header& header() const { return header_; }
+    // Throws WireError unless it is of this type.
+    void require(MessageType type) const;
     // Throws KeyMismatchError unless the message was made under these parameters and this key.
     void require(const ParameterHash& parameters, const Id& key) const;
 

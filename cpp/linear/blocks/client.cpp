@@ -103,8 +103,8 @@ void BlockClientPacking::decode_outputs(std::size_t first, std::size_t samples, 
     }
 }
 
-double BlockClientPacking::rounding_deviation() const {
-    return reply_rounding_deviation(ring_.degree());
+double BlockClientPacking::rounding_error() const {
+    return kTail * reply_rounding_deviation(ring_.degree());
 }
 
 std::vector<GradientRun> BlockClientPacking::gradient_runs(const BatchShape& shape) const {

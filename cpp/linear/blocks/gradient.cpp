@@ -24,7 +24,7 @@ BlockGradient::BlockGradient(const Ring& ring, const BlockLayout& layout, View<c
     parallel_for(encoded_.size(), [&](std::size_t index) {
         const std::size_t p = first_ + index / groups_;
         const std::size_t sample = (index % groups_) * layout_.group_size;
-        Buffer<std::int64_t> coefficients(ring_.degree());
+        SecretBuffer<std::int64_t> coefficients(ring_.degree());  // dJ/dY may be the server's alone
         place_gradient_for_weight(layout_, gradient.data + sample * layout_.outputs,
                                   std::min(layout_.group_size, samples - sample), p, rounded,
                                   {coefficients.data(), coefficients.size()});

@@ -17,7 +17,7 @@ namespace hesplit {
 // What decrypts the reply to one request: a ternary secret for every group of rows, and the norms of the rows.
 struct FrozenSecret {
     Id message{};
-    std::vector<double> norms;
+    SecretBuffer<double> norms;
     std::vector<KeyBuffer<std::int8_t>> secrets;
 };
 

@@ -43,9 +43,9 @@ double inner(const double* a, const double* b, std::size_t n) {
 }
 
 // x W^T + b, row-major [samples, outputs].
-std::vector<double> linear(View<const double> x, View<const double> weight, View<const double> bias) {
+SecretBuffer<double> linear(View<const double> x, View<const double> weight, View<const double> bias) {
     const std::size_t outputs = bias.size, features = weight.size / outputs, samples = x.size / features;
-    std::vector<double> y(samples * outputs);
+    SecretBuffer<double> y(samples * outputs);
     parallel_for(samples, [&](std::size_t s) {
         for (std::size_t o = 0; o < outputs; ++o) {
             y[s * outputs + o] = bias[o] + inner(x.data + s * features, weight.data + o * features, features);
@@ -55,9 +55,9 @@ std::vector<double> linear(View<const double> x, View<const double> weight, View
 }
 
 // G W, row-major [samples, features].
-std::vector<double> backward(View<const double> gradient, View<const double> weight, std::size_t outputs) {
+SecretBuffer<double> backward(View<const double> gradient, View<const double> weight, std::size_t outputs) {
     const std::size_t features = weight.size / outputs, samples = gradient.size / outputs;
-    std::vector<double> dx(samples * features);
+    SecretBuffer<double> dx(samples * features, 0.0);
     parallel_for(samples, [&](std::size_t s) {
         double* row = dx.data() + s * features;
         for (std::size_t o = 0; o < outputs; ++o) {
@@ -71,12 +71,12 @@ std::vector<double> backward(View<const double> gradient, View<const double> wei
     return dx;
 }
 
-View<const double> view(const std::vector<double>& values) {
+View<const double> view(const SecretBuffer<double>& values) {
     return {values.data(), values.size()};
 }
 
-std::vector<double> difference(View<const double> a, const std::vector<double>& b) {
-    std::vector<double> result(a.begin(), a.end());
+SecretBuffer<double> difference(View<const double> a, const SecretBuffer<double>& b) {
+    SecretBuffer<double> result(a.begin(), a.end());
     for (std::size_t i = 0; i < b.size(); ++i) {
         result[i] -= b[i];
     }
@@ -135,7 +135,8 @@ void SealedLayerClient::write_ciphertexts(WireWriter& writer, const PolynomialCo
                                           const ZeroEncryptions& zeros, std::size_t first) const {
     std::uint8_t* out = writer.reserve(messages.size() * codec.bytes());
     parallel_for(messages.size(), [&](std::size_t index) {
-        Buffer<std::uint64_t> c0(ring_.size()), scratch;
+        SecretBuffer<std::uint64_t> c0(ring_.size());
+        Buffer<std::uint64_t> scratch;
         const SecretBuffer<std::int64_t>& coefficients = messages[index].coefficients;
         ring_.lift(View<const std::int64_t>{coefficients.data(), coefficients.size()}, c0.data());
         if (messages[index].shift > 0) {
@@ -185,7 +186,7 @@ std::shared_ptr<const SealedLayerClient::Sent> SealedLayerClient::sent_of(const 
     sent->name = name;
     sent->scaling = scaling;
     const auto rounded = [](View<const double> values, double scale) {
-        std::vector<double> result(values.size);
+        SecretBuffer<double> result(values.size);
         std::transform(values.begin(), values.end(), result.begin(),
                        [scale](double value) { return std::nearbyint(value * scale) / scale; });
         return result;
@@ -210,7 +211,8 @@ void SealedLayerClient::write_weights(WireWriter& writer, const Sent& sent, View
                                       const ZeroEncryptions& zeros) const {
     write_ciphertexts(writer, codec_, place_weights(weight, sent.scaling.weight_scale), zeros, 0);
     const double scale = sent.scaling.weight_scale * parameters_.choice().scale;
-    Buffer<std::uint64_t> c0(ring_.size()), scratch;
+    SecretBuffer<std::uint64_t> c0(ring_.size());
+    Buffer<std::uint64_t> scratch;
     for (std::size_t poly = 0; poly < bias_polynomials(layout_); ++poly) {
         const SecretBuffer<std::uint64_t>& zero = zeros.c0[weight_count() + poly];
         std::fill(c0.begin(), c0.end(), 0);
@@ -424,22 +426,21 @@ std::string SealedLayerClient::update(View<const double> gradient, View<const do
     return writer.finish();
 }
 
-std::size_t SealedLayerClient::samples_of(View<const std::uint8_t> reply) const {
-    WireReader reader(reply, MessageType::sealed_reply);
-    reader.require(parameters_.hash(), reader.header().key);
-    return session_.samples_of(reader.header());
+std::size_t SealedLayerClient::samples_of(const WireReader& reply) const {
+    reply.require(parameters_.hash(), reply.header().key);
+    return session_.samples_of(reply.header());
 }
 
-void SealedLayerClient::decrypt(View<const std::uint8_t> reply, double* y) {
+void SealedLayerClient::decrypt(WireReader reply, double* y) {
     open(reply, Awaited::logits, y);
 }
 
-void SealedLayerClient::decrypt_input_gradient(View<const std::uint8_t> reply, double* gradient) {
+void SealedLayerClient::decrypt_input_gradient(WireReader reply, double* gradient) {
     open(reply, Awaited::input_gradient, gradient);
 }
 
-void SealedLayerClient::open(View<const std::uint8_t> bytes, Awaited awaited, double* out) {
-    WireReader reader(bytes, MessageType::sealed_reply);
+void SealedLayerClient::open(WireReader reader, Awaited awaited, double* out) {
+    reader.require(MessageType::sealed_reply);
     reader.require(parameters_.hash(), reader.header().key);
     ClientSession::Answer answer = session_.answer(reader.header(), awaited);
     const Outstanding& request = answer.request();
@@ -476,7 +477,7 @@ void SealedLayerClient::scatter(const Outstanding& request, std::size_t group, s
                                 const SecretBuffer<std::int64_t>& values, double* out) const {
     const std::size_t first = group * layout_.group_size, samples = request.shape.samples_of(group);
     const double scale = request.scale;
-    const std::vector<double>& added = request.share->values;
+    const SecretBuffer<double>& added = request.share->values;
     check_edge({values.data(), values.size()}, request.bits);
     if (request.awaited == Awaited::logits) {
         for (std::size_t i = 0; i < values.size(); ++i) {

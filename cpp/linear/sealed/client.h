@@ -40,15 +40,15 @@ class SealedLayerClient {
 
     // Encrypted activations, row-major [samples, features]. Throws RangeError beyond the agreed ranges.
     std::string encrypt(View<const double> x);
-    std::size_t samples_of(View<const std::uint8_t> reply) const;
+    std::size_t samples_of(const WireReader& reply) const;
     // Logits by the layer as it was at encrypt(), row-major [samples, outputs].
-    void decrypt(View<const std::uint8_t> reply, double* y);
+    void decrypt(WireReader reply, double* y);
 
     // Encrypted dJ/dY, row-major [samples, outputs], after which the layer is this one. Every choice.updates of them it
     // goes with the message, encrypted anew; until then the client adds what the server's copy lacks.
     std::string update(View<const double> gradient, View<const double> weight, View<const double> bias);
     // dJ/da, row-major [samples, features], by the layer before that update.
-    void decrypt_input_gradient(View<const std::uint8_t> reply, double* gradient);
+    void decrypt_input_gradient(WireReader reply, double* gradient);
 
     void destroy();
 
@@ -58,16 +58,16 @@ class SealedLayerClient {
     struct Sent {
         Id name{};  // of the message that brought them
         SealedScaling scaling;
-        std::vector<double> weight;                   // [outputs, features], as it was rounded
-        std::vector<double> bias;                     // [outputs]
+        SecretBuffer<double> weight;                  // [outputs, features], as it was rounded
+        SecretBuffer<double> bias;                    // [outputs]
         std::vector<KeyBuffer<std::uint64_t>> masks;  // c1 * s of every weight polynomial [product, input], NTT form
         SecretBuffer<std::uint64_t> bias_mask;        // minus c1 * s of every bias, with its noise: [prime, output]
     };
     struct Held {
-        SealedScaling scaling;             // of the next weights that are sent
-        std::shared_ptr<const Sent> sent;  // null before the first seal()
-        std::vector<double> weight, bias;  // the layer less what was sent
-        std::uint32_t behind = 0;          // updates since that
+        SealedScaling scaling;              // of the next weights that are sent
+        std::shared_ptr<const Sent> sent;   // null before the first seal()
+        SecretBuffer<double> weight, bias;  // the layer less what was sent
+        std::uint32_t behind = 0;           // updates since that
     };
     // Coefficients of one ciphertext, to be multiplied by 2^shift.
     struct Message {
@@ -99,7 +99,7 @@ class SealedLayerClient {
                            const ZeroEncryptions& zeros, std::size_t first) const;
     void write_weights(WireWriter& writer, const Sent& sent, View<const double> weight,
                        const ZeroEncryptions& zeros) const;
-    void open(View<const std::uint8_t> reply, Awaited awaited, double* out);
+    void open(WireReader reader, Awaited awaited, double* out);
     void scatter(const Outstanding& request, std::size_t group, std::size_t run,
                  const SecretBuffer<std::int64_t>& values, double* out) const;
 

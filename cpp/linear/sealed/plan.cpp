@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "linear/messages.h"
 #include "linear/precision.h"
+#include "ring/rounding.h"
 #include "rlwe/decryption.h"
 #include "wire/codec.h"
 
@@ -99,7 +100,7 @@ SealedScaling sealed_scaling(const ParameterChoice& choice, const Ring& ring, co
     scaling.weight_scale = std::min(product_scale / choice.scale, kLargestScale);
     const double used_scale = scaling.weight_scale * choice.scale;
     // The noise of the request meets all weights of a product; that of the weights all samples of a group.
-    const double request = std::sqrt(v * per_product + 1.0 / 12) * weight_norm / choice.scale;
+    const double request = std::sqrt(v * per_product + kRoundingVariance) * weight_norm / choice.scale;
     const double weights = std::sqrt(v * group) * norm / scaling.weight_scale;
     const double both = std::sqrt(n * static_cast<double>(layout.inputs())) * v / used_scale;
     const double bias = std::ldexp(1.0, dropped_bits(ring)) / used_scale;

@@ -40,12 +40,14 @@ BatchShape SlotClientPacking::shape_of(std::size_t samples) const {
 
 void SlotClientPacking::encode(const BatchShape&, const float* x, std::size_t samples, std::size_t input,
                                std::uint64_t* coefficients) const {
-    ring_.encode(place_slot_input(layout_, x, samples, input), scale_, coefficients);
+    const SecretBuffer<double> slots = place_slot_input(layout_, x, samples, input);
+    ring_.encode({slots.data(), slots.size()}, scale_, coefficients);
 }
 
 void SlotClientPacking::encode(const BatchShape&, const double* x, std::size_t samples, std::size_t input,
                                std::uint64_t* coefficients) const {
-    ring_.encode(place_slot_input(layout_, x, samples, input), scale_, coefficients);
+    const SecretBuffer<double> slots = place_slot_input(layout_, x, samples, input);
+    ring_.encode({slots.data(), slots.size()}, scale_, coefficients);
 }
 
 std::vector<std::uint32_t> SlotClientPacking::positions(const BatchShape&, std::size_t, std::size_t) const {
@@ -54,7 +56,7 @@ std::vector<std::uint32_t> SlotClientPacking::positions(const BatchShape&, std::
 
 void SlotClientPacking::decode(const BatchShape&, std::size_t product, std::size_t samples,
                                View<const std::int64_t> values, double scale, double* y) const {
-    const std::vector<double> decoded = ring_.decode(values, scale);
+    const SecretBuffer<double> decoded = ring_.decode(values, scale);
     const std::vector<std::uint32_t> slots = output_slots(layout_, product, samples);
     const std::size_t first = product * layout_.outputs_per_product();
     for (std::size_t i = 0; i < slots.size(); ++i) {
@@ -68,9 +70,8 @@ void SlotClientPacking::decode(const BatchShape&, std::size_t product, std::size
     }
 }
 
-double SlotClientPacking::rounding_deviation() const {
-    const std::size_t degree = ring().degree();
-    return std::sqrt(static_cast<double>(degree) / 2) * reply_rounding_deviation(degree);
+double SlotClientPacking::rounding_error() const {
+    return slot_rounding_error(layout_, ring().degree());
 }
 
 std::vector<GradientRun> SlotClientPacking::gradient_runs(const BatchShape&) const {

@@ -32,7 +32,7 @@ class SlotClientPacking final : public ClientPacking {
                                          std::size_t samples) const override;
     void decode(const BatchShape& shape, std::size_t product, std::size_t samples, View<const std::int64_t> values,
                 double scale, double* y) const override;
-    double rounding_deviation() const override;
+    double rounding_error() const override;
 
     std::vector<GradientRun> gradient_runs(const BatchShape& shape) const override;
     std::vector<std::uint32_t> gradient_positions(const BatchShape& shape, const GradientRun& run) const override;

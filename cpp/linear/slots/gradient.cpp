@@ -38,7 +38,7 @@ Buffer<std::uint64_t> SlotGradient::encode(std::size_t shift, std::size_t group)
     Buffer<std::uint64_t> poly;
     if (!values.empty()) {
         poly.resize(plan_.ring.size());
-        ring_.encode_ntt(values, scale_, plan_.ring, poly.data());
+        ring_.encode_ntt({values.data(), values.size()}, scale_, plan_.ring, poly.data());
     }
     return poly;
 }

@@ -79,7 +79,7 @@ std::unique_ptr<const LayerGradient> SlotServerPacking::make_gradient(const Batc
 
 std::vector<double> SlotServerPacking::decode_gradient(const GradientRun& run, View<const std::int64_t> values,
                                                        double scale) const {
-    const std::vector<double> slots = ring_.decode(values, scale);
+    const SecretBuffer<double> slots = ring_.decode(values, scale);
     std::vector<double> part;
     for (const std::uint32_t slot : weight_gradient_slots(layout_, run.p, run.j)) {
         part.push_back(slots[slot]);

@@ -24,7 +24,8 @@ SlotWeights::SlotWeights(const Parameters& parameters, const SlotRing& ring, con
         const std::vector<double> values = place_slot_weight(layout_, weight.data, p, j, g, b);
         if (!values.empty()) {
             diagonals_[index].resize(ring_.data().size());
-            ring_.encode_ntt(values, scaling_.weight_scale, ring_.data(), diagonals_[index].data());
+            ring_.encode_ntt({values.data(), values.size()}, scaling_.weight_scale, ring_.data(),
+                             diagonals_[index].data());
         }
     });
     for (std::size_t p = 0; bias.size != 0 && p < layout.products(); ++p) {
@@ -34,7 +35,7 @@ SlotWeights::SlotWeights(const Parameters& parameters, const SlotRing& ring, con
             values[slots[i]] = bias[p * layout.outputs_per_product() + i / layout.group_size()];
         }
         bias_.emplace_back(ring_.data().size());
-        ring_.encode(values, scaling_.product_scale, bias_.back().data());
+        ring_.encode({values.data(), values.size()}, scaling_.product_scale, bias_.back().data());
     }
 }
 

@@ -55,8 +55,12 @@ void TraceClientPacking::decode(const BatchShape&, std::size_t product, std::siz
     }
 }
 
-double TraceClientPacking::rounding_deviation() const {
-    return trace_deviation(layout_) * reply_rounding_deviation(ring_.degree());
+double TraceClientPacking::rounding_error() const {
+    return trace_rounding_error(layout_, ring_.degree());
+}
+
+double TraceClientPacking::largest(int bits) const {
+    return static_cast<double>(layout_.width()) * std::ldexp(1.0, bits - 1);
 }
 
 std::vector<GradientRun> TraceClientPacking::gradient_runs(const BatchShape&) const {

@@ -20,7 +20,7 @@ TraceWeights::TraceWeights(const Parameters& parameters, const Ring& ring, const
     const PreciseEmbedding embedding(ring.degree());
     encoded_.resize(layout.products() * layout.inputs());
     parallel_for(encoded_.size(), [&](std::size_t index) {
-        const std::vector<double> slots =
+        const SecretBuffer<double> slots =
             place_trace_weight(layout_, weight.data, index / layout_.inputs(), index % layout_.inputs());
         encoded_[index].resize(ring_.size());
         embedding.encode(slots.data(), parameters.choice().weight_norm, scaling_.weight_scale, ring_, ring_.degree(),
