@@ -220,7 +220,7 @@ unsigned check_private(const std::vector<int>& modulus_bits, std::size_t feature
     double deviation = 0;
     const std::string opened = client.open_share(view(server.share(view(request()), share)), false, deviation);
     std::vector<std::uint64_t> own(samples * outputs);
-    client.decrypt_share(view(server.share(view(request()), share)), own.data());
+    client.decrypt_share(WireReader(view(server.share(view(request()), share)), MessageType::share), own.data());
     reveal(opened);
     reveal(own);
 

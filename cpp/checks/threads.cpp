@@ -352,7 +352,7 @@ void stress_sealed() {
             }
             const std::string update = client.update(view(gradient), view(exact.weight), view(exact.bias));
             std::vector<double> dx(kSamples * kFeatures);
-            client.decrypt_input_gradient(view(server.update(view(update))), dx.data());
+            client.decrypt_input_gradient(reader_of(server.update(view(update)), MessageType::sealed_reply), dx.data());
         }
     });
     at_once(tasks);
