@@ -110,9 +110,13 @@ def size(count: int) -> str:
 
 
 def table(name: str, found: list[Row], left_out: dict[str, str]) -> list[str]:
+    from hesplit_native import _core
+
     ours = next(sum(phases.values()) for layer, phases, _ in found if layer.name == Ours.name)
     lines = [
         f"### {name}",
+        "",
+        f"{platform.machine()}, kernels `{_core.kernels()}`.",
         "",
         "| | encrypt | weights | forward | decrypt | step, ms | slower than ours | once | up | down | largest error | runs |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -192,8 +196,6 @@ def main() -> None:
     options = parser.parse_args()
     pythons = interpreters(options.python)
     Layer.patient = options.patient
-    import hesplit_native
-
     measured = {}
     for name, shape in SHAPES.items():
         if not any(word in name for word in options.shapes.split(",")):
@@ -205,8 +207,7 @@ def main() -> None:
         page = DOCS / "benchmarks.md"
         text = page.read_text(encoding="utf-8")
         tables = sections(text) | measured
-        kernels = hesplit_native._core.kernels()
-        head = f"{platform.machine()}, kernels `{kernels}`, one thread each; medians, rounds interleaved in one run a table."
+        head = "One thread each; medians, rounds interleaved in one run a table."
         ordered = {name: tables[name] for name in SHAPES if name in tables}
         parts = [BEGIN, "\n".join(descriptions(PEERS)).strip(), head, *ordered.values(), END]
         page.write_text(text.split(BEGIN)[0] + "\n\n".join(parts) + text.split(END)[1], encoding="utf-8")
