@@ -257,9 +257,12 @@ def test_what_the_system_refuses_is_one_line(error, monkeypatch):
         CliRunner().invoke(app, ["--debug", "certs", "anywhere"], catch_exceptions=False)
 
 
-def test_a_full_disk_is_one_line():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["info"], ["plan", "64", "5"], ["train", "--help"], ["--version"]])
+def test_a_full_disk_is_one_line(arguments, unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*COMMAND, "info"], stdout=full, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, check=False, env=environment)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert b"No space left" in done.stderr
@@ -268,13 +271,17 @@ def test_a_full_disk_is_one_line():
 # Endings
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
-    "arguments", [["reproduce", "hesplit", "--rows", "list"], ["train", "--help"], ["plan", "64", "5"]]
+    "arguments", [["reproduce", "hesplit", "--rows", "list"], ["train", "--help"], ["plan", "64", "5"], ["info"]]
 )
-def test_a_reader_that_goes_away_ends_a_command_quietly(arguments):
+def test_a_reader_that_goes_away_ends_a_command_quietly(arguments, unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([*COMMAND, *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=120, check=False)
+    done = subprocess.run(
+        [*COMMAND, *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=120, check=False, env=environment
+    )
     os.close(writing)
     assert done.stderr == b""
     assert done.returncode == 1

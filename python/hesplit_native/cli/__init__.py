@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any, NoReturn
 
@@ -16,7 +17,22 @@ class _Group(typer.core.TyperGroup):
 
     def main(self, *args: Any, **options: Any) -> Any:
         terminal.accept_all_characters()
-        return super().main(*args, **options)
+        try:
+            return super().main(*args, **options)
+        finally:
+            # What is still buffered may find its reader gone or its disk full; at the interpreter's end nobody would say so in a line.
+            try:
+                _flush_output()
+            except OSError as error:
+                _stop(_words(error))
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().make_context(*args, **options)  # --version and --help print in here
+        except OSError as error:
+            with contextlib.suppress(OSError):  # of which this error tells
+                _flush_output()
+            _stop(_words(error))
 
     def invoke(self, ctx: Any) -> Any:
         from hesplit_native.errors import HESplitError
@@ -28,7 +44,8 @@ class _Group(typer.core.TyperGroup):
                 raise
             _stop(str(error))
         except OSError as error:
-            _stop_if_unread()
+            with contextlib.suppress(OSError):
+                _flush_output()
             if ctx.params.get("debug"):
                 raise
             _stop(_words(error))
@@ -48,13 +65,15 @@ def _stop(text: str) -> NoReturn:
     raise SystemExit(1)
 
 
-def _stop_if_unread() -> None:
-    """End without a word where nobody reads our output any more (| head)."""
+def _flush_output() -> None:
+    """Write what is buffered; where that fails, drop it and end without a word if nobody reads our output any more (| head)."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         terminal.discard_output(sys.stdout)
-        raise SystemExit(1) from None
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(1) from None
+        raise
 
 
 app = typer.Typer(

@@ -81,7 +81,7 @@ def _fits(console: Console, table: Table) -> bool:
 
 
 def discard_output(stream: TextIO) -> None:
-    """Let what is still to be written to a pipe that nobody reads any more go nowhere, silently."""
+    """Let what is still to be written, which nobody reads any more or no disk takes, go nowhere, silently."""
     import os
 
     nowhere = os.open(os.devnull, os.O_WRONLY)
