@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from hesplit_native.protocols.server import Server
 from hesplit_native.protocols.session import Session
 from hesplit_native.protocols.terms import Terms
 from hesplit_native.transport import ClientInfo, InProcessChannel
+
+# What is started in the background ignores SIGINT, and so would every process that a test starts and then interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Speed is measured in benchmarks; on a busy machine a deadline only makes tests fail at random.
 settings.register_profile("no deadline", deadline=None)

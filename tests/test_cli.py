@@ -263,14 +263,7 @@ COMMAND = [sys.executable, "-c", "from hesplit_native.cli import app; app()"]
 
 
 def start(command):
-    """A process that takes Ctrl-C also where this one was started in the background, with SIGINT ignored."""
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(process, pattern):
