@@ -24,15 +24,13 @@ class _Group(typer.core.TyperGroup):
             try:
                 _flush_output()
             except OSError as error:
-                _stop(_words(error))
+                _give_up(error)
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         try:
             return super().make_context(*args, **options)  # --version and --help print in here
         except OSError as error:
-            with contextlib.suppress(OSError):  # of which this error tells
-                _flush_output()
-            _stop(_words(error))
+            _give_up(error)
 
     def invoke(self, ctx: Any) -> Any:
         from hesplit_native.errors import HESplitError
@@ -44,11 +42,7 @@ class _Group(typer.core.TyperGroup):
                 raise
             _stop(str(error))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                _flush_output()
-            if ctx.params.get("debug"):
-                raise
-            _stop(_words(error))
+            _give_up(error, debug=bool(ctx.params.get("debug")))
 
 
 def _words(error: OSError) -> str:
@@ -63,6 +57,15 @@ def _stop(text: str) -> NoReturn:
     line = terminal.one_line(f"error: {text}")
     Console(stderr=True, soft_wrap=True).print(line, style="red", markup=False, highlight=False)
     raise SystemExit(1)
+
+
+def _give_up(error: OSError, *, debug: bool = False) -> NoReturn:
+    """End with what the system refused; buffered output that it refuses, too, is dropped."""
+    with contextlib.suppress(OSError):  # of which `error` tells
+        _flush_output()
+    if debug:
+        raise error
+    _stop(_words(error))
 
 
 def _flush_output() -> None:
